@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::kv_connect as pb;
 use meridian_tests::kv_connect::{CallError, DEFAULT_DATABASE, SECOND_DATABASE, mutation, range};
-use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
+use meridian_tests::{Cluster, ClusterOptions, KvClient, TOKEN, Writer, poll};
 use meridian_types::{Consistency, NodeId};
 
 /// Far beyond every time-out inside the cluster.
@@ -120,6 +120,27 @@ impl RawWriter {
     }
 }
 
+/// A node that starts while all others are down answers what a program needs to open a database,
+/// and says of nothing that it is not there.
+async fn opens_databases_while_nothing_is_led(cluster: &mut Cluster, id: NodeId) {
+    cluster.restart(id);
+    let client = cluster.client(id, DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
+    let exchange = async |path: &str, token: &str| {
+        let headers = [("authorization", format!("Bearer {token}"))];
+        client.post(path, &headers, br#"{"supportedVersions":[3]}"#.as_slice().into()).await
+    };
+    poll::until("metadata of a node that is alone", DEADLINE, async || {
+        let reply = exchange("/", TOKEN).await.map_err(|error| error.to_string())?;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+    })
+    .await;
+    assert_eq!(exchange("/db/second", TOKEN).await.unwrap().status, 200);
+    // It says of no token that it is unknown.
+    let unknown = exchange("/", "made-meanwhile").await;
+    assert!(unknown.is_err(), "{unknown:?}");
+    assert!(client.get(b"all/0/0/00000000").await.is_err(), "one of six nodes serves");
+}
+
 #[tokio::test]
 async fn killing_all_processes_at_once_loses_nothing_acknowledged() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
@@ -146,6 +167,7 @@ async fn killing_all_processes_at_once_loses_nothing_acknowledged() {
         for (id, database, writer) in writers {
             finished.push((id, database, writer.await.unwrap()));
         }
+        opens_databases_while_nothing_is_led(&mut cluster, NodeId(6)).await;
         let restarted = Instant::now();
         cluster.start_all();
         cluster.ready().await;

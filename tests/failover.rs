@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use meridian_directory::{Phase, Shard};
 use meridian_tests::cluster::binary;
-use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE};
+use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, Watching};
 use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
 use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, ShardId};
 
@@ -193,21 +193,42 @@ async fn returning_region_follows_and_keeps_its_lost_batches() {
     cluster.assert_all_run();
 }
 
+/// Waits until a watch of one key tells of this value.
+async fn hears_of(watch: &mut Watching, value: &[u8]) {
+    let hears = async {
+        loop {
+            let told = watch.news().await.unwrap().keys.pop().unwrap().entry_if_changed;
+            if told.is_some_and(|entry| entry.value == value) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, hears).await.expect("the watch tells of it");
+}
+
 #[tokio::test]
 async fn hung_primary_region_serves_nothing_when_it_wakes() {
     let mut cluster = Cluster::start(THREE_REGIONS).await;
     let old = cluster.client(2, DEFAULT_DATABASE);
     old.set(b"k", b"old").await.unwrap();
     level(&cluster, 1, &cluster.node_ids()).await;
+    // Both streams live on: that of a gateway which hangs, and that of one in the next primary region.
+    let mut hanging = old.watch(Consistency::Strong, &[b"k"]).await.unwrap();
+    let elsewhere = cluster.client(4, DEFAULT_DATABASE);
+    let mut elsewhere = elsewhere.watch(Consistency::Eventual, &[b"k"]).await.unwrap();
+    hears_of(&mut hanging, b"old").await;
+    hears_of(&mut elsewhere, b"old").await;
     for node in cluster.region(0) {
         cluster.pause(node);
     }
     let new = cluster.client(5, DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
     poll::until("another region serves", DEADLINE, async || new.set(b"k", b"new").await.map(drop))
         .await;
+    hears_of(&mut elsewhere, b"new").await;
     for node in cluster.region(0) {
         cluster.resume(node);
     }
+    hears_of(&mut hanging, b"new").await;
     // The old region's gateways answer with the new region's state from now on.
     for node in cluster.region(0) {
         let reader = cluster.client(node, DEFAULT_DATABASE).with_timeout(Duration::from_secs(15));

@@ -226,6 +226,20 @@ need_denokv() {
   rm -rf "$peers/target"
 }
 
+# Installs cargo-fuzz once, into the cache.
+CARGO_FUZZ_VERSION=0.13.1
+need_cargo_fuzz() {
+  local folder=$MERIDIAN_CACHE/cargo-fuzz-$CARGO_FUZZ_VERSION
+  if [[ ! -x $folder/bin/cargo-fuzz ]]; then
+    say "building cargo-fuzz $CARGO_FUZZ_VERSION"
+    # Not in the checkout, whose settings would hold.
+    (cd "$MERIDIAN_CACHE" && CARGO_TARGET_DIR=$folder/target cargo install cargo-fuzz --version "$CARGO_FUZZ_VERSION" \
+      --locked --root "$folder" >&2) || fail "cargo-fuzz could not be built"
+    rm -rf "$folder/target"
+  fi
+  PATH=$folder/bin:$PATH
+}
+
 need_shellcheck() {
   have shellcheck || install_debian_packages "verify checks the scripts" shellcheck
 }

@@ -12,7 +12,7 @@ function equal(actual: unknown, expected: unknown, what: string) {
   if (text(actual) !== text(expected)) throw new Error(`${what}: ${text(actual)} instead of ${text(expected)}`);
 }
 
-async function fails(what: string, expected: RegExp, attempt: () => Promise<unknown>) {
+async function fails(what: string, expected: RegExp, attempt: () => unknown) {
   try {
     await attempt();
   } catch (error) {
@@ -108,6 +108,54 @@ await kv.set(key("expires"), 1, { expireIn: 700 });
 equal((await kv.get(key("expires"))).value, 1, "before it expires");
 await until("a key expires", 3, async () => (await kv.get(key("expires"))).value === null);
 if (performance.now() - set < 690) throw new Error("it expired too soon");
+
+// A watch tells of the present state first, and then of what changes, through every gateway and both endpoints.
+async function told(
+  reader: ReadableStreamDefaultReader<Deno.KvEntryMaybe<unknown>[]>,
+  what: string,
+  expected: unknown[],
+) {
+  const late = setTimeout(() => reader.cancel(`not within 20 s: ${what}`), 20_000);
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error(`the watch ended: ${what}`);
+    const values = value.map((entry) => entry.value);
+    equal(values[0], values[2], `${what}: one key, watched twice`);
+    if ((values[0] === "together") !== (values[1] === "together")) throw new Error(`${what}: half of a write`);
+    if (Deno.inspect(values) === Deno.inspect(expected)) break;
+  }
+  clearTimeout(late);
+}
+for (const [at, other] of [...urls, ...urls.map((url) => `${url}?consistency=eventual`)].entries()) {
+  const there = await Deno.openKv(other);
+  const [a, b] = [key("watched", at, "a"), key("watched", at, "b")];
+  await kv.set(a, "before");
+  const reader = there.watch<unknown[]>([a, b, a]).getReader();
+  if (at < urls.length) {
+    const { value } = await reader.read();
+    equal(value?.map((entry) => entry.value), ["before", null, "before"], `a strong watch through ${other}`);
+  } else {
+    await told(reader, `an eventual watch through ${other}`, ["before", null, "before"]);
+  }
+  await kv.set(b, 1);
+  await told(reader, `a change through ${other}`, ["before", 1, "before"]);
+  await kv.atomic().set(a, "together").set(b, "together").commit();
+  await told(reader, `one write through ${other}`, ["together", "together", "together"]);
+  await kv.atomic().delete(a).delete(b).commit();
+  await told(reader, `a deletion through ${other}`, [null, null, null]);
+  await kv.set(b, "kept", { expireIn: 300 });
+  const setAt = performance.now();
+  await kv.set(a, "later");
+  await told(reader, `an expiry through ${other}`, ["later", null, "later"]);
+  if (performance.now() - setAt < 290) throw new Error("a watch told that it had expired too soon");
+  await reader.cancel();
+  there.close();
+}
+const nothing = kv.watch([], { raw: true }).getReader();
+equal((await nothing.read()).value, [], "a watch of no keys");
+await nothing.cancel();
+const eleven = Array.from({ length: 11 }, (_, at) => key(at));
+await fails("a watch of eleven keys", /too many|10/i, () => kv.watch(eleven).getReader().read());
 
 // What was acknowledged here is seen at once through every gateway, and soon by eventual reads.
 const { versionstamp } = await kv.set(key("everywhere"), root);

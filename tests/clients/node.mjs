@@ -98,6 +98,40 @@ assert.equal((await kv.get(key("expires"))).value, 1);
 await until("a key expires", 3, async () => (await kv.get(key("expires"))).value === null);
 assert(performance.now() - set >= 690, "it expired too soon");
 
+// A watch tells of the present state first, and then of what changes, through every gateway.
+async function told(reader, what, expected) {
+  const late = setTimeout(() => reader.cancel(`not within 20 s: ${what}`), 20_000);
+  for (;;) {
+    const { done, value } = await reader.read();
+    assert(!done, `the watch ended: ${what}`);
+    const values = value.map((entry) => entry.value);
+    assert.deepEqual(values[0], values[2], `${what}: one key, watched twice`);
+    assert.equal(values[0] === "together", values[1] === "together", `${what}: half of a write`);
+    if (JSON.stringify(values) === JSON.stringify(expected)) break;
+  }
+  clearTimeout(late);
+}
+for (const [at, other] of urls.entries()) {
+  const there = await open(other);
+  const [a, b] = [key("watched", at, "a"), key("watched", at, "b")];
+  await kv.set(a, "before");
+  const reader = there.watch([a, b, a]).getReader();
+  await told(reader, `a watch through ${other}`, ["before", null, "before"]);
+  await kv.set(b, 1);
+  await told(reader, `a change through ${other}`, ["before", 1, "before"]);
+  await kv.atomic().set(a, "together").set(b, "together").commit();
+  await told(reader, `one write through ${other}`, ["together", "together", "together"]);
+  await kv.atomic().delete(a).delete(b).commit();
+  await told(reader, `a deletion through ${other}`, [null, null, null]);
+  await kv.set(b, "kept", { expireIn: 300 });
+  const setAt = performance.now();
+  await kv.set(a, "later");
+  await told(reader, `an expiry through ${other}`, ["later", null, "later"]);
+  assert(performance.now() - setAt >= 290, "a watch told that it had expired too soon");
+  await reader.cancel();
+  there.close();
+}
+
 // What was acknowledged here is seen at once through every gateway, and soon by eventual reads.
 const { versionstamp } = await kv.set(key("everywhere"), root);
 for (const other of urls) {

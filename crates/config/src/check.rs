@@ -202,10 +202,17 @@ fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfi
             usize::try_from(value).unwrap_or(usize::MAX)
         }
     };
+    let max_watches = match table.max_watches {
+        None => default.max_watches,
+        Some(value) => {
+            within("gateway.max_watches", value, 1, 1_000_000)?;
+            u32::try_from(value).unwrap_or(u32::MAX)
+        }
+    };
     let request_deadline_ms = table.request_deadline_ms.unwrap_or(default.request_deadline_ms);
     // Half of what is remembered: the last retry may start at the deadline and take its time.
     within("gateway.request_deadline_ms", request_deadline_ms, 100, REQUEST_ID_RETENTION_MS / 2)?;
-    Ok(GatewaySettings { public_url, max_connections, request_deadline_ms })
+    Ok(GatewaySettings { public_url, max_connections, max_watches, request_deadline_ms })
 }
 
 fn within(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {

@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::{Cluster, FailoverMode, Node};
-use meridian_gateway::PublicUrl;
+use meridian_gateway::{Options, PublicUrl};
 use meridian_types::NodeId;
 use serde::Deserialize;
 
@@ -148,6 +148,8 @@ pub struct GatewaySettings {
     pub public_url: Option<PublicUrl>,
     /// Open at a time.
     pub max_connections: usize,
+    /// Open at a time; at most three quarters of them are one token's.
+    pub max_watches: u32,
     /// How long a request may take inside, retries included. Well below the time for which request
     /// ids are remembered, or a late retry could be applied twice.
     pub request_deadline_ms: u64,
@@ -155,7 +157,12 @@ pub struct GatewaySettings {
 
 impl Default for GatewaySettings {
     fn default() -> Self {
-        Self { public_url: None, max_connections: 8192, request_deadline_ms: 10_000 }
+        Self {
+            public_url: None,
+            max_connections: 8192,
+            max_watches: Options::DEFAULT_MAX_WATCHES,
+            request_deadline_ms: 10_000,
+        }
     }
 }
 

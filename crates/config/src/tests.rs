@@ -92,7 +92,12 @@ fn defaults_fill_what_is_left_out() {
     assert_eq!(config.storage, StorageConfig { log_retention_mb: 1024 });
     assert_eq!(
         config.gateway,
-        GatewaySettings { public_url: None, max_connections: 8192, request_deadline_ms: 10_000 }
+        GatewaySettings {
+            public_url: None,
+            max_connections: 8192,
+            max_watches: 20_000,
+            request_deadline_ms: 10_000
+        }
     );
     assert_eq!(config.tokens.len(), 1);
     // Whole tables may be left out as well.
@@ -116,11 +121,12 @@ fn fields_replace_defaults() {
     assert_eq!(config.listen, listen);
     let config = parse(&with(
         "[gateway]",
-        "[gateway]\npublic_url = \"https://kv.example.com/\"\nmax_connections = 5",
+        "[gateway]\npublic_url = \"https://kv.example.com/\"\nmax_connections = 5\nmax_watches = 7",
     ));
     let gateway = config.unwrap().gateway;
     assert_eq!(gateway.public_url.unwrap().as_str(), "https://kv.example.com");
-    assert_eq!((gateway.max_connections, gateway.request_deadline_ms), (5, 10_000));
+    let numbers = (gateway.max_connections, gateway.max_watches, gateway.request_deadline_ms);
+    assert_eq!(numbers, (5, 7, 10_000));
 }
 
 /// A sample, with a secret of the operator's own.
@@ -352,6 +358,10 @@ fn times_and_sizes_are_checked() {
     assert_eq!(
         gateway("max_connections = 0"),
         "gateway.max_connections is 0: it must lie between 1 and 1000000"
+    );
+    assert_eq!(
+        gateway("max_watches = 1000001"),
+        "gateway.max_watches is 1000001: it must lie between 1 and 1000000"
     );
     assert_eq!(
         gateway("request_deadline_ms = 150001"),

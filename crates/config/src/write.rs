@@ -95,6 +95,7 @@ fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
     );
     out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
     out.field("max_connections", gateway.max_connections);
+    out.field("max_watches", gateway.max_watches);
     out.field("request_deadline_ms", gateway.request_deadline_ms);
 }
 

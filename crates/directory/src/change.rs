@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Node};
@@ -137,6 +137,8 @@ pub enum Change {
         failover: Option<FailoverMode>,
         rpo: Option<Rpo>,
         primary_region: Option<String>,
+        #[serde(default)]
+        v8_format: Option<V8Format>,
     },
     CreateToken {
         token: Token,
@@ -299,8 +301,8 @@ impl Cluster {
             }
             Change::DeleteDatabase { id } => self.delete_database(*id),
             Change::EndDeletion { id } => self.end_deletion(*id),
-            Change::SetDatabase { id, failover, rpo, primary_region } => {
-                self.set_database(*id, *failover, *rpo, primary_region.as_deref())
+            Change::SetDatabase { id, failover, rpo, primary_region, v8_format } => {
+                self.set_database(*id, *failover, *rpo, primary_region.as_deref(), *v8_format)
             }
             Change::CreateToken { token } => self.create_token(token),
             Change::RevokeToken { id } => self.revoke_token(*id),

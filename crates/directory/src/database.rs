@@ -1,6 +1,6 @@
 //! Databases, how they fail over, and how far their replicas may lag.
 
-use meridian_types::ShardId;
+use meridian_types::{ShardId, V8Format};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,8 @@ pub struct Database {
     pub failover: FailoverMode,
     #[serde(default)]
     pub rpo: Rpo,
+    #[serde(default)]
+    pub v8_format: V8Format,
 }
 
 /// A database that is being deleted.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
 
 use crate::cluster::{Cluster, Node};
 use crate::database::{Database, FailoverMode, Rpo, RpoMode};
@@ -74,6 +74,7 @@ impl Cluster {
                 primary_region: home.unwrap_or_default(),
                 failover: FailoverMode::default(),
                 rpo: Rpo { mode, ..Rpo::default() },
+                v8_format: V8Format::default(),
             };
             (id, database)
         };

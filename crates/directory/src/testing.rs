@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
 
 use crate::cluster::{Cluster, Node};
 use crate::database::{Database, FailoverMode, Rpo};
@@ -36,6 +36,7 @@ pub fn database(name: &str, region: &str) -> Database {
         primary_region: region.to_owned(),
         failover: FailoverMode::Auto,
         rpo: Rpo::default(),
+        v8_format: V8Format::default(),
     }
 }
 

@@ -19,7 +19,7 @@ pub type Answer = Response<AnswerBody>;
 /// The body of an answer.
 #[derive(Debug)]
 pub enum AnswerBody {
-    /// All bytes at once, as every answer today.
+    /// All bytes at once.
     Whole(Bytes),
     /// Frames that are sent as they come. A connection asks for the next frame when it has room for
     /// it, and ends the frames when it closes.
@@ -48,6 +48,10 @@ pub(crate) struct ToStranger;
 
 pub(crate) fn json(body: Vec<u8>) -> Answer {
     answer(StatusCode::OK, "application/json", body.into())
+}
+
+pub(crate) fn javascript(body: &'static [u8]) -> Answer {
+    answer(StatusCode::OK, "application/javascript; charset=utf-8", Bytes::from_static(body))
 }
 
 pub(crate) fn refused(refusal: &(impl fmt::Display + ?Sized), status: StatusCode) -> Answer {
@@ -108,6 +112,15 @@ impl From<Refusal> for Answer {
         }
         answer
     }
+}
+
+/// The answer to a watch, of which proxies are told to pass on each message as it comes.
+pub(crate) fn watch(body: AnswerBody) -> Answer {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 pub(crate) fn protobuf(message: &impl Message) -> Answer {

@@ -1,6 +1,6 @@
 //! What the gateway asks of the cluster's list of databases and tokens.
 
-use meridian_types::{DatabaseId, ShardId};
+use meridian_types::{DatabaseId, ShardId, V8Format};
 
 use crate::Grant;
 
@@ -17,6 +17,9 @@ pub trait Catalogue: Send + Sync + 'static {
     /// The shard that a database lives in. The databases of a shard become unavailable together.
     /// `None`: the database does not exist.
     fn shard(&self, database: DatabaseId) -> Option<ShardId>;
+
+    /// How the V8 values that a database is sent are stored.
+    fn v8_format(&self, database: DatabaseId) -> V8Format;
 
     /// `None`: the token is unknown or was removed.
     fn authorize(&self, bearer: &str) -> Option<Grant>;

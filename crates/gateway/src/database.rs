@@ -1,10 +1,15 @@
-//! What the gateway asks of a database: reads and writes, and how each may fail.
+//! What the gateway asks of a database: reads, watches and writes, and how each may fail.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use meridian_types::{
     Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
 };
+
+use crate::watched_value::WatchNews;
 
 /// A read of one database. All ranges are read from one state.
 #[derive(Debug, Clone)]
@@ -20,11 +25,35 @@ pub struct ReadOutput {
     pub ranges: Vec<Vec<Entry>>,
 }
 
+/// Keys of one database that a client wants to hear of.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    pub database: DatabaseId,
+    /// Which writes its first news shows. What follows is as fast and as late as eventual reads.
+    pub consistency: Consistency,
+    /// A key may be there twice.
+    pub keys: Vec<Bytes>,
+}
+
+/// A watch under way. It keeps no queue: its news are of when they are asked for.
+pub trait Watching: Send + Unpin + 'static {
+    /// The next news, the first of which tell of all keys. They never go back to an earlier state,
+    /// but where a failover has lost the state that was told. `None`: there is no such database any
+    /// more.
+    fn poll_news(&mut self, context: &mut Context<'_>) -> Poll<Option<WatchNews>>;
+
+    /// The news could not be sent: what they told of is told again, as it is by then.
+    fn take_back(&mut self, news: &WatchNews);
+}
+
 /// An atomic write of one database.
 #[derive(Debug, Clone)]
 pub struct Write {
     pub database: DatabaseId,
     pub request_id: RequestId,
+    /// The client may send the request again, under the same id and through any gateway: its outcome
+    /// is remembered also where nothing was written.
+    pub may_come_again: bool,
     pub transaction: Transaction,
 }
 
@@ -51,7 +80,16 @@ pub enum WriteFailure {
 /// What the gateway needs of a cluster. Implementations route to the shard's leader, retry with the
 /// same request id, and hold a write until its outcome is known.
 pub trait Database: Send + Sync + 'static {
+    type Watching: Watching;
+
     fn read(&self, read: Read) -> impl Future<Output = Result<ReadOutput, Unavailable>> + Send;
+
+    /// Begins a watch; its first news can be had at once. A strong watch begins with a state that
+    /// shows every write acknowledged before this call.
+    fn watch(
+        self: &Arc<Self>,
+        watch: Watch,
+    ) -> impl Future<Output = Result<Self::Watching, Unavailable>> + Send;
 
     fn write(
         &self,

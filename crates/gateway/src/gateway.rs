@@ -20,18 +20,19 @@ use meridian_types::{Consistency, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
-use crate::answer::{self, Answer, AnswerBody, Interrupted};
-use crate::database::{Database, Read, Unavailable, Write, WriteFailure};
+use crate::answer::{self, Answer, AnswerBody};
+use crate::database::{Database, Read, Unavailable, Watch, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
 use crate::order::{self, Place};
 use crate::refusal::{Overload, Refusal};
-use crate::request_id::new_request_id;
-use crate::route::{Route, Target};
+use crate::request_id::{new_request_id, request_id_of};
+use crate::route::{Route, StaticFile, Target};
 use crate::shares::{Holder, Share, Shares};
-use crate::streaming::Metered;
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
+use crate::watch_stream::{Counted, Permission, WatchStream};
+use crate::watched_value::{self, PING};
 use crate::{Catalogue, body, head, validation};
 
 /// The outcome of a write is unknown, so there is no answer to give: the server drops the
@@ -66,6 +67,8 @@ pub struct Gateway<D, C> {
     bodies: Shares,
     /// Bytes of answers that clients have not taken yet.
     answers: Shares,
+    /// Open watches, which may last for as long as their clients do.
+    watches: Shares,
     /// Tokens are told apart by a hash with a random key, so that a client cannot choose a token
     /// that collides with another.
     holders: RandomState,
@@ -100,6 +103,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             held: Shares::new(MAX_HELD),
             bodies: Shares::new(options.max_bodies_bytes),
             answers: Shares::new(options.max_answers_bytes),
+            watches: Shares::new(options.max_watches.into()),
             holders: RandomState::new(),
             options,
         }
@@ -123,7 +127,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let start = Instant::now();
         let (parts, body) = request.into_parts();
-        let route = (parts.method == Method::POST).then(|| Route::of(parts.uri.path())).flatten();
+        let route = match parts.method {
+            Method::POST => Route::of(parts.uri.path()),
+            Method::GET => StaticFile::of(parts.uri.path()).map(Route::File),
+            _ => None,
+        };
         let mut body = pin!(body);
         let answer = match self.route(route, &parts, body.as_mut()).await {
             Ok(answer) => Ok(answer),
@@ -165,7 +173,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         match route {
             Route::Metadata(target) => self.metadata(target, parts, body).await,
             Route::SnapshotRead(consistency) => self.read(consistency, parts, body).await,
+            Route::Watch(consistency) => self.watch(consistency, parts, body).await,
             Route::AtomicWrite => self.write(parts, body).await,
+            Route::File(file) => Ok(file.answer()),
         }
     }
 
@@ -229,6 +239,42 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer.map(|body| body.map_whole(|bytes| share.held_with(bytes))))
     }
 
+    /// Answers when the first news can be had: what cannot be served is refused before the stream
+    /// begins. Until then the watch is a request in progress like others.
+    async fn watch<B>(
+        &self,
+        consistency: Consistency,
+        parts: &Parts,
+        body: B,
+    ) -> Result<Answer, Failure>
+    where
+        B: Body<Data = Bytes>,
+    {
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
+        let holder = self.holder(token, Some(shard));
+        let _request = self.begin(holder)?;
+        let watch = self.watches.take(self.holder(token, None), 1);
+        let watch = watch.ok_or_else(|| self.overloaded(Overload::Watches))?;
+        let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
+        let (body, share) = self.body(holder, body, max_bytes).await?;
+        let message = validation::decode_watch(body)?;
+        let keys = validation::watch(message)?;
+        drop(share);
+        if keys.is_empty() {
+            let (mut pieces, _) = watched_value::message(&Vec::new());
+            pieces.insert(0, PING);
+            return Ok(answer::watch(AnswerBody::Whole(pieces.concat().into())));
+        }
+        let watching = self.database.watch(Watch { database, consistency, keys }).await;
+        let watching = watching.map_err(Refusal::from)?;
+        let permission =
+            Permission { catalogue: Arc::clone(&self.catalogue), token: token.into(), database };
+        let holder = self.holder(token, None);
+        let counted = Counted { answers: self.answers.clone(), holder, _watch: watch };
+        let stream = WatchStream::new(watching, permission, counted, self.telemetry.open_watches());
+        Ok(answer::watch(AnswerBody::Frames(stream.boxed_unsync())))
+    }
+
     /// A write runs as [`Unabandoned`]: a client that leaves, or resets its stream, drops this
     /// future, and dropping a write halfway would leave its outcome unknown and its retries inside
     /// the cluster undone.
@@ -245,10 +291,14 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Some(place) => place.complete(body).await,
             None => body.await,
         }?;
-        let message = validation::decode_write(body)?;
-        let transaction = validation::write(message).map_err(Refusal::from)?;
-        let request_id = new_request_id();
-        let write = Write { database, request_id, transaction };
+        let message = validation::decode_write(body.clone())?;
+        let valid = validation::write(message, self.catalogue.v8_format(database));
+        let (transaction, reserved) = valid.map_err(Refusal::from)?;
+        let may_come_again = reserved.has_request_id;
+        let request_id =
+            if may_come_again { request_id_of(database, &body) } else { new_request_id() };
+        drop(body);
+        let write = Write { database, request_id, may_come_again, transaction };
         let service = Arc::clone(&self.database);
         let mut running = Box::pin(async move {
             let outcome = service.write(write).await;
@@ -303,23 +353,6 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         })
     }
 
-    /// Answers a request in `frames`, as they come. The answer counts as a request in progress until
-    /// its last frame, and each frame takes bytes of the answers that clients have not read yet.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a door: no route streams yet"))]
-    pub(crate) fn stream<B>(
-        &self,
-        token: &str,
-        shard: Option<ShardId>,
-        frames: B,
-    ) -> Result<Answer, Refusal>
-    where
-        B: Body<Data = Bytes, Error = Interrupted> + Send + 'static,
-    {
-        let request = self.begin(self.holder(token, shard))?;
-        let metered = Metered::new(frames, self.answers.clone(), self.holder(token, None), request);
-        Ok(Answer::new(AnswerBody::Frames(metered.boxed_unsync())))
-    }
-
     /// Why a share of `what` was not to be had.
     fn overloaded(&self, what: Overload) -> Refusal {
         let shares = match what {
@@ -327,6 +360,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Overload::Metadata => &self.exchanges,
             Overload::Bodies => &self.bodies,
             Overload::Answers => &self.answers,
+            Overload::Watches => &self.watches,
         };
         if shares.is_closed() {
             return Refusal::Stopping;

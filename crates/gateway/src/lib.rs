@@ -8,11 +8,12 @@
 //! | `route` | the paths, all of them |
 //! | `head`, `body` | reading a request before it is understood |
 //! | `metadata` | the metadata exchange |
+//! | `reserved` | reserved keys: what a client says that its library cannot send |
 //! | `validation` | protobuf to `meridian-types`, with every limit |
 //! | `order` | the order of the writes of one connection |
 //! | `unabandoned` | writes that run to their end without their client |
 //! | `answer`, `refusal` | results and errors to HTTP, all of them |
-//! | `streaming` | answers in frames: a door, which no route uses yet |
+//! | `watch_stream`, `watched_value` | the answer to a watch, and the values that it tells of |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
 //! | `shares` | requests and bytes in progress, divided among tokens |
@@ -30,7 +31,7 @@
 //! - Keys, values and tokens are in no log line, no metric and no error text.
 //!
 //! Absent on purpose: TLS (left to a proxy), routing to leaders, retries and evaluation (the
-//! [`Database`]'s), and for now watches and queues.
+//! [`Database`]'s), and for now queues.
 
 mod access;
 mod answer;
@@ -44,20 +45,23 @@ mod options;
 mod order;
 mod refusal;
 mod request_id;
+mod reserved;
 mod route;
 mod server;
 mod shares;
-mod streaming;
 mod telemetry;
 mod unabandoned;
 mod validation;
+mod watch_stream;
+mod watched_value;
 
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
 pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
-pub use database::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
+pub use database::{Database, Read, ReadOutput, Unavailable, Watch, Watching, Write, WriteFailure};
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};
 pub use request_id::new_request_id;
 pub use route::{EVENTUAL_PATH, STRONG_PATH};
 pub use server::serve;
+pub use watched_value::{WatchNews, WatchedValue};

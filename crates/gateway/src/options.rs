@@ -31,9 +31,12 @@ pub struct Options {
     /// Bytes of answers that clients have not taken yet. Beyond, reads are refused with 503. No
     /// token can have them all.
     pub max_answers_bytes: u64,
-    /// Requests in progress at a time on one HTTP/2 connection. Further requests wait at the
-    /// client.
+    /// Requests in progress at a time on one HTTP/2 connection, beside watches; further requests
+    /// wait at the client. A connection that has not carried a valid token has no more than these.
     pub max_streams_per_connection: u32,
+    /// Watches open at a time, on all connections. Further watches are refused with 503. No token
+    /// can have more than three quarters of them.
+    pub max_watches: u32,
     /// The time from accepting a connection to its first complete request head, and between
     /// requests on a connection that never carried a valid token.
     pub first_request_timeout: Duration,
@@ -50,11 +53,18 @@ pub struct Options {
 }
 
 impl Options {
+    /// One token has room for 15,000 of them.
+    pub const DEFAULT_MAX_WATCHES: u32 = 20_000;
     /// Clients fetch metadata again for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
     /// The memory of a connection before it carried a token: its buffers, an incomplete head, and
     /// its task.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
+
+    /// What one HTTP/2 connection may have open: the requests and the watches of a whole program.
+    pub(crate) fn max_http2_streams(&self) -> u32 {
+        self.max_streams_per_connection.saturating_add(self.max_watches)
+    }
 }
 
 impl Default for Options {
@@ -69,6 +79,7 @@ impl Default for Options {
             max_bodies_bytes: 256 << 20,
             max_answers_bytes: 512 << 20,
             max_streams_per_connection: 1024,
+            max_watches: Self::DEFAULT_MAX_WATCHES,
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             hearing_timeout: Duration::from_secs(10),

@@ -82,6 +82,7 @@ pub(crate) enum Overload {
     Metadata,
     Bodies,
     Answers,
+    Watches,
 }
 
 impl Overload {
@@ -92,6 +93,7 @@ impl Overload {
             Self::Metadata => "metadata_requests",
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
+            Self::Watches => "watches",
         }
     }
 }
@@ -103,6 +105,7 @@ impl fmt::Display for Overload {
             Self::Metadata => "metadata requests",
             Self::Bodies => "bytes of requests",
             Self::Answers => "bytes of answers",
+            Self::Watches => "watches",
         })
     }
 }
@@ -204,6 +207,7 @@ mod tests {
             (Overload::Metadata, 512),
             (Overload::Bodies, 268_435_456),
             (Overload::Answers, 16_777_216),
+            (Overload::Watches, 20_000),
         ];
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
@@ -243,6 +247,7 @@ mod tests {
             | Invalid::ExpireAt { .. }
             | Invalid::Encoding { .. }
             | Invalid::U64Length { .. }
+            | Invalid::ReservedKey { .. }
             | Invalid::Enqueue => invalid,
         };
         let malformed = || Bytes::from_static(b"\xff");
@@ -250,6 +255,7 @@ mod tests {
             decode_read(malformed()).unwrap_err(),
             decode_write(malformed()).unwrap_err(),
             Invalid::RangeLimit { index: 0, limit: 0 },
+            Invalid::ReservedKey { index: 0 },
             Invalid::Versionstamp { index: 0, length: 9 },
             Invalid::MutationKind { index: 0, number: 7 },
             Invalid::MissingValue { index: 0 },

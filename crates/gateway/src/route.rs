@@ -2,18 +2,59 @@
 
 use meridian_types::{Consistency, DatabaseId};
 
+use crate::answer::{self, Answer, ToStranger};
+
 /// The endpoint of strong reads and of writes. Listed in clients' metadata: it never changes.
 pub const STRONG_PATH: &str = "/kv/strong";
 /// The endpoint of eventual reads. Writes are served here too: clients that were given this path as
 /// their strong endpoint use it for everything. Listed in clients' metadata: it never changes.
 pub const EVENTUAL_PATH: &str = "/kv/eventual";
 
-/// The operation that a `POST` to a path asks for.
+/// What programs get from a gateway beside KV Connect, with `GET` and without a token. Programs name
+/// these paths: they never change.
+const FILES_PATH: &str = "/.meridian/v1/";
+
+/// A file that is the same for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StaticFile {
+    /// Says that this is Meridian.
+    Server,
+    /// The module that completes Deno's native client.
+    DenoModule,
+}
+
+impl StaticFile {
+    /// `None`: there is no such file.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix(FILES_PATH)? {
+            "server" => Some(Self::Server),
+            "deno.js" => Some(Self::DenoModule),
+            _ => None,
+        }
+    }
+
+    /// The file, which shows no valid token of the client that asks.
+    pub(crate) fn answer(self) -> Answer {
+        let mut answer = match self {
+            Self::Server => answer::json(br#"{"server":"meridian"}"#.to_vec()),
+            Self::DenoModule => answer::javascript(DENO_MODULE.as_bytes()),
+        };
+        answer.extensions_mut().insert(ToStranger);
+        answer
+    }
+}
+
+const DENO_MODULE: &str = include_str!("../../../deploy/deno/meridian.js");
+
+/// The operation that a request asks for, by `POST` where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     Metadata(Target<'a>),
     SnapshotRead(Consistency),
+    Watch(Consistency),
     AtomicWrite,
+    /// By `GET`.
+    File(StaticFile),
 }
 
 /// The database that a metadata exchange opens.
@@ -47,6 +88,7 @@ impl<'a> Route<'a> {
     fn data(operation: &str, consistency: Consistency) -> Option<Self> {
         match operation {
             "/snapshot_read" => Some(Self::SnapshotRead(consistency)),
+            "/watch" => Some(Self::Watch(consistency)),
             "/atomic_write" => Some(Self::AtomicWrite),
             _ => None,
         }
@@ -78,7 +120,9 @@ mod tests {
             ("/databases//connect", None),
             ("/kv/strong", None),
             ("/kv/strong/", None),
-            ("/kv/strong/watch", None),
+            ("/kv/strong/watch", Some(Route::Watch(Consistency::Strong))),
+            ("/kv/eventual/watch", Some(Route::Watch(Consistency::Eventual))),
+            ("/kv/strong/watch_channel", None),
             ("/kv/strong/snapshot_read/", None),
             ("/kv/strongest/snapshot_read", None),
         ] {

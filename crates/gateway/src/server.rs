@@ -103,7 +103,7 @@ struct Connections<D, C> {
 impl<D: Database, C: Catalogue> Connections<D, C> {
     fn new(gateway: Arc<Gateway<D, C>>, stopping: watch::Receiver<()>) -> Self {
         let waiting = Waiting::new(gateway.options().first_request_timeout);
-        let http = http::server(gateway.options().max_streams_per_connection);
+        let http = http::server(gateway.options().max_http2_streams());
         let now = Instant::now();
         Self {
             shared: Arc::new(Shared { http, gateway, strangers: Strangers::default() }),
@@ -232,7 +232,7 @@ impl<G: Handle> Connection<G> {
             }
             let (shared, activity, origin) =
                 (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
-            let busy = activity.begin(Instant::now());
+            let busy = activity.begin(Instant::now(), options.max_streams_per_connection);
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.
             Box::pin(async move {
@@ -240,7 +240,7 @@ impl<G: Handle> Connection<G> {
                 let send = |answer: Answer, busy| {
                     answer.map(|body| Sending::new(body, busy, &activity, idle_timeout))
                 };
-                let Some(busy) = busy else { return Ok(send(refused_late(), None)) };
+                let Some(busy) = busy else { return Ok(send(refused(), None)) };
                 let answer = shared.gateway.handle(request).await;
                 let is_stranger = answer
                     .as_ref()
@@ -251,10 +251,11 @@ impl<G: Handle> Connection<G> {
                 // A whole answer is on its way now; a streaming one is in progress to its end.
                 let streams = |answer: &Answer| matches!(answer.body(), AnswerBody::Frames(_));
                 let busy = answer.as_ref().is_ok_and(streams).then_some(busy);
-                // A request for an unknown path guesses no token.
-                if is_stranger
-                    && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND)
-                {
+                // A request for a file or an unknown path guesses no token.
+                let guesses = |answer: &Answer| {
+                    !answer.status().is_success() && answer.status() != StatusCode::NOT_FOUND
+                };
+                if is_stranger && answer.as_ref().is_ok_and(guesses) {
                     shared.strangers.pause(origin).await;
                 }
                 answer.map(|answer| send(answer, busy))
@@ -285,9 +286,11 @@ impl<G: Handle> Connection<G> {
     }
 }
 
-/// The answer to a request that came long after its client was told that the connection closes.
-fn refused_late() -> Answer {
-    Refusal::Unavailable("This connection closes. Send the request over another.".to_owned()).into()
+/// The answer to a request that came long after its client was told that the connection closes, or
+/// beside too many others without a token.
+fn refused() -> Answer {
+    let text = "This connection takes no more requests. Send the request over another.";
+    Refusal::Unavailable(text.to_owned()).into()
 }
 
 fn report(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use hyper::StatusCode;
-use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 
 use crate::refusal::Overload;
 use crate::route::Route;
@@ -12,6 +15,7 @@ const REQUESTS: &str = "meridian_gateway_requests_total";
 const UNAUTHORIZED: &str = "meridian_gateway_authentication_failures_total";
 const OVERLOADED: &str = "meridian_gateway_overloads_total";
 const EVICTED: &str = "meridian_gateway_evicted_connections_total";
+const WATCHES: &str = "meridian_gateway_open_watches";
 const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 
 /// The handles of a gateway's metrics, made once: counting a request costs two atomic additions and
@@ -19,14 +23,18 @@ const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 pub(crate) struct Telemetry {
     metadata: Operation,
     snapshot_read: Operation,
+    watch: Operation,
     atomic_write: Operation,
+    file: Operation,
     unknown: Operation,
     unauthorized: Counter,
     too_many_requests: Counter,
     too_many_metadata: Counter,
     too_many_bodies: Counter,
     too_many_answers: Counter,
+    too_many_watches: Counter,
     evicted: Counter,
+    open_watches: Gauge,
 }
 
 struct Operation {
@@ -45,18 +53,23 @@ impl Telemetry {
         describe_counter!(UNAUTHORIZED, "Requests without a token, or with an unknown token.");
         describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
         describe_counter!(EVICTED, "Connections closed to make room for others.");
+        describe_gauge!(WATCHES, "Watches whose answers stream at present.");
         let overloaded = |what: Overload| counter!(OVERLOADED, "of" => what.label());
         Self {
             metadata: Operation::new("metadata"),
             snapshot_read: Operation::new("snapshot_read"),
+            watch: Operation::new("watch"),
             atomic_write: Operation::new("atomic_write"),
+            file: Operation::new("file"),
             unknown: Operation::new("unknown"),
             unauthorized: counter!(UNAUTHORIZED),
             too_many_requests: overloaded(Overload::Requests),
             too_many_metadata: overloaded(Overload::Metadata),
             too_many_bodies: overloaded(Overload::Bodies),
             too_many_answers: overloaded(Overload::Answers),
+            too_many_watches: overloaded(Overload::Watches),
             evicted: counter!(EVICTED),
+            open_watches: gauge!(WATCHES),
         }
     }
 
@@ -70,15 +83,20 @@ impl Telemetry {
             Overload::Metadata => &self.too_many_metadata,
             Overload::Bodies => &self.too_many_bodies,
             Overload::Answers => &self.too_many_answers,
+            Overload::Watches => &self.too_many_watches,
         }
         .increment(1);
+    }
+
+    pub(crate) fn open_watches(&self) -> &Gauge {
+        &self.open_watches
     }
 
     pub(crate) fn evicted(&self, connections: u64) {
         self.evicted.increment(connections);
     }
 
-    /// Counts a request that began at `start`. `status` is `None` for a request that was dropped
+    /// Counts a request that began at `start`; a watch when its answer begins. `status` is `None` for a request that was dropped
     /// unanswered.
     pub(crate) fn record(
         &self,
@@ -89,7 +107,9 @@ impl Telemetry {
         let operation = match route {
             Some(Route::Metadata(_)) => &self.metadata,
             Some(Route::SnapshotRead(_)) => &self.snapshot_read,
+            Some(Route::Watch(_)) => &self.watch,
             Some(Route::AtomicWrite) => &self.atomic_write,
+            Some(Route::File(_)) => &self.file,
             None => &self.unknown,
         };
         let class = match status {

@@ -3,14 +3,18 @@
 use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding,
-    Versionstamp, limits,
+    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, V8Format, Value,
+    ValueEncoding, Versionstamp, limits,
 };
+use meridian_values::v8;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
+use crate::reserved::{MAX_ID_BYTES, Misuse, Reserved};
+
 const RANGES: &str = "The number of ranges of one read";
 const CHECKS: &str = "The number of checks of one atomic write";
+const WATCHED: &str = "The number of keys of one watch";
 const MUTATIONS: &str = "The number of mutations and enqueues of one atomic write";
 
 /// Why a message is refused. The text is for the client.
@@ -38,6 +42,8 @@ pub(crate) enum Invalid {
     Encoding { index: usize, number: i32 },
     #[error("Invalid value: mutation {index} has a u64 of {length} bytes, where 8 are needed.")]
     U64Length { index: usize, length: usize },
+    #[error("Invalid mutation: mutation {index} is of a reserved key that says nothing known.")]
+    ReservedKey { index: usize },
     #[error("Queues are not served yet: an atomic write cannot enqueue.")]
     Enqueue,
 }
@@ -53,6 +59,19 @@ pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Invalid> {
         _ => Ok(()),
     })?;
     Ok(pb::SnapshotRead::decode(body)?)
+}
+
+/// The largest message of a watch within the limits: ten keys.
+pub(crate) const MAX_WATCH_BYTES: usize = 32 * 1024;
+
+/// Decodes a watch. A message with too many keys is refused undecoded.
+pub(crate) fn decode_watch(body: Bytes) -> Result<pb::Watch, Invalid> {
+    let mut keys = 0;
+    fields(body.clone(), |field| match field {
+        1 => one_more(&mut keys, limits::MAX_WATCHED_KEYS, WATCHED),
+        _ => Ok(()),
+    })?;
+    Ok(pb::Watch::decode(body)?)
 }
 
 /// Decodes an atomic write. A message with too many checks or mutations, or with enqueues, is
@@ -118,8 +137,23 @@ pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid>
     Ok(ranges)
 }
 
-/// The transaction of an atomic write.
-pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
+/// The keys of a watch.
+pub(crate) fn watch(message: pb::Watch) -> Result<Vec<Bytes>, Invalid> {
+    at_most(message.keys.len(), limits::MAX_WATCHED_KEYS, WATCHED, "")?;
+    let key = |pb::WatchKey { key }| {
+        at_most(key.len(), limits::MAX_READ_KEY_BYTES, "The size of a key to watch", " bytes")?;
+        // The rest of the body is not kept with it.
+        Ok(Bytes::copy_from_slice(&key))
+    };
+    message.keys.into_iter().map(key).collect()
+}
+
+/// The transaction of an atomic write, with its V8 values in the format of the database, and without
+/// what its mutations of reserved keys say.
+pub(crate) fn write(
+    message: pb::AtomicWrite,
+    format: V8Format,
+) -> Result<(Transaction, Reserved), Invalid> {
     at_most(message.checks.len(), limits::MAX_CHECKS, CHECKS, "")?;
     at_most(
         message.mutations.len().saturating_add(message.enqueues.len()),
@@ -135,12 +169,23 @@ pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
     let checks = checks
         .map(|(index, message)| check(index, message, &mut size))
         .collect::<Result<_, _>>()?;
-    let mutations = message.mutations.into_iter().enumerate();
-    let mutations = mutations
-        .map(|(index, message)| mutation(index, message, &mut size))
-        .collect::<Result<_, _>>()?;
+    let mut reserved = Reserved::default();
+    let mut mutations = Vec::with_capacity(message.mutations.len());
+    for (index, message) in message.mutations.into_iter().enumerate() {
+        let mutation = mutation(index, message, format, &mut size)?;
+        let taken = reserved.take(mutation).map_err(|misuse| misused(index, misuse))?;
+        mutations.extend(taken);
+    }
     at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
-    Ok(Transaction { checks, mutations })
+    Ok((Transaction { checks, mutations }, reserved))
+}
+
+fn misused(index: usize, misuse: Misuse) -> Invalid {
+    let what = "The size of the id of a request";
+    match misuse {
+        Misuse::Unknown => Invalid::ReservedKey { index },
+        Misuse::LongId => Invalid::Limit { what, limit: MAX_ID_BYTES, unit: " bytes" },
+    }
 }
 
 /// The bytes of an atomic write so far: keys, values and bounds. Bodies are bounded, so that the
@@ -168,7 +213,12 @@ fn check(index: usize, message: pb::Check, size: &mut Size) -> Result<Check, Inv
     Ok(Check { key: message.key, versionstamp })
 }
 
-fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Mutation, Invalid> {
+fn mutation(
+    index: usize,
+    message: pb::Mutation,
+    format: V8Format,
+    size: &mut Size,
+) -> Result<Mutation, Invalid> {
     size.add(&message.key, limits::MAX_WRITE_KEY_BYTES, "The size of a key to write")?;
     let data = message.value.iter().map(|value| &value.data);
     for data in data.chain([&message.sum_min, &message.sum_max]) {
@@ -184,7 +234,7 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
             " bytes",
         )?;
     }
-    let value = || value(index, message.value);
+    let value = || value(index, message.value, format);
     let kind = match pb::MutationType::try_from(number) {
         Ok(pb::MutationType::MSet) => MutationKind::Set(value()?),
         Ok(pb::MutationType::MDelete) => MutationKind::Delete, // clients send a value too, without meaning
@@ -215,25 +265,19 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
     Ok(Mutation { key: message.key, kind, expire_at_ms })
 }
 
-fn value(index: usize, message: Option<pb::KvValue>) -> Result<Value, Invalid> {
+fn value(index: usize, message: Option<pb::KvValue>, format: V8Format) -> Result<Value, Invalid> {
     let pb::KvValue { data, encoding: number } = message.ok_or(Invalid::MissingValue { index })?;
     let encoding = ValueEncoding::from_number(number).ok_or(Invalid::Encoding { index, number })?;
     if encoding == ValueEncoding::Le64 && data.len() != size_of::<u64>() {
         return Err(Invalid::U64Length { index, length: data.len() });
     }
-    let data = if encoding == ValueEncoding::V8 { readable_by_all(data) } else { data };
-    Ok(Value { encoding, data })
-}
-
-/// A V8 value in the format that every client can read. Deno writes format 16 from 2.8 on; Node and
-/// Python read up to 15. The formats differ only in the lengths of arrays of 4 GB and more, which
-/// no value here can have, so it is enough to change the byte in the header.
-fn readable_by_all(data: Bytes) -> Bytes {
-    const HEADER: [u8; 2] = [0xff, 16];
-    match data.strip_prefix(&HEADER) {
-        Some(rest) => [&[0xff, 15], rest].concat().into(),
-        None => data,
-    }
+    Ok(Value {
+        encoding,
+        data: match (encoding, format) {
+            (ValueEncoding::V8, V8Format::Portable) => v8::portable(data),
+            _ => data,
+        },
+    })
 }
 
 fn at_most(

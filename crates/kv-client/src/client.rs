@@ -50,7 +50,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that was not used for so long is closed: the gateway closes it soon itself.
 const IDLE: Duration = Duration::from_secs(90);
 
-type Sender = SendRequest<Full<Bytes>>;
+pub(crate) type Sender = SendRequest<Full<Bytes>>;
 
 /// One database through one gateway. Cheap to clone; clones share connections.
 #[derive(Clone)]
@@ -60,7 +60,7 @@ pub struct KvClient {
     base: String,
     token: String,
     database: DatabaseId,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl KvClient {
@@ -160,12 +160,25 @@ impl KvClient {
         headers: &[(&str, String)],
         body: Bytes,
     ) -> Result<Reply, CallError> {
+        self.send(self.request(path, headers, body)?).await
+    }
+
+    pub(crate) fn request(
+        &self,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, CallError> {
         let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| CallError::NotSent)?;
         let mut request = Request::post(uri);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        self.send(request.body(Full::new(body)).map_err(|_| CallError::NotSent)?).await
+        request.body(Full::new(body)).map_err(|_| CallError::NotSent)
+    }
+
+    pub(crate) fn too_late(&self) -> CallError {
+        CallError::NoAnswer(format!("none within {} ms", self.timeout.as_millis()))
     }
 
     /// Any request.
@@ -178,16 +191,13 @@ impl KvClient {
             self.idle.lock().push((Instant::now(), sender));
             Ok(Reply { status: parts.status, headers: parts.headers, body: body.to_bytes() })
         };
-        match tokio::time::timeout(self.timeout, answered).await {
-            Ok(reply) => reply,
-            Err(_) => {
-                Err(CallError::NoAnswer(format!("none within {} ms", self.timeout.as_millis())))
-            }
-        }
+        let answered = tokio::time::timeout(self.timeout, answered).await;
+        answered.unwrap_or_else(|_| Err(self.too_late()))
     }
+
     /// The head of the answer, and the connection that its body comes over. A request that was not
     /// sent because an idle connection had just been closed is sent over another.
-    async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Sender), CallError> {

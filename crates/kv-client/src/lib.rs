@@ -9,6 +9,7 @@
 //! | `target` | [`Target`]: what all requests to one method share |
 //! | [`answer`] | which answers are successes, and what they hold |
 //! | `client` | [`KvClient`]: one database through one gateway |
+//! | `watching` | [`Watching`]: a watch of that database |
 //! | [`message`] | the messages of requests |
 //! | `http_version`, `error` | [`HttpVersion`], [`ClientError`] |
 //!
@@ -24,6 +25,7 @@ mod link;
 pub mod message;
 mod metadata;
 mod target;
+mod watching;
 
 pub use client::{CallError, KvClient, Reply};
 pub use endpoint::Endpoint;
@@ -32,3 +34,4 @@ pub use http_version::HttpVersion;
 pub use link::Link;
 pub use metadata::Metadata;
 pub use target::{Headers, Target};
+pub use watching::{WatchMessage, Watching};

@@ -8,6 +8,8 @@ pub(crate) mod databases;
 pub(crate) mod dev;
 pub(crate) mod drill;
 pub(crate) mod failover;
+mod gateway_url;
+pub(crate) mod kv;
 pub(crate) mod latency;
 pub(crate) mod nodes;
 mod operator;

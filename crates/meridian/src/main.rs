@@ -53,6 +53,7 @@ enum Command {
     Orphans(command::orphans::Orphans),
     /// Asks every node for its shards, positions and lags.
     Status(command::status::Status),
+    Kv(command::kv::Kv),
     /// Measures reads and writes from the gateway of each region, and the delay of replication.
     Latency(command::latency::Latency),
     /// Breaks clusters of its own under load, and measures the effect on clients.
@@ -106,6 +107,7 @@ fn run(mut command: Command) -> anyhow::Result<()> {
             Command::Failover(failover) => failover.run().await,
             Command::Orphans(orphans) => orphans.run().await,
             Command::Status(status) => status.run().await,
+            Command::Kv(kv) => kv.run().await,
             Command::Latency(latency) => latency.run().await,
             Command::Drill(drill) => drill.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,
@@ -240,18 +242,38 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    #[test]
-    fn commands_of_the_operators_manual_parse() {
-        let manual = include_str!("../../../docs/operations.md");
-        let mut commands = 0;
-        for line in manual.lines().filter_map(|line| line.strip_prefix("$ meridian ")) {
-            let words = line.split_whitespace().take_while(|word| *word != "#");
-            if let Err(error) = Cli::try_parse_from(std::iter::once("meridian").chain(words)) {
-                panic!("meridian {line}: {error}");
+    /// Words as a shell splits them; single quotes keep words together.
+    fn shell_words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut is_quoted = false;
+        for character in line.chars() {
+            match (character, words.last_mut()) {
+                ('\'', _) => is_quoted = !is_quoted,
+                (' ', _) if !is_quoted => words.push(String::new()),
+                (other, Some(word)) => word.push(other),
+                (_, None) => {}
             }
-            commands += 1;
         }
-        assert!(commands > 20, "only {commands} commands found");
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn commands_of_the_manuals_parse() {
+        let manuals =
+            [include_str!("../../../docs/operations.md"), include_str!("../../../docs/kv.md")];
+        for (manual, at_least) in manuals.into_iter().zip([20, 20]) {
+            let mut commands = 0;
+            for line in manual.lines().filter_map(|line| line.strip_prefix("$ meridian ")) {
+                let words = shell_words(line).into_iter().take_while(|word| word != "#");
+                let words = std::iter::once("meridian".to_owned()).chain(words);
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("meridian {line}: {error}");
+                }
+                commands += 1;
+            }
+            assert!(commands >= at_least, "only {commands} commands found");
+        }
     }
 
     #[test]
@@ -270,6 +292,13 @@ mod tests {
             "cluster status --node nowhere",
             "cluster changes -n 0",
             "orphans export x",
+            "kv get",
+            "kv set a 1 --json --u64",
+            "kv set a 1 --if-versionstamp 12",
+            "kv list a --prefix b",
+            "kv delete",
+            "kv delete a --prefix b",
+            "kv delete --prefix b --if-versionstamp none",
         ];
         for line in lines {
             let words = std::iter::once("meridian").chain(line.split_whitespace());

@@ -11,6 +11,7 @@
 //! | `directory_group` | the node's vote in the directory's own group, and its term as its leader |
 //! | `placement` | bringing the node to its part in each shard, and reporting how it stands |
 //! | `routing` | from a gateway to the node that can answer, with retries and hedges |
+//! | `watches` | watched keys: what this node tells of them, as it applies what changes them |
 //! | `shard` | one shard here: as a voter or as a replica |
 //! | `write` | the write path of a leader: admission and group commit |
 //! | `read` | reads of a state, a few at a time, within the bytes they may hold |
@@ -41,6 +42,7 @@ mod shard;
 #[cfg(test)]
 mod testing;
 mod time_budget;
+mod watches;
 mod write;
 
 pub use meridian_storage::abort_soon;

@@ -5,4 +5,6 @@ pub(crate) mod hedge;
 pub(crate) mod nodes;
 pub(crate) mod read_answer;
 pub(crate) mod router;
+mod watch_inbox;
+pub(crate) mod watch_news;
 pub(crate) mod write_calls;

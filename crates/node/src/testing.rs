@@ -11,6 +11,7 @@ use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{Voter, VoterParts};
+use crate::watches::Watches;
 use crate::write::proposer::AdmitAll;
 use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
@@ -29,6 +30,12 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// For what watches nothing.
+pub(crate) fn no_watches(directory: &Arc<Directory>) -> Arc<Watches> {
+    let reads = Reads::new(ByteBudget::new("tests", 8 << 20));
+    Arc::new(Watches::new(Arc::clone(directory), reads))
 }
 
 /// Node 1, which is a group's only voter, and what it works with.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meridian_directory::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
 
 use crate::rng::Rng;
 
@@ -47,6 +47,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         primary_region: "a".to_owned(),
         failover: if rng.chance(60) { FailoverMode::Manual } else { FailoverMode::Auto },
         rpo: Rpo::default(),
+        v8_format: V8Format::default(),
     };
     let mut cluster = Cluster {
         version: 1,

@@ -36,8 +36,8 @@ mod replacing;
 mod shipped;
 
 pub use applied::{Applied, RaftApplied};
-use log_readers::LogReaders;
-pub use log_readers::LogSubscription;
+use log_readers::{LogReaders, Reader};
+pub use log_readers::{LogSubscription, StateChange};
 pub use mark::AppliedMark;
 pub use reading::{Expired, StateAt};
 pub use replacing::Replace;
@@ -209,15 +209,24 @@ impl ShardState {
         }
         let readers = self.log_readers.present();
         drop(current);
-        if readers.is_empty() || batches.is_empty() {
-            return Ok(());
+        if !batches.is_empty() {
+            self.tell(changing, readers, StateChange::Applied(batches));
         }
+        Ok(())
+    }
+
+    /// Calls the readers that were present when the state changed, in the order of changes.
+    fn tell(
+        &self,
+        changing: MutexGuard<'_, ()>,
+        readers: Vec<Arc<Reader>>,
+        change: StateChange<'_>,
+    ) {
         let _in_order = self.log_readers.in_order();
         drop(changing);
         for reader in readers {
-            reader(batches);
+            reader(change);
         }
-        Ok(())
     }
 
     /// To be held while the log that this state is made from is cut by what is flushed of it, and

@@ -14,7 +14,7 @@ const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "misc", "helpers"];
 
 /// Crates that are state machines: time, chance, disk and network are arguments there.
 pub const PURE: &[&str] =
-    &["types", "txn", "shipping", "directory", "failover", "placement", "checker", "sim"];
+    &["types", "values", "txn", "shipping", "directory", "failover", "placement", "checker", "sim"];
 
 /// What a pure crate takes as an argument.
 static IMPURE: LazyLock<Option<Regex>> = LazyLock::new(|| {

@@ -9,9 +9,10 @@ use meridian_tidy::{documents, modules, packages, sources, stored_keys, words};
 /// What each crate of the workspace may use of the others.
 const LADDER: &[(&str, Allowed)] = &[
     ("meridian-types", Allowed::Only(&[])),
+    ("meridian-values", Allowed::Only(&[])),
     ("meridian-memory", Allowed::Only(&[])),
     ("meridian-proto", Allowed::Only(&["meridian-types"])),
-    ("meridian-txn", Allowed::Only(&["meridian-types"])),
+    ("meridian-txn", Allowed::Only(&["meridian-types", "meridian-values"])),
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
     ("meridian-directory", Allowed::Only(&["meridian-types"])),
     ("meridian-failover", Allowed::Only(&["meridian-types", "meridian-directory"])),
@@ -23,7 +24,10 @@ const LADDER: &[(&str, Allowed)] = &[
     ),
     ("meridian-wan", Allowed::Only(&[])),
     ("meridian-net", Allowed::Only(&[])),
-    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-net"])),
+    (
+        "meridian-gateway",
+        Allowed::Only(&["meridian-types", "meridian-values", "meridian-proto", "meridian-net"]),
+    ),
     (
         "meridian-config",
         Allowed::Only(&[
@@ -56,6 +60,19 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-kv-client"])),
     ("meridian-checker", Allowed::Only(&["meridian-types"])),
     ("meridian-sim", Allowed::Anything),
+    ("meridian-sim-kernel", Allowed::Only(&[])),
+    (
+        "meridian-conformance",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-proto",
+            "meridian-txn",
+            "meridian-storage",
+            "meridian-net",
+            "meridian-gateway",
+            "meridian-kv-client",
+        ]),
+    ),
     (
         "meridian-drills",
         Allowed::Only(&[
@@ -72,6 +89,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-values",
             "meridian-directory",
             "meridian-failover",
             "meridian-config",
@@ -105,6 +123,7 @@ const NODE_STAIR: &[&str] = &[
     "read",
     "write",
     "shard",
+    "watches",
     "routing",
     "placement",
     "directory_group",
@@ -142,7 +161,7 @@ const FOREIGN: &[&str] = &[
 
 /// The Rust sources of the tree.
 fn rust() -> Vec<File> {
-    let files = tree::files(&["crates", "tests", "scripts/lib/mutants"], "rs").unwrap();
+    let files = tree::files(&["crates", "tests", "scripts/lib/mutants", "fuzz"], "rs").unwrap();
     assert!(files.len() > 300, "only {} files were found", files.len());
     files
 }

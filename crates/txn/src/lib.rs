@@ -20,7 +20,6 @@
 //! | `write_set.rs` | what the transaction at hand has written so far |
 //! | `arithmetic.rs` | `sum`, `min`, `max`: the rules of the reference implementation, denokv_sqlite 0.14 |
 //! | `number.rs` | the numbers that a sum can add |
-//! | `v8.rs` | V8's serialization of them |
 //! | `rejection.rs` | why a mutation cannot be carried out, in the words clients know |
 //! | `view.rs`, `overlay.rs` | what a transaction reads from |
 
@@ -29,7 +28,6 @@ mod evaluate;
 mod number;
 mod overlay;
 mod rejection;
-mod v8;
 mod view;
 mod write_set;
 

@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use meridian_types::{Value, ValueEncoding};
+use meridian_values::v8;
 use num_bigint::BigInt;
-
-use crate::v8;
 
 /// A value that a sum can add.
 #[derive(Debug, Clone, PartialEq)]

@@ -21,5 +21,6 @@ pub use position::{Epoch, Position, Versionstamp};
 pub use read::{Consistency, Entry, ReadRange};
 pub use shard_report::{CommitProgress, ShardReport};
 pub use transaction::{
-    Check, Mutation, MutationKind, SumBounds, Transaction, Value, ValueEncoding, WriteOutcome,
+    Check, Mutation, MutationKind, SumBounds, Transaction, V8Format, Value, ValueEncoding,
+    WriteOutcome,
 };

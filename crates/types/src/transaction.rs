@@ -1,6 +1,7 @@
 //! Transactions as clients ask for them.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::Versionstamp;
 
@@ -29,6 +30,18 @@ impl ValueEncoding {
     pub fn number(self) -> u8 {
         self as u8
     }
+}
+
+/// How the V8 values of a database are stored. Deno writes format 16 from 2.8 on; Node, Python and
+/// older versions of Deno read up to 15.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum V8Format {
+    /// In 15, if a value can be said in it.
+    #[default]
+    Portable,
+    /// As the client sent them.
+    AsSent,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

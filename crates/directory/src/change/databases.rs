@@ -1,6 +1,6 @@
 //! Databases, their deletion, and tokens.
 
-use meridian_types::{DatabaseId, ShardId};
+use meridian_types::{DatabaseId, ShardId, V8Format};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
@@ -94,6 +94,7 @@ impl Cluster {
         failover: Option<FailoverMode>,
         rpo: Option<Rpo>,
         primary_region: Option<&str>,
+        v8_format: Option<V8Format>,
     ) -> Result<(), Refused> {
         if let Some(region) = primary_region {
             self.check_region_with_nodes(region)?;
@@ -104,6 +105,7 @@ impl Cluster {
             .ok_or_else(|| Refused(format!("there is no database {id}")))?;
         database.failover = failover.unwrap_or(database.failover);
         database.rpo = rpo.unwrap_or(database.rpo);
+        database.v8_format = v8_format.unwrap_or(database.v8_format);
         check_rpo(database.rpo)?;
         if let Some(region) = primary_region {
             region.clone_into(&mut database.primary_region);

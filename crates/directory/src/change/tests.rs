@@ -1,6 +1,6 @@
 //! What each change does, and what it refuses.
 
-use meridian_types::Position;
+use meridian_types::{Position, V8Format};
 
 use super::*;
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
@@ -283,12 +283,22 @@ fn a_database_is_changed_and_deleted_and_its_shard_stays() {
         failover,
         rpo,
         primary_region: primary_region.map(str::to_owned),
+        v8_format: None,
     };
     let next = done(&cluster, &set(Some(FailoverMode::Manual), None, Some("b")));
     let changed = &next.databases[&DATABASE];
     assert_eq!((changed.failover, changed.primary_region.as_str()), (FailoverMode::Manual, "b"));
     assert!(!next.fails_over_by_itself(SHARD) && next.fails_over_by_itself(ShardId(9)));
     assert_eq!(refused(&cluster, &set(None, None, None)), "that is how it is already");
+    assert_eq!(changed.v8_format, V8Format::Portable);
+    let as_sent = Change::SetDatabase {
+        id: DATABASE,
+        failover: None,
+        rpo: None,
+        primary_region: None,
+        v8_format: Some(V8Format::AsSent),
+    };
+    assert_eq!(done(&next, &as_sent).databases[&DATABASE].v8_format, V8Format::AsSent);
     let rpo = Rpo { soft_ms: 2, max_ms: 1, ..Rpo::default() };
     assert_eq!(
         refused(&cluster, &set(None, Some(rpo), None)),

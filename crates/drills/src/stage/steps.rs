@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_directory::{Change, Database, FailoverMode, Phase, Rpo, Shard};
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, V8Format};
 use uuid::Uuid;
 
 use super::{PATIENCE, Stage, StageError};
@@ -229,6 +229,7 @@ impl Stage<'_> {
                 primary_region: home.clone(),
                 failover: FailoverMode::Auto,
                 rpo: Rpo::default(),
+                v8_format: V8Format::default(),
             };
             let id = DatabaseId(Uuid::new_v4().into_bytes());
             let change = Change::CreateDatabase { id, database, own_shard: true };

@@ -52,10 +52,13 @@ impl Activity {
     }
 
     /// A request begins. `None`: its client was told long ago that the connection closes, and new
-    /// requests do not keep it open.
-    pub(super) fn begin(self: &Arc<Self>, now: Instant) -> Option<Busy> {
+    /// requests do not keep it open; or the connection has not carried a valid token, and has
+    /// `max_of_stranger` requests in progress.
+    pub(super) fn begin(self: &Arc<Self>, now: Instant, max_of_stranger: u32) -> Option<Busy> {
+        let busy = self.busy.load(Ordering::Relaxed);
         match self.moment(&self.closing_ms) {
             Some(closing) if now > closing + CLOSE_GRACE => None,
+            _ if !self.is_authorized() && busy >= max_of_stranger as usize => None,
             _ => Some(Busy::new(self)),
         }
     }
@@ -265,6 +268,20 @@ mod tests {
         assert_eq!(activity.idle_at(last + FIRST, FIRST, IDLE), last + IDLE);
     }
 
+    /// A connection may have many streams open, for watches: not for strangers.
+    #[test]
+    fn connection_without_a_valid_token_has_few_requests_in_progress() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let begin = || activity.begin(Instant::now(), 2);
+        let (first, second) = (begin(), begin());
+        assert!(first.is_some() && second.is_some() && begin().is_none());
+        drop(first);
+        assert!(begin().is_some());
+        activity.authorized();
+        let more: Vec<_> = (0..9).map(|_| begin().is_some()).collect();
+        assert_eq!(more, [true; 9]);
+    }
+
     #[test]
     fn a_connection_with_a_request_in_progress_is_not_idle() {
         let now = Instant::now();
@@ -296,7 +313,7 @@ mod tests {
         assert_eq!(activity.cut_at(at(1000), grace), at(1050));
         // A request that was on its way is finished, and its answer gets through, if it carried a
         // valid token.
-        let busy = activity.begin(at(1040)).unwrap();
+        let busy = activity.begin(at(1040), 9).unwrap();
         activity.authorized();
         assert!(activity.cut_at(at(5000), grace) > at(5000));
         activity.busy.fetch_sub(1, Ordering::Relaxed);
@@ -304,8 +321,8 @@ mod tests {
         activity.touch(at(5000));
         assert_eq!(activity.cut_at(at(5000), grace), at(5000) + CLOSE_GRACE);
         // A request that comes so late does not keep the connection open.
-        assert!(activity.begin(at(1000) + CLOSE_GRACE).is_some());
-        assert!(activity.begin(at(1001) + CLOSE_GRACE).is_none());
+        assert!(activity.begin(at(1000) + CLOSE_GRACE, 9).is_some());
+        assert!(activity.begin(at(1001) + CLOSE_GRACE, 9).is_none());
     }
 
     #[test]

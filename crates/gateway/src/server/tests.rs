@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
-use meridian_types::{DatabaseId, ShardId, WriteOutcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
@@ -15,45 +15,11 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
-use crate::{Grant, Interrupted, Read, ReadOutput, Unavailable, Write, WriteFailure};
+use crate::Interrupted;
 
 const IDLE: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(20);
 const REQUEST: &[u8] = b"POST /stream HTTP/1.1\r\nhost: kv.test\r\ncontent-length: 0\r\n\r\n";
-
-struct Nothing;
-
-impl Database for Nothing {
-    async fn read(&self, _: Read) -> Result<ReadOutput, Unavailable> {
-        Err(Unavailable { reason: "no database".to_owned() })
-    }
-
-    async fn write(&self, _: Write) -> Result<WriteOutcome, WriteFailure> {
-        Err(Unavailable { reason: "no database".to_owned() }.into())
-    }
-}
-
-impl Catalogue for Nothing {
-    fn default_database(&self) -> Option<DatabaseId> {
-        None
-    }
-
-    fn by_name(&self, _: &str) -> Option<DatabaseId> {
-        None
-    }
-
-    fn shard(&self, _: DatabaseId) -> Option<ShardId> {
-        None
-    }
-
-    fn authorize(&self, _: &str) -> Option<Grant> {
-        None
-    }
-
-    fn is_current(&self) -> bool {
-        true
-    }
-}
 
 struct Frames(mpsc::Receiver<Bytes>);
 
@@ -71,24 +37,23 @@ impl Body for Frames {
 
 /// Answers its first request with the frames of a channel.
 struct Streaming {
-    gateway: Gateway<Nothing, Nothing>,
+    options: Options,
     frames: Mutex<Option<mpsc::Receiver<Bytes>>>,
 }
 
 impl Handle for Streaming {
     async fn handle(&self, _: Request<Incoming>) -> Result<Answer, Unanswered> {
         let frames = self.frames.lock().unwrap().take().expect("one request");
-        Ok(self.gateway.stream("token", None, Frames(frames)).expect("room for a request"))
+        Ok(Answer::new(AnswerBody::Frames(Frames(frames).boxed_unsync())))
     }
 
     fn options(&self) -> &Options {
-        self.gateway.options()
+        &self.options
     }
 }
 
 /// A connection whose client has asked for the stream.
 struct Served {
-    streaming: Arc<Streaming>,
     client: TcpStream,
     frames: mpsc::Sender<Bytes>,
     stop: watch::Sender<()>,
@@ -97,17 +62,10 @@ struct Served {
 
 impl Served {
     async fn start() -> Self {
-        let options = Options {
-            idle_timeout: IDLE,
-            first_request_timeout: IDLE,
-            max_answers_bytes: 64 << 20,
-            ..Options::default()
-        };
+        let options =
+            Options { idle_timeout: IDLE, first_request_timeout: IDLE, ..Options::default() };
         let (frames, receiver) = mpsc::channel(1);
-        let streaming = Arc::new(Streaming {
-            gateway: Gateway::new(Arc::new(Nothing), Arc::new(Nothing), options),
-            frames: Mutex::new(Some(receiver)),
-        });
+        let streaming = Arc::new(Streaming { options, frames: Mutex::new(Some(receiver)) });
         let mut listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_address().unwrap();
         // A small buffer, so that a client that does not read is soon noticed.
@@ -129,7 +87,7 @@ impl Served {
         let serving = tokio::spawn(async move { connection.serve(stream, stopping).await });
         let mut client = client.unwrap();
         client.write_all(REQUEST).await.unwrap();
-        Self { streaming, client, frames, stop, serving }
+        Self { client, frames, stop, serving }
     }
 
     /// Reads until `text` has come.
@@ -146,8 +104,7 @@ impl Served {
 
     async fn ends(self) {
         timeout(LONG, self.serving).await.expect("the connection ends").unwrap();
-        let gave_back = self.streaming.gateway.drained();
-        timeout(LONG, gave_back).await.expect("the request is over");
+        timeout(LONG, self.frames.closed()).await.expect("the stream is dropped");
     }
 }
 
@@ -168,7 +125,7 @@ async fn quiet_stream_keeps_its_connection_and_frames_arrive_as_they_come() {
 }
 
 #[tokio::test]
-async fn client_that_takes_no_frame_loses_its_connection_and_its_share() {
+async fn client_that_takes_no_frame_loses_its_connection_and_its_stream() {
     let served = Served::start().await;
     let frame = Bytes::from(vec![7; 64 << 10]);
     let sending = async { while served.frames.send(frame.clone()).await.is_ok() {} };

@@ -1,6 +1,11 @@
 //! Every limit on messages, at its edge and one over.
 
 use super::*;
+use crate::reserved::PREFIX;
+
+fn write(message: pb::AtomicWrite) -> Result<(Transaction, Reserved), Invalid> {
+    super::write(message, V8Format::default())
+}
 
 fn bytes(length: usize) -> Bytes {
     vec![b'k'; length].into()
@@ -36,6 +41,7 @@ fn set(key: usize, value: usize) -> pb::Mutation {
 
 fn write_of(checks: Vec<pb::Check>, mutations: Vec<pb::Mutation>) -> Result<Transaction, Invalid> {
     write(pb::AtomicWrite { checks, mutations, enqueues: vec![] })
+        .map(|(transaction, _)| transaction)
 }
 
 fn one(mutation: pb::Mutation) -> Result<MutationKind, Invalid> {
@@ -199,6 +205,19 @@ fn expiry_is_a_time_or_never() {
 }
 
 #[test]
+fn mutation_of_a_reserved_key_is_no_mutation_of_the_database() {
+    let key = [PREFIX, b"\x02request\x00\x02an id\x00"].concat();
+    let reserved = pb::Mutation { key: key.into(), ..set(1, 1) };
+    let mutations = vec![set(1, 1), reserved.clone(), set(2, 1)];
+    let message = pb::AtomicWrite { mutations, ..Default::default() };
+    let (transaction, said) = write(message).unwrap();
+    assert_eq!(transaction.mutations.len(), 2);
+    assert!(said.has_request_id);
+    let sum = pb::Mutation { mutation_type: pb::MutationType::MSum.into(), ..reserved };
+    assert_eq!(one(sum).unwrap_err(), Invalid::ReservedKey { index: 0 });
+}
+
+#[test]
 fn enqueues_are_refused() {
     let message = pb::AtomicWrite { enqueues: vec![pb::Enqueue::default()], ..Default::default() };
     let refused = write(message).unwrap_err();
@@ -207,25 +226,31 @@ fn enqueues_are_refused() {
 }
 
 #[test]
-fn a_v8_value_is_stored_in_the_format_that_every_client_reads() {
-    let stored = |data: &'static [u8], encoding| {
-        let value = Some(pb::KvValue { data: Bytes::from_static(data), encoding });
+fn v8_values_are_stored_in_the_format_of_the_database() {
+    let stored = |data: &[u8], encoding, format| {
+        let value = Some(pb::KvValue { data: Bytes::copy_from_slice(data), encoding });
         let set = pb::Mutation {
             key: bytes(1),
             value,
             mutation_type: pb::MutationType::MSet.into(),
             ..Default::default()
         };
-        let MutationKind::Set(value) = one(set).unwrap() else { panic!("it is a set") };
-        value.data
+        let message = pb::AtomicWrite { mutations: vec![set], ..Default::default() };
+        let MutationKind::Set(value) = &super::write(message, format).unwrap().0.mutations[0].kind
+        else {
+            panic!("it is a set")
+        };
+        value.data.clone()
     };
-    assert_eq!(stored(b"\xff\x10o\"\x01ai\x02{\x01", 1), &b"\xff\x0fo\"\x01ai\x02{\x01"[..]);
-    assert_eq!(stored(b"\xff\x0f0", 1), &b"\xff\x0f0"[..]);
-    assert_eq!(stored(b"\xff\x110", 1), &b"\xff\x110"[..]);
-    assert_eq!(stored(b"", 1), &b""[..]);
-    assert_eq!(stored(b"\xff", 1), &b"\xff"[..]);
-    // Values with the encoding `bytes` are the program's own and stay as they are.
-    assert_eq!(stored(b"\xff\x10", 3), &b"\xff\x10"[..]);
+    let (portable, as_sent) = (V8Format::Portable, V8Format::AsSent);
+    let object = b"\xff\x10o\"\x01ai\x02{\x01";
+    assert_eq!(stored(object, 1, portable), &b"\xff\x0fo\"\x01ai\x02{\x01"[..]);
+    assert_eq!(stored(object, 1, as_sent), &object[..]);
+    // Values with the encoding `bytes` are the program's own and stay as they are, and so does a
+    // value that format 15 cannot say.
+    assert_eq!(stored(b"\xff\x10", 3, portable), &b"\xff\x10"[..]);
+    let grows = b"\xff\x10A\x01~\x01\x80\x80\x80\x80\x10\x07$\x00\x01";
+    assert_eq!(stored(grows, 1, portable), &grows[..]);
 }
 
 /// A body that is malformed at its end, which shows when all of it is decoded.

@@ -72,6 +72,50 @@ async fn every_write_has_its_own_request_id() {
 }
 
 #[tokio::test]
+async fn write_with_an_id_of_its_client_has_one_request_id_however_often_it_comes() {
+    let server = Server::start().await;
+    let named = |id: &str, value: &'static str| {
+        let mut write = set("a", value);
+        let key = [b"\x01\xfdmeridian\xfd\x00\x02request\x00\x02", id.as_bytes(), b"\x00"].concat();
+        write.mutations.push(pb::Mutation { key: key.into(), ..write.mutations[0].clone() });
+        write
+    };
+    for (client, write) in [
+        (server.http1().await, named("one", "1")),
+        (server.http2().await, named("one", "1")),
+        (server.http2().await, named("two", "1")),
+        (server.http2().await, named("two", "2")),
+    ] {
+        let mut client = client;
+        client.write(&write).await.unwrap();
+    }
+    let ids = server.memory.request_ids.lock().unwrap().clone();
+    assert_eq!(ids[0], ids[1]);
+    let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+    assert_eq!((ids.len(), distinct.len()), (4, 3));
+}
+
+#[tokio::test]
+async fn files_for_programs_are_served_without_a_token() {
+    let server = Server::start().await;
+    let get = |path: &str| {
+        let uri = format!("http://kv.test:4512{path}");
+        Request::get(uri).body(Full::new(Bytes::new())).unwrap()
+    };
+    let mut client = server.http2().await;
+    let module = client.send(get("/.meridian/v1/deno.js")).await.unwrap();
+    assert_eq!(module.status, 200);
+    assert_eq!(module.content_type, "application/javascript; charset=utf-8");
+    assert!(module.text().contains("Deno.openKv"));
+    let reply = client.send(get("/.meridian/v1/server")).await.unwrap();
+    assert_eq!(reply.json(), serde_json::json!({"server": "meridian"}));
+    for path in ["/.meridian/v1/", "/.meridian/v1/other", "/.meridian/v2/deno.js", "/kv/strong"] {
+        client.send(get(path)).await.unwrap().refuses(404, "Nothing is served here.");
+    }
+    client.post("/.meridian/v1/server", &[], "").await.unwrap().refuses(404, "Nothing");
+}
+
+#[tokio::test]
 async fn an_npm_style_read_of_one_key() {
     let server = Server::start().await;
     let mut client = server.http1().await;
@@ -153,14 +197,7 @@ async fn a_token_that_may_only_read() {
 async fn unknown_paths_and_methods() {
     let server = Server::start().await;
     for mut client in [server.http1().await, server.http2().await] {
-        for path in [
-            "/kv/strong/watch",
-            "/kv/eventual/watch",
-            "/kv/strong",
-            "/kv/strong/",
-            "/healthz",
-            "/v2/snapshot_read",
-        ] {
+        for path in ["/kv/strong", "/kv/strong/", "/healthz", "/v2/snapshot_read"] {
             client
                 .data(path, WRITER, &all())
                 .await

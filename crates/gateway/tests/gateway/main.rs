@@ -11,6 +11,9 @@
 mod connections;
 mod data_path;
 mod fairness;
+mod gate;
 mod metadata;
 mod order;
 mod support;
+mod watch;
+mod watched;

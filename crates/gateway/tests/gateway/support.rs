@@ -7,24 +7,27 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
     Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput,
-    Unavailable, Write, WriteFailure, serve,
+    Unavailable, Watch, Write, WriteFailure, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, Value,
-    Versionstamp, WriteOutcome,
+    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, V8Format,
+    Value, Versionstamp, WriteOutcome,
 };
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
+
+use crate::gate::Gate;
+use crate::watched::MemoryWatch;
 
 pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
 pub(crate) const OTHER: DatabaseId = DatabaseId([0xcd; 16]);
@@ -57,6 +60,8 @@ pub(crate) struct Memory {
     pub(crate) writes_begun: AtomicU64,
     pub(crate) request_ids: Mutex<Vec<RequestId>>,
     pub(crate) reads: Mutex<Vec<Consistency>>,
+    /// Changes with every commit.
+    pub(crate) commits: watch::Sender<()>,
 }
 
 impl Memory {
@@ -68,7 +73,14 @@ impl Memory {
             writes_begun: AtomicU64::new(0),
             request_ids: Mutex::new(Vec::new()),
             reads: Mutex::new(Vec::new()),
+            commits: watch::Sender::new(()),
         }
+    }
+
+    pub(crate) fn get(&self, database: DatabaseId, key: &Bytes) -> Option<Entry> {
+        let (value, versionstamp) =
+            self.state.lock().unwrap().1.get(&(database, key.clone())).cloned()?;
+        Some(Entry { key: key.clone(), value, versionstamp })
     }
 
     pub(crate) fn plan(&self, plan: Plan) {
@@ -101,11 +113,22 @@ impl Memory {
                 other => panic!("{other:?} is not carried out here"),
             }
         }
+        self.commits.send_replace(());
         WriteOutcome::Committed(stamp)
     }
 }
 
 impl Database for Memory {
+    type Watching = MemoryWatch;
+
+    async fn watch(self: &Arc<Self>, watch: Watch) -> Result<MemoryWatch, Unavailable> {
+        self.reads.lock().unwrap().push(watch.consistency);
+        if matches!(*self.plan.lock().unwrap(), Plan::Unavailable) {
+            return Err(Unavailable { reason: "no leader".to_owned() });
+        }
+        Ok(MemoryWatch::new(Arc::clone(self), watch))
+    }
+
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         self.reads.lock().unwrap().push(read.consistency);
         if matches!(*self.plan.lock().unwrap(), Plan::Unavailable) {
@@ -149,6 +172,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) memory: Arc<Memory>,
     pub(crate) hearing: Arc<Hearing>,
+    /// Whether the token that may read is no more.
+    pub(crate) revoked: Arc<AtomicBool>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) serving: JoinHandle<()>,
 }
@@ -157,6 +182,7 @@ pub(crate) struct Server {
 struct TwoDatabases {
     access: Access,
     hearing: Arc<Hearing>,
+    revoked: Arc<AtomicBool>,
 }
 
 /// What the catalogue has heard of its cluster.
@@ -185,6 +211,10 @@ impl Catalogue for TwoDatabases {
             .find_map(|(id, shard)| (id == database).then_some(shard))
     }
 
+    fn v8_format(&self, _: DatabaseId) -> V8Format {
+        V8Format::default()
+    }
+
     fn is_current(&self) -> bool {
         self.hearing.current.load(Ordering::SeqCst)
     }
@@ -192,7 +222,8 @@ impl Catalogue for TwoDatabases {
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         self.hearing.asked.fetch_add(1, Ordering::SeqCst);
         let is_known = bearer != NEW || self.is_current();
-        self.access.authorize(bearer, 0).filter(|_| is_known)
+        let is_revoked = bearer == READER && self.revoked.load(Ordering::SeqCst);
+        self.access.authorize(bearer, 0).filter(|_| is_known && !is_revoked)
     }
 }
 
@@ -222,7 +253,12 @@ impl Server {
         ]);
         let hearing =
             Arc::new(Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) });
-        let catalogue = TwoDatabases { access: access.unwrap(), hearing: Arc::clone(&hearing) };
+        let revoked = Arc::<AtomicBool>::default();
+        let catalogue = TwoDatabases {
+            access: access.unwrap(),
+            hearing: Arc::clone(&hearing),
+            revoked: Arc::clone(&revoked),
+        };
         let memory = Arc::new(Memory::new());
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_address().unwrap();
@@ -235,7 +271,7 @@ impl Server {
             options,
             shutdown,
         ));
-        Self { address, memory, hearing, stop: Some(stop), serving }
+        Self { address, memory, hearing, revoked, stop: Some(stop), serving }
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
@@ -284,47 +320,6 @@ impl Server {
             sender: Sender::Http2(sender),
             driver: tokio::spawn(async { drop(connection.await) }),
         }
-    }
-}
-
-/// Passes on the server's bytes, or holds them back.
-pub(crate) struct Gate {
-    open: watch::Sender<bool>,
-    held_bytes: Arc<AtomicU64>,
-}
-
-impl Gate {
-    fn before(server: TcpStream) -> (Self, DuplexStream) {
-        let (near, far) = tokio::io::duplex(1 << 20);
-        let (mut from_server, mut to_server) = server.into_split();
-        let (mut from_client, mut to_client) = tokio::io::split(far);
-        let (open, mut is_open) = watch::channel(true);
-        let held_bytes = Arc::new(AtomicU64::new(0));
-        let held = Arc::clone(&held_bytes);
-        tokio::spawn(async move { drop(tokio::io::copy(&mut from_client, &mut to_server).await) });
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 1 << 16];
-            while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
-                if !*is_open.borrow() {
-                    held.fetch_add(read as u64, Ordering::SeqCst);
-                }
-                if is_open.wait_for(|open| *open).await.is_err()
-                    || to_client.write_all(&buffer[..read]).await.is_err()
-                {
-                    return;
-                }
-            }
-        });
-        (Self { open, held_bytes }, near)
-    }
-
-    pub(crate) fn set_open(&self, open: bool) {
-        self.open.send_replace(open);
-    }
-
-    /// Whether bytes of the server are held back.
-    pub(crate) fn holds(&self) -> bool {
-        self.held_bytes.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -385,21 +380,29 @@ impl Client {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Reply, hyper::Error> {
-        let response = match &mut self.sender {
-            Sender::Http1(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await?
-            }
-            Sender::Http2(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await?
-            }
-        };
+        let response = self.begin(request).await?;
         let content_type =
             response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         Ok(Reply { status, content_type: content_type.unwrap_or_default(), body })
+    }
+
+    /// The head of the answer, whose body streams.
+    pub(crate) async fn begin(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
+        match &mut self.sender {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
     }
 
     /// A `POST` with a `host`, the `headers`, and nothing else.
@@ -409,6 +412,16 @@ impl Client {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Reply, hyper::Error> {
+        let request = self.request(path, headers, body.into());
+        self.send(request).await
+    }
+
+    pub(crate) fn request(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Request<Full<Bytes>> {
         let absolute = matches!(self.sender, Sender::Http2(_));
         let uri = if absolute { format!("http://kv.test:4512{path}") } else { path.to_owned() };
         let mut request = Request::post(uri);
@@ -418,7 +431,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.send(request.body(Full::new(body.into())).unwrap()).await
+        request.body(Full::new(body)).unwrap()
     }
 
     /// A request of the data path in version 3, for the main database.

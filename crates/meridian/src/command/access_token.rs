@@ -25,15 +25,22 @@ pub(crate) struct AccessToken {
 impl AccessToken {
     /// `None`: no token was given.
     pub(crate) fn read(&self) -> Result<Option<String>> {
-        let Some(path) = &self.access_token_file else { return Ok(self.access_token.clone()) };
-        let text = read(path)
-            .with_context(|| format!("cannot read the access token from {}", path.display()))?;
-        let token = text.trim();
-        if token.is_empty() {
-            bail!("{} holds no access token", path.display());
+        match &self.access_token_file {
+            Some(path) => read_file(path).map(Some),
+            None => Ok(self.access_token.clone()),
         }
-        Ok(Some(token.to_owned()))
     }
+}
+
+/// The access token that a file holds; `-` is the standard input.
+pub(crate) fn read_file(path: &Path) -> Result<String> {
+    let text = read(path)
+        .with_context(|| format!("cannot read the access token from {}", path.display()))?;
+    let token = text.trim();
+    if token.is_empty() {
+        bail!("{} holds no access token", path.display());
+    }
+    Ok(token.to_owned())
 }
 
 fn read(path: &Path) -> std::io::Result<String> {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use meridian_directory::{
     Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope,
 };
-use meridian_types::{DatabaseId, ShardId};
+use meridian_types::{DatabaseId, ShardId, V8Format};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -82,6 +82,10 @@ struct Settings {
     /// shard [default of a new database: auto].
     #[arg(long, value_enum)]
     failover: Option<FailoverWord>,
+    /// Format of V8 values that are written from now on; those that are stored stay as they are
+    /// [default of a new database: portable].
+    #[arg(long, value_enum)]
+    v8_format: Option<V8FormatWord>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -102,6 +106,14 @@ enum FailoverWord {
     Manual,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum V8FormatWord {
+    /// Format 15, which Node, Python and every Deno read; a value that needs format 16 stays in it.
+    Portable,
+    /// As the client sent them: format 16 of Deno 2.8 and later, which Node and Python cannot read.
+    AsSent,
+}
+
 impl Settings {
     /// The bound on lag after these settings; `None` if they do not change it.
     fn rpo(&self, before: Rpo) -> Option<Rpo> {
@@ -116,6 +128,13 @@ impl Settings {
         };
         let soft_ms = self.rpo_soft_ms.unwrap_or(before.soft_ms);
         Some(Rpo { mode, soft_ms, max_ms: self.rpo_max_ms.unwrap_or(before.max_ms) })
+    }
+
+    fn v8_format(&self) -> Option<V8Format> {
+        self.v8_format.map(|word| match word {
+            V8FormatWord::Portable => V8Format::Portable,
+            V8FormatWord::AsSent => V8Format::AsSent,
+        })
     }
 
     fn failover(&self) -> Option<FailoverMode> {
@@ -204,22 +223,7 @@ impl Databases {
         let mut directory = Directory::new(&self.connect)?;
         let json = self.connect.json;
         match self.command {
-            Command::List => {
-                let view = directory.inspect(0).await?;
-                let databases = view.cluster.databases.iter();
-                let listed: Vec<Listed<'_>> = databases
-                    .map(|(id, database)| Listed::of(&view.cluster, *id, database))
-                    .collect();
-                let deleting = deleting(&view);
-                if !json {
-                    return print(&format!("{}{}", table(&listed), deletions_text(&deleting)));
-                }
-                let (listed, deleting) =
-                    (serde_json::to_value(&listed)?, serde_json::to_value(&deleting)?);
-                let all =
-                    [listed, deleting].into_iter().filter_map(|list| list.as_array().cloned());
-                print_json(&all.flatten().collect::<Vec<_>>())
-            }
+            Command::List => list(&directory.inspect(0).await?, json),
             Command::Create { name, primary_region, own_shard, settings } => {
                 let id = DatabaseId(Uuid::new_v4().into_bytes());
                 let database = Database {
@@ -229,6 +233,7 @@ impl Databases {
                     primary_region,
                     failover: settings.failover().unwrap_or_default(),
                     rpo: settings.rpo(Rpo::default()).unwrap_or_default(),
+                    v8_format: settings.v8_format().unwrap_or_default(),
                 };
                 let cluster =
                     directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
@@ -244,14 +249,20 @@ impl Databases {
                     .map(|database| database.rpo)
                     .unwrap_or_default();
                 let (failover, rpo) = (settings.failover(), settings.rpo(before));
-                if failover.is_none() && rpo.is_none() && primary_region.is_none() {
+                let v8_format = settings.v8_format();
+                let is_some = [
+                    failover.is_some(),
+                    rpo.is_some(),
+                    primary_region.is_some(),
+                    v8_format.is_some(),
+                ];
+                if !is_some.contains(&true) {
                     bail!(
-                        "nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms or --rpo-max-ms"
+                        "nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms, --rpo-max-ms or --v8-format"
                     );
                 }
-                let cluster = directory
-                    .execute(&Change::SetDatabase { id, failover, rpo, primary_region })
-                    .await?;
+                let change = Change::SetDatabase { id, failover, rpo, primary_region, v8_format };
+                let cluster = directory.execute(&change).await?;
                 show(&cluster, id, "set", json)
             }
             Command::Delete { database, yes_delete_all_data } => {
@@ -271,6 +282,19 @@ impl Databases {
             }
         }
     }
+}
+
+fn list(view: &View, json: bool) -> Result<()> {
+    let databases = view.cluster.databases.iter();
+    let listed: Vec<Listed<'_>> =
+        databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
+    let deleting = deleting(view);
+    if !json {
+        return print(&format!("{}{}", table(&listed), deletions_text(&deleting)));
+    }
+    let (listed, deleting) = (serde_json::to_value(&listed)?, serde_json::to_value(&deleting)?);
+    let all = [listed, deleting].into_iter().filter_map(|list| list.as_array().cloned());
+    print_json(&all.flatten().collect::<Vec<_>>())
 }
 
 fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()> {
@@ -296,7 +320,8 @@ fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()>
 }
 
 fn table(databases: &[Listed<'_>]) -> Table {
-    let mut table = Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO"]);
+    let mut table =
+        Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO", "V8 FORMAT"]);
     for Listed { id, is_default, present_region, database } in databases {
         let primary = match present_region {
             Some(present) if *present != database.primary_region => {
@@ -315,6 +340,7 @@ fn table(databases: &[Listed<'_>]) -> Table {
             primary,
             change_text::failover(database.failover).to_owned(),
             change_text::rpo(&database.rpo),
+            change_text::v8_format(database.v8_format).to_owned(),
         ]);
     }
     table
@@ -363,7 +389,7 @@ mod tests {
     use crate::command::operator::samples::view;
 
     fn settings(rpo: Option<RpoWord>, soft: Option<u64>, max: Option<u64>) -> Settings {
-        Settings { rpo, rpo_soft_ms: soft, rpo_max_ms: max, failover: None }
+        Settings { rpo, rpo_soft_ms: soft, rpo_max_ms: max, failover: None, v8_format: None }
     }
 
     #[test]

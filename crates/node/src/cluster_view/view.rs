@@ -13,7 +13,7 @@ use meridian_config::TokenSecret;
 use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
-use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId};
+use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -324,6 +324,11 @@ impl Catalogue for Directory {
 
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {
         self.known.borrow().cluster.databases.get(&database).map(|database| database.shard)
+    }
+
+    fn v8_format(&self, database: DatabaseId) -> V8Format {
+        let known = self.known.borrow();
+        known.cluster.databases.get(&database).map(|known| known.v8_format).unwrap_or_default()
     }
 
     fn is_current(&self) -> bool {

@@ -32,6 +32,7 @@ struct NodeChannels {
     cluster: Option<String>,
     raft: Channel,
     requests: Channel,
+    watches: Channel,
     shipping: Channel,
     control: Channel,
 }
@@ -54,6 +55,7 @@ impl NodeChannels {
             cluster,
             raft: peer.channel(),
             requests: peer.channel(),
+            watches: peer.channel(),
             shipping: peer.channel(),
             control,
         })
@@ -110,6 +112,11 @@ impl PeerChannels {
     /// For client requests that are passed on.
     pub(crate) fn requests(&self, node: NodeId) -> Option<Channel> {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
+    }
+
+    /// For streams of watches, which are many and last: requests do not wait for them.
+    pub(crate) fn watches(&self, node: NodeId) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.watches.clone())
     }
 
     /// For the decisions on which node may serve: leases, seals, and the directory's own group.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, TokenConfig};
 use meridian_directory::Cluster;
@@ -57,6 +58,10 @@ pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartE
     Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 
+/// Deno waits for 30 s for an answer to its first metadata request, and a gateway that has just
+/// started opens late.
+const MAX_HEARING: Duration = Duration::from_secs(20);
+
 pub(crate) fn gateway_options(
     settings: &GatewaySettings,
     region: &str,
@@ -74,8 +79,10 @@ pub(crate) fn gateway_options(
             ),
             files,
         ),
+        max_watches: settings.max_watches,
         max_bodies_bytes: shares.bodies as u64,
         max_answers_bytes: shares.answers as u64,
+        hearing_timeout: Duration::from_millis(settings.request_deadline_ms).min(MAX_HEARING),
         ..Options::default()
     }
 }

@@ -16,6 +16,7 @@ use crate::read::execution::Reads;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
+use crate::watches::Watches;
 use meridian_config::{GatewayConfig, ListenPurpose};
 use meridian_memory::{ByteBudget, Shares};
 use meridian_net::capacity;
@@ -44,12 +45,14 @@ impl StandaloneGateway {
         let cluster = config.cluster;
         let peers = peer_channels(&cluster, dial, &config.dial, None)?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
+        let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let nodes = ClusterNodes {
             local: Arc::default(),
             local_node: None,
             peers: Arc::clone(&peers),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
-            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
+            watches: Arc::new(Watches::new(Arc::clone(&directory), reads.clone())),
+            reads,
         };
         let router = Arc::new(Router::new(
             nodes,
@@ -118,37 +121,50 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
-    use meridian_config::DevLayout;
-    use meridian_config::{GatewayListen, GatewaySettings};
+    use meridian_config::{DevLayout, GatewayListen, GatewaySettings, TokenConfig, TokenSecret};
+    use meridian_gateway::Databases;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
 
+    const TOKEN: &str = "a-token-of-the-configuration";
+
+    async fn metadata(gateway: &StandaloneGateway, token: &str) -> String {
+        let mut stream = TcpStream::connect(gateway.kv_address()).await.unwrap();
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: kv\r\nauthorization: Bearer {token}\r\n\
+             content-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     #[tokio::test]
-    async fn gateway_without_nodes_opens_late_and_calls_no_token_unknown() {
+    async fn gateway_without_nodes_opens_late_gives_metadata_and_calls_no_token_unknown() {
         // Nothing listens there.
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let secret = TokenSecret::Plain(TOKEN.to_owned());
         let config = GatewayConfig {
             region: "region-1".to_owned(),
             max_memory_mb: None,
             listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
-            gateway: GatewaySettings::default(),
+            gateway: GatewaySettings { request_deadline_ms: 200, ..GatewaySettings::default() },
             cluster: founded,
-            tokens: Vec::new(),
+            tokens: vec![TokenConfig { secret, databases: Databases::All, write: true }],
             dial: BTreeMap::new(),
         };
         let started = Instant::now();
         let gateway = StandaloneGateway::start(config, None).await.unwrap();
-        let mut stream = TcpStream::connect(gateway.kv_address()).await.unwrap();
-        let request = "POST / HTTP/1.1\r\nhost: kv\r\nauthorization: Bearer a-token-of-the-directory\r\n\
-                       content-length: 0\r\nconnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let answer = metadata(&gateway, "a-token-of-the-directory").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(started.elapsed() >= HEARING, "{:?}", started.elapsed());
+        // A program opens its database, though no leader of anything is known.
+        let answer = metadata(&gateway, TOKEN).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("endpoints"), "{answer}");
         gateway.stop().await;
     }
 }

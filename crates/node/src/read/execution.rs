@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use meridian_memory::{ByteBudget, Exhausted, Held};
+use meridian_storage::schema::StoredValue;
 use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_fatal};
-use meridian_types::{DatabaseId, Entry, ReadRange, limits};
+use meridian_types::{DatabaseId, Entry, Position, ReadRange, limits};
 use tokio::sync::Semaphore;
 
 use crate::read::refusal::ReadRefusal;
@@ -38,6 +39,13 @@ pub(crate) struct Reads {
     small: ByteBudget,
     /// Turns at a time.
     turns: Arc<Semaphore>,
+}
+
+/// Rows of one moment. Their bytes are given back to the budget when this is dropped.
+pub(crate) struct StoredRows {
+    pub(crate) rows: Vec<Option<StoredValue>>,
+    pub(crate) position: Position,
+    _held: Held,
 }
 
 enum Interrupted {
@@ -90,6 +98,21 @@ impl Reads {
         let read = self.read_allotted(state, database, ranges);
         let late = |_| Err(ReadRefusal::TooLong(TIMEOUT));
         tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(late)
+    }
+
+    /// The rows of a few keys as they are stored, what has expired included, of one moment.
+    pub(crate) async fn stored(
+        &self,
+        state: &Arc<ShardState>,
+        keys: Vec<(DatabaseId, Bytes)>,
+    ) -> Result<StoredRows, ReadRefusal> {
+        let held = self.bytes.take(keys.len().saturating_mul(MAX_ENTRY_BYTES), PATIENCE).await?;
+        let state = Arc::clone(state);
+        match self.turn(move || state.stored(&keys)).await {
+            Ok((rows, position)) => Ok(StoredRows { rows, position, _held: held }),
+            Err(Interrupted::Storage(error)) => or_fatal(Err(error)),
+            Err(Interrupted::Stopping) => Err(ReadRefusal::Stopping),
+        }
     }
 
     async fn read_allotted(

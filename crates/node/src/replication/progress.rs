@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::DecodedBatch;
 use meridian_shipping::{CommitHistory, Lag, ReplicaPosition, Retention, Status, retain};
-use meridian_storage::{LogSubscription, ShardState};
+use meridian_storage::{LogSubscription, ShardState, StateChange};
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
@@ -106,7 +106,9 @@ impl Followers {
             Inner { history, proposed: VecDeque::new(), newest, positions: BTreeMap::new() };
         let inner = Arc::new(Mutex::new(inner));
         let known = Arc::clone(&inner);
-        let applied = state.subscribe(move |batches| {
+        let applied = state.subscribe(move |change| {
+            // The code that replaces a state restarts this, too.
+            let StateChange::Applied(batches) = change else { return };
             let mut inner = known.lock();
             for DecodedBatch { batch, len, .. } in batches {
                 let sequence = batch.position.sequence;

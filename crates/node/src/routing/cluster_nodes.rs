@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use meridian_gateway::{Read, Write};
 use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
@@ -19,12 +19,14 @@ use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
-use crate::read::refusal::NotServed;
-use crate::routing::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
+use crate::read::refusal::{NotServed, ReadRefusal};
+use crate::routing::nodes::{Answering, LocalVoter, NewsStream, Nodes, Wanted, WriteTry, Written};
 use crate::routing::read_answer::{self, Room};
+use crate::routing::watch_news;
 use crate::routing::write_calls::WriteCalls;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
+use crate::watches::{News, Watches};
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// How a gateway reaches nodes.
@@ -36,6 +38,8 @@ pub(crate) struct ClusterNodes {
     pub(crate) writes: Arc<WriteCalls>,
     /// For answers of other nodes.
     pub(crate) reads: Reads,
+    /// Of the node here.
+    pub(crate) watches: Arc<Watches>,
 }
 
 type Client = ShardClient<tonic::transport::Channel>;
@@ -70,7 +74,7 @@ impl Nodes for ClusterNodes {
         attempt: WriteTry,
         departure: Arc<Departure>,
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static {
-        let WriteTry { node, retry, late, pass_on, expires_at } = attempt;
+        let WriteTry { node, retry, in_turn, late, pass_on, expires_at } = attempt;
         if let Some(LocalShard::Voter(voter)) = self.here(node, shard.0) {
             let request = WriteRequest {
                 database: write.database,
@@ -95,7 +99,7 @@ impl Nodes for ClusterNodes {
         };
         // Now, since tries are made in the order of the requests.
         let first =
-            (!retry).then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
+            in_turn.then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
         request.turn = first.as_ref().map(|first| first.turn);
         let writes = Arc::clone(&self.writes);
         async move {
@@ -137,6 +141,44 @@ impl Nodes for ClusterNodes {
         }
         .boxed()
     }
+
+    fn watch(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        wanted: Wanted,
+    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>> {
+        if let Some(local) = self.here(node, shard.0) {
+            return watch_here(Arc::clone(&self.watches), local, wanted).boxed();
+        }
+        let Some(channel) = self.peers.watches(node) else {
+            return ready(Err(Failed::NotDone(format!("node {node} is not known")))).boxed();
+        };
+        let client = ShardClient::new(channel);
+        let client = client.max_decoding_message_size(read_answer::MAX_PART_BYTES);
+        watch_news::begun(client, watch_news::request(shard_epoch(shard), &wanted)).boxed()
+    }
+}
+
+async fn watch_here(
+    watches: Arc<Watches>,
+    local: LocalShard,
+    wanted: Wanted,
+) -> Result<(News, NewsStream), Failed> {
+    let Wanted { database, keys, shown, min_sequence } = wanted;
+    let watcher = watches.begin(&local, database, &keys, &shown, min_sequence).await;
+    let mut watcher = watcher.map_err(not_served)?;
+    let refused = |refusal: ReadRefusal| Failed::NotDone(refusal.to_string());
+    // A watch of the state here ends with an error only.
+    let first = watcher.next().await.unwrap_or(Err(ReadRefusal::Stopping)).map_err(refused)?;
+    Ok((first, watcher.map_err(refused).boxed()))
+}
+
+fn not_served(not_served: NotServed) -> Failed {
+    match not_served {
+        NotServed::NotLeader(leader) => Failed::NotLeader(leader),
+        NotServed::Refused(refusal) => Failed::NotDone(refusal.to_string()),
+    }
 }
 
 async fn read_here(
@@ -159,8 +201,7 @@ async fn read_here(
             leader: local.leader(),
             ranges: Box::pin(ready(Ok(view.ranges))) as BoxFuture<'static, _>,
         }),
-        Err(NotServed::NotLeader(leader)) => Err(Failed::NotLeader(leader)),
-        Err(NotServed::Refused(refusal)) => Err(Failed::NotDone(refusal.to_string())),
+        Err(refused) => Err(not_served(refused)),
     }
 }
 

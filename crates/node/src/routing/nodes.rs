@@ -4,21 +4,26 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use meridian_gateway::{Read, Write};
 use meridian_memory::Held;
-use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
+use meridian_types::{DatabaseId, Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
 use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
+use crate::watches::{News, Shown};
 
 /// What a try of a write says beside the write.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WriteTry {
     pub(crate) node: NodeId,
-    /// An earlier try may arrive yet.
+    /// Another try of it may arrive yet: its outcome is to be remembered whatever it is.
     pub(crate) retry: bool,
+    /// It takes its turn among the first tries of this process.
+    pub(crate) in_turn: bool,
     /// A node that led and does not answer.
     pub(crate) late: Option<NodeId>,
     /// The leader cannot be reached from here: a voter that does not lead is to pass the write on.
@@ -54,6 +59,18 @@ pub(crate) enum BrokenOff {
     ForRoom(Held),
 }
 
+/// What a watch wants of one node: news of keys, behind what it has shown of each.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) database: DatabaseId,
+    pub(crate) keys: Arc<[Bytes]>,
+    pub(crate) shown: Vec<Shown>,
+    pub(crate) min_sequence: u64,
+}
+
+/// A node's news, until it has no more. To drop it ends the watch there.
+pub(crate) type NewsStream = BoxStream<'static, Result<News, Failed>>;
+
 /// What the node of this process is in a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalVoter {
@@ -88,4 +105,12 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         working: Arc<Notify>,
         room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>>;
+
+    /// Until the first news, which tell of every key that is not as it was shown.
+    fn watch(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        wanted: Wanted,
+    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>>;
 }

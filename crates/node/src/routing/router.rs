@@ -1,7 +1,7 @@
 //! From a gateway to the shard: which node leads, what to retry, and until when.
 //!
 //! An *operation* (`read`, `write`) goes on over several *attempts*, each of which asks one or more
-//! nodes (`hedge`); a *try* is one call of one node. `candidates` puts the nodes in order, from
+//! nodes (`hedge`); a *try* is one call of one node. A `watch` is fed by one node at a time. `candidates` puts the nodes in order, from
 //! what `health`, `leaders` and `refusals` know of them; `budget` bounds what is asked for beyond
 //! first tries.
 
@@ -12,13 +12,15 @@ mod leaders;
 mod operation;
 mod read;
 mod refusals;
+mod watch;
 mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
+use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Watch, Write, WriteFailure};
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, WriteOutcome};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -35,6 +37,7 @@ use health::NodeHealth;
 use leaders::Leaders;
 use read::{Here, ReadOperation};
 use refusals::Refusals;
+pub(crate) use watch::RoutedWatch;
 use write::WriteOperation;
 
 /// Routes the operations of one gateway.
@@ -52,6 +55,8 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     refusals: Refusals,
     /// What this gateway has served of each shard: what it serves next is no older.
     served: Mutex<BTreeMap<ShardId, Position>>,
+    /// Watches that look for another node.
+    watches_moving: Arc<AtomicU32>,
 }
 
 impl<N: Nodes, C: Clock> Router<N, C> {
@@ -74,6 +79,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             health: NodeHealth::new(local_node),
             refusals: Refusals::default(),
             served: Mutex::default(),
+            watches_moving: Arc::default(),
         }
     }
 
@@ -83,18 +89,35 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         found.ok_or_else(|| unavailable(format!("no shard holds the database {database}")))
     }
 
-    /// The sequence that an eventual read must not be older than. What a failover took back is not
-    /// held against nodes that never had it.
-    fn min_sequence(&self, (shard, epoch): (ShardId, Epoch)) -> u64 {
-        let Some(served) = self.served.lock().get(&shard).copied() else { return 0 };
-        if served.epoch == epoch {
-            return served.sequence;
+    /// The sequence that an eventual read must not be older than.
+    fn min_sequence(&self, shard: (ShardId, Epoch)) -> u64 {
+        let served = self.served.lock().get(&shard.0).copied();
+        served.map_or(0, |served| self.not_older_than(served, shard))
+    }
+
+    /// The sequence that a state must have in this epoch to be no older than this position. What a
+    /// failover took back is not held against nodes that never had it.
+    fn not_older_than(&self, position: Position, (shard, epoch): (ShardId, Epoch)) -> u64 {
+        if position.epoch == epoch {
+            return position.sequence;
         }
         let history = self.directory.shard(shard).map(|shard| EpochHistory::new(shard.bases));
-        match history.and_then(|history| history.leaves(served)) {
+        match history.and_then(|history| history.leaves(position)) {
             Some((_, base)) => base.sequence,
-            None => served.sequence,
+            None => position.sequence,
         }
+    }
+
+    /// A read, and the position of the state that it was read from, at least.
+    async fn read_at(&self, read: Read) -> Result<(ReadOutput, Position), Unavailable> {
+        let started = self.clock.now();
+        let read = Arc::new(read);
+        let begun = match self.read_here(started, &read).await {
+            Some(Here::Read(output, position)) => return Ok((output, position)),
+            Some(Here::Begun(begun)) => Some(begun),
+            None => None,
+        };
+        ReadOperation::new(self, read, started, begun).run().await
     }
 
     fn record_served(&self, shard: ShardId, position: Position) {
@@ -163,15 +186,15 @@ impl<N: Nodes, C: Clock> Router<N, C> {
 }
 
 impl<N: Nodes, C: Clock> Database for Router<N, C> {
+    type Watching = RoutedWatch<N, C>;
+
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
-        let started = self.clock.now();
-        let read = Arc::new(read);
-        let begun = match self.read_here(started, &read).await {
-            Some(Here::Read(output)) => return Ok(output),
-            Some(Here::Begun(begun)) => Some(begun),
-            None => None,
-        };
-        ReadOperation::new(self, read, started, begun).run().await
+        self.read_at(read).await.map(|(output, _)| output)
+    }
+
+    /// Waits for a node that has the first news, and goes on with others when that is lost.
+    async fn watch(self: &Arc<Self>, watch: Watch) -> Result<RoutedWatch<N, C>, Unavailable> {
+        RoutedWatch::begin(Arc::clone(self), watch).await
     }
 
     /// Tries the leader, and goes on with the same request id until the outcome is known: what was

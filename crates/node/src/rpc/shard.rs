@@ -7,33 +7,55 @@ use futures::stream::BoxStream;
 use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
 use meridian_proto::{kv_connect, node_id, node_id_to_wire, read_range, transaction};
 use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::network::call_failure::Failed;
 use crate::read::refusal::NotServed;
 use crate::routing::cluster_nodes::written_from_wire;
+use crate::routing::nodes::Wanted;
 use crate::routing::read_answer;
+use crate::routing::watch_news;
 use crate::routing::write_calls::{self, Turns, WriteCalls};
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::Voter;
+use crate::watches::Watches;
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// Of what a gateway sends: a write of the largest size, with checks and keys.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Watches of other processes' gateways at a time.
+const MAX_WATCHES: usize = 16_384;
 /// For the leader to answer a write that was passed on to it. The caller may give up sooner.
 const PASSED_ON_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves what gateways on other nodes ask of the shards here.
 #[derive(Clone)]
 pub(crate) struct ShardService {
-    pub(crate) shards: Arc<ShardTable>,
-    pub(crate) writes: Arc<WriteCalls>,
-    pub(crate) turns: Arc<Turns>,
+    shards: Arc<ShardTable>,
+    writes: Arc<WriteCalls>,
+    turns: Arc<Turns>,
+    watches: Arc<Watches>,
+    watch_permits: Arc<Semaphore>,
 }
 
 impl ShardService {
+    pub(crate) fn new(
+        shards: Arc<ShardTable>,
+        writes: Arc<WriteCalls>,
+        watches: Arc<Watches>,
+    ) -> Self {
+        let watch_permits = Arc::new(Semaphore::new(MAX_WATCHES));
+        Self { shards, writes, turns: Arc::default(), watches, watch_permits }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
+    }
+
     pub(crate) fn into_server(self) -> shard_server::ShardServer<Self> {
         shard_server::ShardServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
     }
@@ -134,6 +156,26 @@ async fn pass_on(
 #[tonic::async_trait]
 impl shard_server::Shard for ShardService {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+    type WatchStream = BoxStream<'static, Result<wire::WatchNews, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let refused = |reason: String| Status::failed_precondition(reason);
+        let permit = Arc::clone(&self.watch_permits).try_acquire_owned();
+        let permit = permit.map_err(|_| refused("too many watches are open here".to_owned()))?;
+        let request = request.into_inner();
+        let shard = self.shard(request.group, true)?;
+        let Wanted { database, keys, shown, min_sequence } =
+            watch_news::wanted(request).map_err(invalid)?;
+        let watcher = self.watches.begin(&shard, database, &keys, &shown, min_sequence).await;
+        let watcher = watcher.map_err(|not_served| match not_served {
+            NotServed::NotLeader(_) => refused("this node does not serve it".to_owned()),
+            NotServed::Refused(refusal) => refused(refusal.to_string()),
+        })?;
+        Ok(Response::new(watch_news::told(watcher, permit)))
+    }
 
     async fn write(
         &self,

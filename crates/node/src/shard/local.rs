@@ -86,16 +86,11 @@ impl LocalShard {
         }
     }
 
-    /// An eventual read, from a state no older than `min_sequence`.
-    pub(crate) async fn read_eventual(
-        &self,
-        database: DatabaseId,
-        ranges: &[ReadRange],
-        min_sequence: u64,
-    ) -> Result<ReadView, NotServed> {
-        let (has_caught_up, reads) = match self {
-            Self::Voter(voter) => (voter.has_caught_up(), voter.reads()),
-            Self::Replica(replica) => (replica.has_caught_up(), replica.reads()),
+    /// Waits until the state may be shown, and is no older than `min_sequence`.
+    pub(crate) async fn reaches(&self, min_sequence: u64) -> Result<(), NotServed> {
+        let has_caught_up = match self {
+            Self::Voter(voter) => voter.has_caught_up(),
+            Self::Replica(replica) => replica.has_caught_up(),
         };
         if !has_caught_up {
             return Err(ReadRefusal::NotCaughtUp.into());
@@ -103,6 +98,21 @@ impl LocalShard {
         if !wait_applied(self.applied(), min_sequence, READ_INDEX_TIMEOUT).await {
             return Err(ReadRefusal::BehindGateway.into());
         }
+        Ok(())
+    }
+
+    /// An eventual read, from a state no older than `min_sequence`.
+    pub(crate) async fn read_eventual(
+        &self,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+        min_sequence: u64,
+    ) -> Result<ReadView, NotServed> {
+        self.reaches(min_sequence).await?;
+        let reads = match self {
+            Self::Voter(voter) => voter.reads(),
+            Self::Replica(replica) => replica.reads(),
+        };
         let view = reads.read(self.state(), database, ranges).await?;
         // The state, and the shard's history, may be others than when the wait was over.
         if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() {

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use meridian_proto::kv_connect::WatchKeyOutput;
 use meridian_proto::shard;
 
 use crate::fields::{
@@ -174,4 +175,40 @@ fn read_positions_are_golden() {
     for (result, golden) in results {
         assert_golden(&shard::ReadPositionResponse { result: Some(result) }, &[golden]);
     }
+}
+
+#[test]
+fn watches_of_a_shard_are_golden() {
+    let (group, group_fields) = shard_epoch();
+    let key = |key, shown| shard::ShownKey { key: Bytes::from_static(key), shown };
+    let request = shard::WatchRequest {
+        group: Some(group),
+        database: Bytes::from("the database's!!"),
+        keys: vec![
+            key(b"one", None),
+            key(b"two", Some(Bytes::new())),
+            key(b"three", Some(Bytes::from("versionsta"))),
+        ],
+        min_sequence: L + 1,
+    };
+    let golden = [
+        field_message(1, &group_fields),
+        field_bytes(2, b"the database's!!"),
+        field_message(3, &[field_bytes(1, b"one")]),
+        field_message(3, &[field_bytes(1, b"two"), field_bytes(2, b"")]),
+        field_message(3, &[field_bytes(1, b"three"), field_bytes(2, b"versionsta")]),
+        field_varint(4, L + 1),
+    ];
+    assert_golden(&request, &golden);
+
+    let absent = WatchKeyOutput { changed: true, entry_if_changed: None };
+    let unchanged = WatchKeyOutput { changed: false, entry_if_changed: None };
+    let news = shard::WatchNews { epoch: 22, sequence: L + 2, keys: vec![absent, unchanged] };
+    let golden = [
+        field_varint(1, 22),
+        field_varint(2, L + 2),
+        field_message(3, &[field_varint(1, 1)]),
+        field_message(3, &[]),
+    ];
+    assert_golden(&news, &golden);
 }

@@ -1,4 +1,4 @@
-//! Readers of a shard's applied batches, any number of them: the lag of followers today; watches,
+//! Readers of what changes a shard's state, any number of them: the lag of followers, and watches;
 //! change feeds and an archive are meant to begin here.
 //!
 //! The contract of a reader:
@@ -11,10 +11,10 @@
 //!   lock of the state. The next batch of the shard waits for it: it may not block, and it may not
 //!   apply to the state. It may read the state, which may be ahead of what it is called with as
 //!   soon as another batch is applied.
-//! - It is not called for a state that takes the place of another ([`ShardState::install`]): what
-//!   it is called with next is the batch behind that state, whose sequence may be any. The code
-//!   that replaces a state, or lets a shard go on in another epoch, restarts the readers that count
-//!   on contiguous sequences.
+//! - It is told when a state takes the place of another ([`ShardState::install`]), once that one is
+//!   read: what it is called with next is the batch behind that state, whose sequence may be any.
+//!   The code that lets a shard go on in another epoch restarts the readers that count on
+//!   contiguous sequences.
 //! - It is called no more once its subscription is dropped, but for a call that has begun.
 
 use std::sync::{Arc, Weak};
@@ -23,9 +23,18 @@ use meridian_proto::DecodedBatch;
 use meridian_types::Position;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::ShardState;
+use super::{Applied, ShardState};
 
-type Reader = dyn Fn(&[DecodedBatch]) + Send + Sync;
+/// What has happened to a state.
+#[derive(Debug, Clone, Copy)]
+pub enum StateChange<'a> {
+    /// These batches were applied.
+    Applied(&'a [DecodedBatch]),
+    /// Another state took its place, which reflects this.
+    Replaced(&'a Applied),
+}
+
+pub(super) type Reader = dyn Fn(StateChange<'_>) + Send + Sync;
 
 /// The readers, in the order of subscription.
 #[derive(Default)]
@@ -81,11 +90,11 @@ impl LogReaders {
 }
 
 impl ShardState {
-    /// Has `reader` called with all that is applied from now on, as the contract in the head of
-    /// this file says.
+    /// Has `reader` called with all that changes the state from now on, as the contract in the head
+    /// of this file says.
     pub fn subscribe(
         &self,
-        reader: impl Fn(&[DecodedBatch]) + Send + Sync + 'static,
+        reader: impl Fn(StateChange<'_>) + Send + Sync + 'static,
     ) -> LogSubscription {
         // No batch is between the position and the list: both change under `current`.
         let current = self.current.read();
@@ -108,7 +117,7 @@ mod tests {
     use meridian_types::{Batch, Epoch, ShardId};
 
     use super::*;
-    use crate::{MemoryEngine, RaftApplied};
+    use crate::{MemoryEngine, RaftApplied, Replace};
 
     fn state() -> Arc<ShardState> {
         Arc::new(ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap())
@@ -123,12 +132,18 @@ mod tests {
         state.apply(&batches, RaftApplied::default()).unwrap();
     }
 
+    /// In the place of a sequence.
+    const REPLACED: u64 = u64::MAX;
+
     /// A reader that keeps what it is called with.
     fn recording(state: &ShardState) -> (Arc<Mutex<Vec<u64>>>, LogSubscription) {
         let read = Arc::<Mutex<Vec<u64>>>::default();
         let kept = Arc::clone(&read);
-        let subscription = state.subscribe(move |batches| {
-            kept.lock().extend(batches.iter().map(|decoded| decoded.batch.position.sequence));
+        let subscription = state.subscribe(move |change| match change {
+            StateChange::Applied(batches) => {
+                kept.lock().extend(batches.iter().map(|decoded| decoded.batch.position.sequence));
+            }
+            StateChange::Replaced(_) => kept.lock().push(REPLACED),
         });
         (read, subscription)
     }
@@ -165,6 +180,21 @@ mod tests {
             let behind = subscription.begins_behind().sequence;
             assert_eq!(*read.lock(), Vec::from_iter(behind + 1..next + 3), "round {round}");
         }
+    }
+
+    #[test]
+    fn a_reader_is_told_between_two_batches_that_another_state_took_the_place() {
+        let (source, state) = (state(), state());
+        apply(&source, 1..=5);
+        apply(&state, 1..=2);
+        let (read, _subscription) = recording(&state);
+        apply(&state, 3..=3);
+        let snapshot = source.snapshot().unwrap();
+        let mut staged = state.stage().unwrap();
+        staged.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
+        state.install(staged, RaftApplied::default(), Replace::Older).unwrap();
+        apply(&state, 6..=6);
+        assert_eq!(*read.lock(), [3, REPLACED, 6]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_txn::{Stored, View};
-use meridian_types::{DatabaseId, Entry, ReadRange};
+use meridian_types::{DatabaseId, Entry, Position, ReadRange};
 
 use super::{Applied, ShardState};
 use crate::schema::{self, APPLIED_KEY, StoredValue};
@@ -154,6 +154,24 @@ impl ShardState {
             let snapshot = self.engine.snapshot();
             let applied = snapshot.get(family, APPLIED_KEY)?;
             Ok((snapshot, Arc::clone(family), applied))
+        })
+    }
+
+    /// The rows of these keys as they are stored, what has expired included, all of one moment: that
+    /// of the position.
+    pub fn stored(
+        &self,
+        keys: &[(DatabaseId, Bytes)],
+    ) -> Result<(Vec<Option<StoredValue>>, Position), StorageError> {
+        self.in_family(|family| {
+            let snapshot = self.engine.snapshot();
+            let applied = snapshot.get(family, APPLIED_KEY)?;
+            let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
+            let row = |(database, key): &(DatabaseId, Bytes)| {
+                let row = snapshot.get(family, &schema::data_key(*database, key))?;
+                row.map(StoredValue::decode).transpose()
+            };
+            Ok((keys.iter().map(row).collect::<Result<_, _>>()?, applied.position))
         })
     }
 

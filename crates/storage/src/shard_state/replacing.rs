@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Applied, Current, RaftApplied, ShardState, dropped};
+use super::{Applied, Current, RaftApplied, ShardState, StateChange, dropped};
 use crate::schema::{self, APPLIED_KEY, META_FAMILY};
 use crate::{Durability, StagedState, StateSnapshot, StorageError, WriteBatch};
 
@@ -49,7 +49,7 @@ impl ShardState {
         raft: RaftApplied,
         replace: Replace,
     ) -> Result<Applied, StorageError> {
-        let _changing = self.changing.lock();
+        let changing = self.changing.lock();
         let applied = Applied { raft, ..staged.applied()? };
         let mut writes = WriteBatch::default();
         writes.put(staged.family()?, APPLIED_KEY.to_vec(), applied.encode());
@@ -70,8 +70,11 @@ impl ShardState {
         self.engine.write(name, Durability::Logged)?;
         // Until it is durable the old state is read: a crash may bring that back.
         self.engine.sync()?;
-        let old =
-            std::mem::replace(&mut *self.current.write(), Current::new(family, applied.clone()));
+        let mut current = self.current.write();
+        let old = std::mem::replace(&mut *current, Current::new(family, applied.clone()));
+        let readers = self.log_readers.present();
+        drop(current);
+        self.tell(changing, readers, StateChange::Replaced(&applied));
         self.engine.drop_family(&old.family)?;
         Ok(applied)
     }

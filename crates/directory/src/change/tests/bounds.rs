@@ -87,8 +87,13 @@ fn a_database_that_clients_open_by_default_is_not_forgotten_with_another() {
 
 #[test]
 fn unnamed_settings_of_a_database_stay_and_slowing_may_begin_where_refusing_does() {
-    let set =
-        |failover, rpo| Change::SetDatabase { id: DATABASE, failover, rpo, primary_region: None };
+    let set = |failover, rpo| Change::SetDatabase {
+        id: DATABASE,
+        failover,
+        rpo,
+        primary_region: None,
+        v8_format: None,
+    };
     let rpo = Rpo { soft_ms: 700, max_ms: 700, ..Rpo::default() };
     let next = done(&cluster(), &set(None, Some(rpo)));
     let next = done(&next, &set(Some(FailoverMode::Manual), None));

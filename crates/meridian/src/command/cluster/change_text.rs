@@ -4,7 +4,7 @@ use meridian_directory::{
     Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Rpo, RpoMode, Token,
     TokenScope,
 };
-use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
 
 use crate::command::operator::{format, resolve};
 
@@ -59,8 +59,8 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         Change::CreateDatabase { id, database, own_shard } => created(*id, database, *own_shard),
         Change::DeleteDatabase { id } => format!("{} deleted", name_of(cluster, id)),
         Change::EndDeletion { id } => format!("{} is gone from every node", name_of(cluster, id)),
-        Change::SetDatabase { id, failover, rpo, primary_region } => {
-            let settings = settings(*failover, *rpo, primary_region.as_deref());
+        Change::SetDatabase { id, failover, rpo, primary_region, v8_format } => {
+            let settings = settings(*failover, *rpo, primary_region.as_deref(), *v8_format);
             format!("{} set: {settings}", name_of(cluster, id))
         }
         Change::CreateToken { token } => token_created(cluster, token),
@@ -104,11 +104,17 @@ fn created(id: DatabaseId, database: &Database, own_shard: bool) -> String {
     format!("database {name} ({id}) created, primary region {primary_region}{own}")
 }
 
-fn settings(mode: Option<FailoverMode>, bound: Option<Rpo>, region: Option<&str>) -> String {
+fn settings(
+    mode: Option<FailoverMode>,
+    bound: Option<Rpo>,
+    region: Option<&str>,
+    format: Option<V8Format>,
+) -> String {
     let settings = [
         mode.map(|mode| format!("failover {}", failover(mode))),
         bound.map(|bound| format!("RPO {}", rpo(&bound))),
         region.map(|region| format!("primary region {region}")),
+        format.map(|format| format!("V8 format {}", v8_format(format))),
     ];
     settings.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -150,6 +156,13 @@ pub(crate) fn failover(mode: FailoverMode) -> &'static str {
 }
 
 /// `enforce, slowed from 500 ms, refused from 1.0 s`.
+pub(crate) fn v8_format(format: V8Format) -> &'static str {
+    match format {
+        V8Format::Portable => "portable",
+        V8Format::AsSent => "as-sent",
+    }
+}
+
 pub(crate) fn rpo(rpo: &Rpo) -> String {
     let (soft, max) = (format::duration(rpo.soft_ms), format::duration(rpo.max_ms));
     match rpo.mode {
@@ -179,10 +192,11 @@ mod tests {
             failover: Some(FailoverMode::Manual),
             rpo: Some(Rpo::default()),
             primary_region: None,
+            v8_format: Some(V8Format::AsSent),
         };
         assert_eq!(
             text(&set),
-            "database default set: failover manual, RPO enforce, slowed from 500 ms, refused from 1.0 s"
+            "database default set: failover manual, RPO enforce, slowed from 500 ms, refused from 1.0 s, V8 format as-sent"
         );
         let seal = Change::Seal {
             shard: ShardId(1),

@@ -10,6 +10,8 @@ use meridian_directory::{self as directory, Database};
 use meridian_kv_client::Endpoint;
 use meridian_types::DatabaseId;
 
+use crate::command::gateway_url::with_database;
+
 /// A region's gateway, from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RegionUrl {
@@ -131,14 +133,6 @@ impl Cluster {
         }
         Ok(Self { sites, access_token, primary_region: None, preferred_leader: None })
     }
-}
-
-fn with_database(url: String, database: Option<&str>) -> Result<String> {
-    let Some(database) = database else { return Ok(url) };
-    if Endpoint::parse(&url)?.path_and_query() != "/" {
-        bail!("{url} names a database by its path already; leave --database or the path out");
-    }
-    Ok(format!("{}/db/{database}", url.trim_end_matches('/')))
 }
 
 fn find_database<'a>(

@@ -7,7 +7,7 @@ use meridian_directory::{
     Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
 };
 use meridian_failover::Contact;
-use meridian_types::{CommitProgress, Epoch, NodeId, Position, ShardId, ShardReport};
+use meridian_types::{CommitProgress, Epoch, NodeId, Position, ShardId, ShardReport, V8Format};
 
 use super::View;
 
@@ -43,6 +43,7 @@ pub(crate) fn cluster() -> Cluster {
         primary_region: "region-1".to_owned(),
         failover: FailoverMode::Auto,
         rpo: Rpo::default(),
+        v8_format: V8Format::default(),
     };
     Cluster {
         version: 7,

@@ -198,7 +198,7 @@ mod tests {
         let expected = "\
 2.5  1970-01-01T00:00:00.000Z  committed, 2 transactions, 118 B
   00020000000000050000  default  request 01010101-0101-0101-0101-010101010101
-    put     [\"a\"]  v8, 3 B, expires 1970-01-01T00:00:01.000Z
+    put     [ \"a\" ]  v8, 3 B, expires 1970-01-01T00:00:01.000Z
     delete  hex 726177
   00020000000000050001  09090909-0909-0909-0909-090909090909  request 01010101-0101-0101-0101-010101010101
     no effect: checks [0] failed

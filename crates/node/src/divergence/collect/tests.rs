@@ -7,7 +7,7 @@ use std::time::Duration;
 use meridian_consensus::testing::{NoPeers, NoStates};
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_proto::directory::Orphans;
-use meridian_storage::{Engine, MemoryEngine, Syncer};
+use meridian_storage::{Engine, MemoryEngine, StateChange, Syncer};
 use meridian_types::NodeId;
 use tempfile::TempDir;
 
@@ -197,7 +197,7 @@ async fn what_was_committed_is_applied_also_if_a_crash_kept_part_of_it() {
         let node = Node::on(Arc::clone(&engine));
         let left = Arc::new(std::sync::Mutex::new(None));
         let (last, disk) = (Arc::clone(&left), Arc::clone(&engine));
-        let crash = move |_: &[_]| *last.lock().unwrap() = Some(disk.crash(seed));
+        let crash = move |_: StateChange<'_>| *last.lock().unwrap() = Some(disk.crash(seed));
         let _subscription = node.state.subscribe(crash);
         apply_committed(&node.state, GroupId { shard: SHARD, epoch: Epoch(1) }, base).unwrap();
         assert_eq!(node.state.position(), base);

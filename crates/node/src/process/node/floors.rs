@@ -52,6 +52,7 @@ use crate::rpc::server::{Services, limits};
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
+use crate::watches::Watches;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -85,6 +86,7 @@ pub(super) struct Floors {
     clocks: Clocks,
     raft: RaftService,
     reads: Reads,
+    watches: Arc<Watches>,
     streams: ByteBudget,
     writes: Arc<WriteCalls>,
     pub(super) stop: CancellationToken,
@@ -126,6 +128,8 @@ impl Floors {
         let guard = Arc::clone(&disk);
         let raft = RaftService::new(node_id, transfer, Arc::clone(&engine))
             .refusing_batches_while(move |group| refuses_batches_of(group, &guard));
+        let reads = Reads::new(ByteBudget::new("reads", shares.reads));
+        let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
         Ok(Self {
             started,
             files,
@@ -142,7 +146,8 @@ impl Floors {
             disk,
             clocks: Clocks::default(),
             raft,
-            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
+            reads,
+            watches,
             streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
             stop: CancellationToken::new(),
@@ -176,11 +181,11 @@ impl Floors {
         Services {
             gate: ClusterGate { directory: Arc::clone(directory) },
             raft: self.raft.clone(),
-            shard: ShardService {
-                shards: Arc::clone(shards),
-                writes: Arc::clone(&self.writes),
-                turns: Arc::default(),
-            },
+            shard: ShardService::new(
+                Arc::clone(shards),
+                Arc::clone(&self.writes),
+                Arc::clone(&self.watches),
+            ),
             shipping: ShippingService {
                 clocks: self.clocks.clone(),
                 node_id: self.config.node_id,
@@ -311,6 +316,7 @@ impl Floors {
             peers: Arc::clone(&self.peers),
             writes: Arc::clone(&self.writes),
             reads: self.reads.clone(),
+            watches: Arc::clone(&self.watches),
         };
         let router = Arc::new(Router::new(
             nodes,

@@ -39,7 +39,9 @@ fn router(
     let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(ByteBudget::new("reads", 8 << 20));
-    let nodes = ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads };
+    let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
+    let nodes =
+        ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads, watches };
     let router = Router::new(
         nodes,
         BootClock,
@@ -123,7 +125,8 @@ async fn writes_to_an_address_that_drops_what_comes_have_not_committed() {
     let began = Instant::now();
     let write = || {
         let (database, request_id) = (DEV_DEFAULT_DATABASE, new_request_id());
-        router.write(Write { database, request_id, transaction: Transaction::default() })
+        let transaction = Transaction::default();
+        router.write(Write { database, request_id, may_come_again: false, transaction })
     };
     for outcome in join_all((0..200).map(|_| write())).await {
         let failed = outcome.unwrap_err();

@@ -363,4 +363,6 @@ impl Pending {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

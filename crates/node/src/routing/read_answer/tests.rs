@@ -23,6 +23,7 @@ use crate::network::peers::PeerChannels;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
+use crate::testing::no_watches;
 use meridian_wan::{Link, LinkProfile};
 
 /// Answers each read with so many entries.
@@ -46,6 +47,14 @@ impl Drop for AtWork {
 #[tonic::async_trait]
 impl Shard for Answers {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+    type WatchStream = BoxStream<'static, Result<wire::WatchNews, Status>>;
+
+    async fn watch(
+        &self,
+        _: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("only reads"))
+    }
 
     async fn write(
         &self,
@@ -127,6 +136,7 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
         peers: Arc::clone(&peers),
         writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
         reads: Reads::new(memory.clone()),
+        watches: no_watches(&directory),
     };
     let router = Router::new(
         nodes,

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Read, ReadOutput, Unavailable};
 use meridian_memory::Held;
-use meridian_types::{Consistency, Epoch, ShardId};
+use meridian_types::{Consistency, Epoch, Position, ShardId};
 use tokio::sync::Notify;
 
 use super::operation::{Beginning, Operation};
@@ -25,7 +25,7 @@ const BOUNDS: Bounds = Bounds { at_a_time: 2, refusal_is_free: true };
 
 /// What came of a read at this node when it was first looked at.
 pub(super) enum Here {
-    Read(ReadOutput),
+    Read(ReadOutput, Position),
     Begun(Begun),
 }
 
@@ -59,7 +59,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 if !strong {
                     self.record_served(shard.0, position);
                 }
-                return Some(Here::Read(ReadOutput { ranges }));
+                return Some(Here::Read(ReadOutput { ranges }, position));
             }
             Poll::Ready(Err(failed)) => ready(Err(failed)).boxed(),
             Poll::Pending => call,
@@ -82,7 +82,8 @@ pub(super) struct ReadOperation<'a, N, C> {
 
 /// What came of one attempt.
 enum Attempted {
-    Done(ReadOutput),
+    /// And what the state read from had applied, at least.
+    Done(ReadOutput, Position),
     /// There is room for the answer by now: it is asked for once more at once.
     ForRoom,
     Failed(String),
@@ -100,7 +101,7 @@ impl<'a, N: Nodes, C: Clock> ReadOperation<'a, N, C> {
         Self { router, read, strong, started, operation, begun, room: None }
     }
 
-    pub(super) async fn run(mut self) -> Result<ReadOutput, Unavailable> {
+    pub(super) async fn run(mut self) -> Result<(ReadOutput, Position), Unavailable> {
         let router = self.router;
         let deadline = self.started + router.deadline;
         loop {
@@ -109,7 +110,7 @@ impl<'a, N: Nodes, C: Clock> ReadOperation<'a, N, C> {
                 beginning.budget.first_try(router.clock.now());
             }
             let reason = match self.attempt(&beginning).await {
-                Attempted::Done(output) => return Ok(output),
+                Attempted::Done(output, position) => return Ok((output, position)),
                 Attempted::ForRoom => continue,
                 Attempted::Failed(reason) => reason,
             };
@@ -177,13 +178,13 @@ impl<'a, N: Nodes, C: Clock> ReadOperation<'a, N, C> {
 
     /// An answer that has begun is waited for as long as it comes, also beyond the deadline.
     async fn receive(&mut self, shard: ShardId, answer: Answering) -> Attempted {
-        let router = self.router;
+        let (router, position) = (self.router, answer.position);
         match answer.ranges.await {
             Ok(ranges) => {
                 if !self.strong {
-                    router.record_served(shard, answer.position);
+                    router.record_served(shard, position);
                 }
-                Attempted::Done(ReadOutput { ranges })
+                Attempted::Done(ReadOutput { ranges }, position)
             }
             Err(BrokenOff::Failed(reason)) => Attempted::Failed(reason),
             Err(BrokenOff::ForRoom(held))

@@ -6,6 +6,7 @@ mod local;
 mod outcomes;
 mod reads;
 mod retries;
+mod watches;
 mod world;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ fn write() -> Write {
     Write {
         database: DEV_DEFAULT_DATABASE,
         request_id: new_request_id(),
+        may_come_again: false,
         transaction: Transaction::default(),
     }
 }

@@ -70,10 +70,12 @@ impl<'a, N: Nodes, C: Clock> WriteOperation<'a, N, C> {
         let (retried, expires_at) = (unknown.is_some(), *started + UNKNOWN_DEADLINE);
         let moved = router.moved(write.database, shard, beginning.known.clone());
         let ask = |tried: Try| {
-            let retry = retried || tried.overlaps;
+            let again = retried || tried.overlaps;
+            let retry = again || write.may_come_again;
             let attempt = WriteTry {
                 node: tried.node,
                 retry,
+                in_turn: !again,
                 late: tried.late,
                 pass_on: router.passes_on(shard.0, &tried),
                 expires_at,

@@ -123,6 +123,14 @@ struct Asks {
 #[tonic::async_trait]
 impl Shard for Asks {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+    type WatchStream = BoxStream<'static, Result<wire::WatchNews, Status>>;
+
+    async fn watch(
+        &self,
+        _: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("only writes"))
+    }
 
     async fn write(
         &self,

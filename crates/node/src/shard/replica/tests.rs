@@ -34,6 +34,7 @@ use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
+use crate::testing::no_watches;
 
 const SHARD: ShardId = ShardId(1);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -338,6 +339,20 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     assert_eq!(batches, [(2, 1, 2)], "kept before the state took its place");
 }
 
+/// As a gateway in this process reads of these shards, and as one elsewhere does.
+fn both_ways_to_read(shards: Arc<ShardTable>) -> (ClusterNodes, ShardService) {
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
+    let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
+    let reads = Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20));
+    let (local, local_node) = (Arc::clone(&shards), Some(NodeId(4)));
+    let directory = Arc::new(Directory::new(cluster, Access::default(), None));
+    let watches = no_watches(&directory);
+    let service = ShardService::new(shards, Arc::clone(&writes), Arc::clone(&watches));
+    (ClusterNodes { local, local_node, peers, writes, reads, watches }, service)
+}
+
 /// Each read spans the beginning of the next epoch: its state was taken in the one before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by_now() {
@@ -364,20 +379,12 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
             std::thread::yield_now();
         }
     });
-    let cluster =
-        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
-    let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
-    let reads = Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20));
-    let (local, local_node) = (Arc::clone(&shards), Some(NodeId(4)));
-    let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
-    let service = ShardService { shards, writes, turns: Arc::default() };
+    let (nodes, service) = both_ways_to_read(shards);
     let database = meridian_config::DEV_DEFAULT_DATABASE;
     let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
     let ranges = vec![range.clone(), range];
     let read =
         Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
-    // As a gateway in this process reads, and as one elsewhere does.
     let here = async |epoch| {
         nodes.read(NodeId(4), (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await
     };

@@ -16,11 +16,11 @@ use meridian_types::{
 
 use super::*;
 use crate::replication::progress::Followers;
-use crate::routing::write_calls::{Turns, WriteCalls};
+use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::testing::{OnlyVoter, until};
+use crate::testing::{OnlyVoter, no_watches, until};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 
@@ -187,9 +187,9 @@ async fn write_that_is_refused_at_once_holds_up_none_behind_it() {
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&alone.voter.state), Followers::watch(&alone.voter.state));
     shards.set(GROUP.shard, Some(LocalShard::Voter(Arc::clone(&alone.voter))));
-    let (writes, turns) =
-        (Arc::new(WriteCalls::new(Arc::clone(&alone.peers))), Arc::<Turns>::default());
-    let service = ShardService { shards, writes, turns: Arc::clone(&turns) };
+    let writes = Arc::new(WriteCalls::new(Arc::clone(&alone.peers)));
+    let service = ShardService::new(shards, writes, no_watches(&alone.directory));
+    let turns = service.turns();
     let mut fastest = Duration::MAX;
     for sender in 1..=5 {
         let turn = |number| wire::Turn { sender, number, bytes_ahead: 1 << 30 };

@@ -3,6 +3,7 @@
 use meridian_types::Versionstamp;
 
 use super::*;
+use crate::routing::nodes::WriteTry;
 use crate::time_budget::{HEDGE_AFTER, UNKNOWN_DEADLINE};
 
 #[test]
@@ -67,6 +68,18 @@ fn write_that_may_have_committed_is_never_reported_as_not_committed() {
         // What was never tried certainly did not.
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
+    });
+}
+
+#[test]
+fn outcome_of_a_write_that_may_come_again_is_logged_from_the_first_try_on() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        let again = Write { may_come_again: true, ..write() };
+        assert!(matches!(router.write(again).await, Ok(WriteOutcome::Committed(_))));
+        let (_, attempt) = voters.calls.lock()[0];
+        let WriteTry { retry, in_turn, .. } = attempt.unwrap();
+        assert!(retry && in_turn, "it keeps its place among the writes of this process");
     });
 }
 

@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use futures::FutureExt;
+use futures::channel::mpsc;
 use futures::executor::LocalPool;
 use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
+use futures::{FutureExt, StreamExt};
 use meridian_config::DevLayout;
 use meridian_gateway::Access;
 use meridian_memory::Held;
@@ -19,7 +20,10 @@ use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
 
 use super::super::*;
-use crate::routing::nodes::{Answering, BrokenOff, LocalVoter, WriteTry, Written};
+use crate::routing::nodes::{
+    Answering, BrokenOff, LocalVoter, NewsStream, Wanted, WriteTry, Written,
+};
+use crate::watches::News;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -139,7 +143,13 @@ pub(super) struct Voters {
     pub(super) transfer: Mutex<Option<Transfer>>,
     /// Reads that came with room for their answer.
     pub(super) with_room: AtomicUsize,
+    /// The watches that were begun, at which node each, and the other end of its news.
+    pub(super) watches: Mutex<Vec<(NodeId, Wanted, mpsc::UnboundedSender<Fed>)>>,
+    /// What nodes tell first of all keys.
+    pub(super) first_news: Mutex<News>,
 }
+
+pub(super) type Fed = Result<News, Failed>;
 
 struct InFlight(Arc<AtomicUsize>);
 
@@ -168,6 +178,8 @@ impl Voters {
             working: AtomicBool::default(),
             transfer: Mutex::default(),
             with_room: AtomicUsize::default(),
+            watches: Mutex::default(),
+            first_news: Mutex::new(News { position: Position::ZERO, values: Vec::new() }),
         })
     }
 
@@ -320,6 +332,26 @@ impl Nodes for Arc<Voters> {
             })
         };
         answer.boxed()
+    }
+
+    fn watch(
+        &self,
+        node: NodeId,
+        _: (ShardId, Epoch),
+        wanted: Wanted,
+    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>> {
+        let voters = Arc::clone(self);
+        let begun = async move {
+            voters.travels(node, &Departure::default()).await?;
+            if voters.refusing.lock().contains(&node) {
+                return Err(Failed::NotDone("it has not caught up".to_owned()));
+            }
+            let (feed, news) = mpsc::unbounded();
+            voters.watches.lock().push((node, wanted, feed));
+            let first = voters.first_news.lock().clone();
+            Ok((first, news.boxed()))
+        };
+        begun.boxed()
     }
 }
 

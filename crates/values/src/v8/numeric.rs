@@ -1,40 +1,27 @@
-//! V8's ValueSerializer, as far as numbers go: `ff`, the version of the format, a tag, the payload.
+//! Numbers and bigints alone: all that sums have to read.
 //!
-//! The crate `v8_valueserializer`, which the reference implementation uses, is not used here: it
-//! reads whole object graphs only to throw them away, reserves memory for every length that the
-//! bytes claim (up to 256 levels deep), and has undefined behaviour on an empty ArrayBuffer (a
-//! zero-sized allocation). All of it is within the reach of any client. Its treatment of numbers is
-//! kept, to the byte.
+//! The treatment of numbers by the reference implementation is kept, to the byte.
 
 use bytes::Bytes;
 use num_bigint::{BigInt, Sign};
 
-/// Deno's V8 has written 15 since before there was Deno KV, and 16 since V8 14.9; 14 is read by
-/// all.
-const READABLE_VERSIONS: std::ops::RangeInclusive<u32> = 14..=16;
-/// Every V8 in use reads 15, only the newest ones read 16.
-const WRITTEN_VERSION: u8 = 15;
+use super::input::{Cut, Input, push_varint};
+use super::{NEWEST_VERSION, WRITTEN_VERSION, tag};
 
-const TAG_VERSION: u8 = 0xff;
-const TAG_PADDING: u8 = 0x00;
-const TAG_VERIFY_OBJECT_COUNT: u8 = b'?';
-const TAG_INT32: u8 = b'I';
-const TAG_UINT32: u8 = b'U';
-const TAG_DOUBLE: u8 = b'N';
-const TAG_BIGINT: u8 = b'Z';
-/// Everything else that a value can begin with and the reference can read: oddballs, strings,
-/// objects, arrays, dates, wrapper objects, regular expressions, maps, sets, buffers, errors.
+/// 14 is the oldest version that the reference implementation reads.
+const READABLE_VERSIONS: std::ops::RangeInclusive<u32> = 14..=NEWEST_VERSION;
+/// Everything that is no number, that a value can begin with and the reference can read.
 const TAGS_NOT_NUMERIC: &[u8] = b"_0TFS\"coaADyxnzsR;'B~r";
 
 /// A JavaScript number or bigint.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Numeric {
+pub enum Numeric {
     Number(f64),
     BigInt(BigInt),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DecodeError {
+pub enum DecodeError {
     #[error("not a value of V8's serializer")]
     Malformed,
     /// What follows the tag was not looked at.
@@ -42,24 +29,30 @@ pub(crate) enum DecodeError {
     NotNumeric,
 }
 
+impl From<Cut> for DecodeError {
+    fn from(_: Cut) -> Self {
+        Self::Malformed
+    }
+}
+
 /// Reads a number or bigint. Bytes behind it are ignored, as V8 does.
-pub(crate) fn decode(data: &[u8]) -> Result<Numeric, DecodeError> {
-    let mut input = Input { rest: data };
-    if input.tag()? != TAG_VERSION || !READABLE_VERSIONS.contains(&input.varint()?) {
+pub fn decode(data: &[u8]) -> Result<Numeric, DecodeError> {
+    let mut input = Input::new(data);
+    if input.tag()? != tag::VERSION || !READABLE_VERSIONS.contains(&input.varint()?) {
         return Err(DecodeError::Malformed);
     }
     loop {
         return match input.tag()? {
             // A count of objects that old versions wrote. The value follows.
-            TAG_VERIFY_OBJECT_COUNT => {
+            tag::VERIFY_OBJECT_COUNT => {
                 input.varint()?;
                 continue;
             }
-            TAG_INT32 => Ok(Numeric::Number(f64::from(input.zigzag()?))),
-            TAG_UINT32 => Ok(Numeric::Number(f64::from(input.varint()?))),
-            TAG_DOUBLE => Ok(Numeric::Number(f64::from_le_bytes(input.array()?))),
-            TAG_BIGINT => input.bigint().map(Numeric::BigInt),
-            tag if TAGS_NOT_NUMERIC.contains(&tag) => Err(DecodeError::NotNumeric),
+            tag::INT32 => Ok(Numeric::Number(f64::from(input.zigzag()?))),
+            tag::UINT32 => Ok(Numeric::Number(f64::from(input.varint()?))),
+            tag::DOUBLE => Ok(Numeric::Number(input.double()?)),
+            tag::BIGINT => Ok(Numeric::BigInt(input.bigint()?)),
+            other if TAGS_NOT_NUMERIC.contains(&other) => Err(DecodeError::NotNumeric),
             _ => Err(DecodeError::Malformed),
         };
     }
@@ -68,14 +61,14 @@ pub(crate) fn decode(data: &[u8]) -> Result<Numeric, DecodeError> {
 /// Writes what the reference writes: a number always as a double (V8 itself writes a small whole
 /// one as an int32, and reads both), a bigint in as few bytes as it needs (V8 itself fills up to
 /// eight), 0 in one.
-pub(crate) fn encode(value: &Numeric) -> Bytes {
+pub fn encode(value: &Numeric) -> Bytes {
     match value {
         Numeric::Number(number) => {
             let [b0, b1, b2, b3, b4, b5, b6, b7] = number.to_le_bytes();
             Bytes::copy_from_slice(&[
-                TAG_VERSION,
+                tag::VERSION,
                 WRITTEN_VERSION,
-                TAG_DOUBLE,
+                tag::DOUBLE,
                 b0,
                 b1,
                 b2,
@@ -88,83 +81,12 @@ pub(crate) fn encode(value: &Numeric) -> Bytes {
         }
         Numeric::BigInt(integer) => {
             let (sign, magnitude) = integer.to_bytes_le();
-            let mut data = vec![TAG_VERSION, WRITTEN_VERSION, TAG_BIGINT];
-            let mut bitfield = (magnitude.len() << 1) | usize::from(sign == Sign::Minus);
-            // A varint: seven bits at a time, the lowest first, each byte but the last with its top
-            // bit set.
-            loop {
-                let [low, ..] = bitfield.to_le_bytes();
-                bitfield >>= 7;
-                if bitfield == 0 {
-                    data.push(low & 0x7f);
-                    break;
-                }
-                data.push(low | 0x80);
-            }
+            let mut data = vec![tag::VERSION, WRITTEN_VERSION, tag::BIGINT];
+            let length = u64::try_from(magnitude.len()).unwrap_or(u64::MAX);
+            push_varint((length << 1) | u64::from(sign == Sign::Minus), &mut data);
             data.extend_from_slice(&magnitude);
             data.into()
         }
-    }
-}
-
-struct Input<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Input<'a> {
-    fn byte(&mut self) -> Result<u8, DecodeError> {
-        let (&byte, rest) = self.rest.split_first().ok_or(DecodeError::Malformed)?;
-        self.rest = rest;
-        Ok(byte)
-    }
-
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(DecodeError::Malformed)?;
-        self.rest = rest;
-        Ok(bytes)
-    }
-
-    fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], DecodeError> {
-        self.bytes(LEN)?.try_into().map_err(|_| DecodeError::Malformed)
-    }
-
-    /// The next byte that is not padding.
-    fn tag(&mut self) -> Result<u8, DecodeError> {
-        loop {
-            let byte = self.byte()?;
-            if byte != TAG_PADDING {
-                return Ok(byte);
-            }
-        }
-    }
-
-    /// At most five bytes; what does not fit 32 bits is dropped, as V8 does.
-    fn varint(&mut self) -> Result<u32, DecodeError> {
-        let mut value = 0;
-        for shift in [0, 7, 14, 21, 28] {
-            let byte = self.byte()?;
-            value |= u32::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        Ok(value)
-    }
-
-    fn zigzag(&mut self) -> Result<i32, DecodeError> {
-        let encoded = self.varint()?;
-        let magnitude = (encoded >> 1).cast_signed();
-        Ok(if encoded & 1 == 0 { magnitude } else { !magnitude })
-    }
-
-    /// A bit field (lowest bit: the sign, next 30: the length in bytes), and the magnitude,
-    /// little-endian.
-    fn bigint(&mut self) -> Result<BigInt, DecodeError> {
-        let bitfield = self.varint()?;
-        let sign = if bitfield & 1 == 0 { Sign::Plus } else { Sign::Minus };
-        let len =
-            usize::try_from((bitfield & 0x7fff_fffe) >> 1).map_err(|_| DecodeError::Malformed)?;
-        Ok(BigInt::from_bytes_le(sign, self.bytes(len)?))
     }
 }
 

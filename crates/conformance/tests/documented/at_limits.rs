@@ -1,0 +1,94 @@
+//! Each limit of the documentation is the code's, and what is at a limit is done.
+
+use bytes::Bytes;
+use meridian_conformance::document;
+use meridian_proto::kv_connect as pb;
+use meridian_types::limits;
+
+use crate::DOCUMENT;
+use crate::arithmetic::bigint_of;
+use crate::messages::{check, key, of_total, range, sized, suffixed};
+use crate::server::Server;
+
+/// As documents write a number.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
+    groups.collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn the_limits_of_the_documentation_are_those_of_the_code() {
+    let (written, read) =
+        (grouped(limits::MAX_WRITE_KEY_BYTES), grouped(limits::MAX_READ_KEY_BYTES));
+    let (ranges, entries) = (grouped(limits::MAX_READ_RANGES), grouped(limits::MAX_READ_ENTRIES));
+    let expected = [
+        ["key, written / read".to_owned(), format!("{written} / {read} bytes")],
+        ["value".to_owned(), format!("{} bytes", grouped(limits::MAX_VALUE_BYTES))],
+        ["ranges of a read, entries of a read".to_owned(), format!("{ranges}, {entries} in all")],
+        ["checks of an atomic write".to_owned(), grouped(limits::MAX_CHECKS)],
+        ["mutations of an atomic write".to_owned(), grouped(limits::MAX_MUTATIONS)],
+        [
+            "an atomic write in all".to_owned(),
+            format!("{} bytes", grouped(limits::MAX_TRANSACTION_BYTES)),
+        ],
+        ["keys of a watch".to_owned(), grouped(limits::MAX_WATCHED_KEYS)],
+    ];
+    assert_eq!(document::table(DOCUMENT, "## Limits"), expected);
+}
+
+#[tokio::test]
+async fn a_read_at_each_limit_is_answered() {
+    let server = Server::start().await;
+    let stored = server.write(vec![], vec![sized(1, 1), sized(2048, 1)]).await;
+    assert_eq!(stored.status, 200, "{}", stored.text());
+    for (ranges, found) in [
+        (vec![range(1, 2, 1); 10], 10),
+        (vec![range(0, 2049, 1000)], 2),
+        (vec![range(0, 2049, 100); 10], 20),
+        (vec![range(2048, 2049, 1)], 1),
+        (vec![range(2049, 2049, 1)], 0),
+    ] {
+        let entries = server.client.read(meridian_types::Consistency::Strong, ranges).await;
+        let entries = entries.unwrap().ranges.into_iter().map(|range| range.values.len());
+        assert_eq!(entries.sum::<usize>(), found);
+    }
+}
+
+#[tokio::test]
+async fn a_write_at_each_limit_is_done() {
+    let server = Server::start().await;
+    let bound = Bytes::from(bigint_of(65_536));
+    let sum = pb::Mutation {
+        value: Some(pb::KvValue { data: bigint_of(65_536).into(), encoding: 1 }),
+        mutation_type: pb::MutationType::MSum.into(),
+        sum_min: bound.clone(),
+        sum_max: bound,
+        ..sized(3, 0)
+    };
+    let valued = |key, encoding, length: usize| pb::Mutation {
+        value: Some(pb::KvValue { data: vec![0; length].into(), encoding }),
+        ..sized(key, 0)
+    };
+    for (checks, mutations) in [
+        (vec![check(2049, 0)], vec![sized(2048, 65_536)]),
+        (vec![], vec![suffixed(2026)]),
+        (vec![], vec![sum]),
+        (vec![check(9, 0); 100], vec![]),
+        (vec![], vec![sized(1, 1); 1000]),
+        of_total(819_200),
+        (vec![], vec![pb::Mutation { expire_at_ms: -1, ..sized(1, 1) }]),
+        (vec![], vec![pb::Mutation { expire_at_ms: 0, ..sized(1, 1) }]),
+        (vec![], vec![valued(5, 1, 0), valued(6, 2, 8), valued(7, 3, 0)]),
+    ] {
+        let reply = server.write(checks, mutations).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    // A versionstamp has 10 bytes, or none. These are all zero, which no entry has.
+    let checked = server.client.write(pb::AtomicWrite {
+        checks: vec![check(9, 0), check(9, 10), check(1, 0)],
+        ..Default::default()
+    });
+    assert_eq!(checked.await.unwrap().failed_checks, [1, 2]);
+    assert!(server.client.get(&key(2048)).await.unwrap().is_some());
+}

@@ -1,0 +1,139 @@
+//! Answers of a gateway that has no room, or no time.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::poll;
+use hyper::Request;
+use hyper::body::{Body, Frame};
+use meridian_conformance::{Catalogue, DATABASE, Meridian, WRITER_TOKEN, whole};
+use meridian_gateway::{Answer, Options, Unanswered};
+use meridian_kv_client::message::{range, set};
+use meridian_proto::kv_connect as pb;
+use prost::Message;
+
+use crate::server::{Answered, READ, WATCH, WRITE};
+
+/// A body that begins with these bytes, and never ends.
+struct Endless(Option<Bytes>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.0.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+fn request(path: &str, begin: &Bytes) -> Request<Endless> {
+    Request::post(path)
+        .version(hyper::Version::HTTP_2)
+        .header("authorization", format!("Bearer {WRITER_TOKEN}"))
+        .header("x-denokv-version", "3")
+        .header("x-denokv-database-id", DATABASE.to_string())
+        .body(Endless(Some(begin.clone())))
+        .unwrap()
+}
+
+fn answered(case: &'static str, answer: Result<Answer, Unanswered>) -> Answered {
+    let (status, text) = whole(answer.unwrap());
+    Answered { case, status: status.as_u16(), text: String::from_utf8(text.to_vec()).unwrap() }
+}
+
+fn meridian() -> Meridian {
+    let options = Options { max_answers_bytes: 16 << 20, ..Options::default() };
+    Meridian::new(options, Catalogue::default()).unwrap()
+}
+
+async fn first_refusal(case: &'static str, path: &str, begin: Bytes) -> Answered {
+    first_refusal_of(meridian(), case, path, begin).await
+}
+
+/// Begins such requests until one is refused, while the others wait for their bodies.
+async fn first_refusal_of(
+    meridian: Meridian,
+    case: &'static str,
+    path: &str,
+    begin: Bytes,
+) -> Answered {
+    let mut waiting = Vec::new();
+    for _ in 0..20_000 {
+        let mut handling = Box::pin(meridian.gateway.handle(request(path, &begin)));
+        match poll!(&mut handling) {
+            Poll::Ready(answer) => return answered(case, answer),
+            Poll::Pending => waiting.push(handling),
+        }
+    }
+    panic!("{case}: {} requests are in progress", waiting.len());
+}
+
+pub(crate) async fn answers() -> Vec<Answered> {
+    let requests = "more requests than the gateway takes, or than this token's part";
+    let none = Bytes::new();
+    let megabyte = Bytes::from(vec![0; 1 << 20]);
+    // As many requests that watches come to their own bound before.
+    let many = Options { max_concurrent_requests: 100_000, ..Options::default() };
+    let many = Meridian::new(many, Catalogue::default()).unwrap();
+    vec![
+        first_refusal_of(many, "more watches", WATCH, none.clone()).await,
+        first_refusal(requests, READ, none.clone()).await,
+        first_refusal(requests, WRITE, none.clone()).await,
+        first_refusal("more metadata requests", "/", none).await,
+        first_refusal("more bytes of bodies", WRITE, megabyte).await,
+        unread_answers().await,
+        stopping().await,
+        late_body().await,
+    ]
+}
+
+async fn unread_answers() -> Answered {
+    let meridian = meridian();
+    let post =
+        async |path, body: Vec<u8>| meridian.post(path, DATABASE, body.into()).await.unwrap();
+    for number in 0..4u8 {
+        let mutations =
+            (0..10).map(|key| set(&[number, key], &vec![0; 65_536])).collect::<Vec<_>>();
+        let write = pb::AtomicWrite { mutations, ..Default::default() };
+        assert_eq!(post(WRITE, write.encode_to_vec()).await.0, 200);
+    }
+    let read = pb::SnapshotRead { ranges: vec![range(b"", b"\xff", 1000)] }.encode_to_vec();
+    let mut unread = Vec::new();
+    for _ in 0..100 {
+        let (status, body) = post(READ, read.clone()).await;
+        if status != 200 {
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            return Answered { case: "more bytes of answers", status: status.as_u16(), text };
+        }
+        unread.push(body);
+    }
+    panic!("{} answers are not read", unread.len());
+}
+
+async fn stopping() -> Answered {
+    let meridian = meridian();
+    let mut in_progress = Box::pin(meridian.gateway.handle(request(READ, &Bytes::new())));
+    assert!(poll!(&mut in_progress).is_pending());
+    let mut draining = Box::pin(meridian.gateway.drained());
+    assert!(poll!(&mut draining).is_pending());
+    let answer = meridian.gateway.handle(request(READ, &Bytes::new())).await;
+    drop(in_progress);
+    draining.await;
+    answered("a gateway that is stopping", answer)
+}
+
+async fn late_body() -> Answered {
+    assert_eq!(Options::default().body_timeout, Duration::from_secs(30));
+    let options = Options { body_timeout: Duration::from_millis(20), ..Options::default() };
+    let meridian = Meridian::new(options, Catalogue::default()).unwrap();
+    let answer = meridian.gateway.handle(request(WRITE, &Bytes::new())).await;
+    answered("a body that stays away for 30 s", answer)
+}

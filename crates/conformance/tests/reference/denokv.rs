@@ -1,0 +1,171 @@
+//! The reference's side: `denokv_sqlite`, behind the conversions of the server that it is part of.
+
+use bytes::Bytes;
+use denokv_proto::{
+    AtomicWrite, AtomicWriteOutcome, ConvertError, ReadRange, SnapshotReadOptions, datapath,
+    encode_value,
+};
+use denokv_sqlite::{Connection, Sqlite, SqliteConfig, SqliteNotifier};
+use meridian_proto::kv_connect as pb;
+use prost::Message;
+use rand_08::SeedableRng;
+use rand_08::rngs::StdRng;
+use tempfile::TempDir;
+
+use crate::messages::Stamps;
+use crate::store::{Read, Refusal, Store, Written};
+
+/// A database of the reference on a file, and a connection of our own to it.
+pub(crate) struct Denokv {
+    sqlite: Sqlite,
+    own: Connection,
+    _folder: TempDir,
+}
+
+impl Denokv {
+    pub(crate) fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kv.sqlite3");
+        let open = || {
+            let connection = Connection::open(&path).unwrap();
+            // No crash is to be survived.
+            connection.pragma_update(None, "synchronous", "off").unwrap();
+            connection.pragma_update(None, "temp_store", "memory").unwrap();
+            connection
+        };
+        let config = SqliteConfig { num_workers: 1, batch_timeout: None };
+        let generate = || {
+            let rng: Box<dyn rand_08::RngCore + Send> = Box::new(StdRng::seed_from_u64(1));
+            Ok((open(), rng))
+        };
+        let sqlite = Sqlite::new(generate, SqliteNotifier::default(), config).unwrap();
+        Self { sqlite, own: open(), _folder: folder }
+    }
+
+    /// The short keys that are there after a write that fails.
+    pub(crate) async fn keeps_of_failed_write(&self, message: pb::AtomicWrite) -> Vec<String> {
+        self.own.execute_batch("delete from kv").unwrap();
+        let bytes = message.encode_to_vec();
+        let converted = datapath::AtomicWrite::decode(bytes.as_slice()).unwrap();
+        let Ok(write) = AtomicWrite::try_from(converted) else { panic!("it is valid") };
+        assert!(self.sqlite.atomic_write(write).await.is_err());
+        let mut statement = self.own.prepare("select k from kv order by k").unwrap();
+        let keys = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        keys.map(|key| String::from_utf8(key.unwrap()).unwrap()).collect()
+    }
+}
+
+pub(crate) struct Theirs<'a> {
+    denokv: &'a Denokv,
+    stamps: Stamps,
+}
+
+impl<'a> Theirs<'a> {
+    /// An empty database.
+    pub(crate) fn new(denokv: &'a Denokv) -> Self {
+        denokv.own.execute_batch("delete from kv").unwrap();
+        Self { denokv, stamps: Vec::new() }
+    }
+
+    fn sql(&self, statements: &str) {
+        self.denokv.own.execute_batch(statements).unwrap();
+    }
+}
+
+impl Store for Theirs<'_> {
+    fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
+    fn committed(&mut self, stamp: Bytes) {
+        self.stamps.push(stamp);
+    }
+
+    async fn write(&mut self, message: pb::AtomicWrite) -> Written {
+        let bytes = message.encode_to_vec();
+        let converted = datapath::AtomicWrite::decode(bytes.as_slice()).unwrap();
+        let write = match AtomicWrite::try_from(converted) {
+            Ok(write) => write,
+            Err(error) => return Written::Refused(Refusal::About(about(&error))),
+        };
+        // What it keeps of a write that fails is undone here: see the test in `exemptions`.
+        let may_keep = write.mutations.len() > 1;
+        if may_keep {
+            self.sql("drop table if exists kept; create temp table kept as select * from kv");
+        }
+        match self.denokv.sqlite.atomic_write(write).await {
+            Ok(AtomicWriteOutcome::Committed(committed)) => {
+                Written::Committed(Bytes::copy_from_slice(&committed.versionstamp))
+            }
+            Ok(AtomicWriteOutcome::CheckFailed { failed_checks }) => {
+                Written::CheckFailed(failed_checks)
+            }
+            Err(error) => {
+                if may_keep {
+                    self.sql("delete from kv; insert into kv select * from kept");
+                }
+                Written::Refused(Refusal::Text(error.to_string()))
+            }
+        }
+    }
+
+    async fn read(&mut self, message: pb::SnapshotRead) -> Read {
+        let bytes = message.encode_to_vec();
+        let converted = datapath::SnapshotRead::decode(bytes.as_slice()).unwrap();
+        let ranges =
+            Vec::<ReadRange>::try_from(converted).map_err(|error| Refusal::About(about(&error)))?;
+        let options = SnapshotReadOptions { consistency: denokv_proto::Consistency::Strong };
+        let ranges = self.denokv.sqlite.snapshot_read(ranges, options).await.unwrap();
+        let entry = |entry: denokv_proto::KvEntry| {
+            let (value, encoding) = encode_value(&entry.value);
+            pb::KvEntry {
+                value: as_all_read(i32::try_from(encoding).unwrap(), value.into_owned()),
+                encoding: i32::try_from(encoding).unwrap(),
+                key: entry.key.into(),
+                versionstamp: Bytes::copy_from_slice(&entry.versionstamp),
+            }
+        };
+        let entries =
+            |range: denokv_proto::ReadRangeOutput| range.entries.into_iter().map(entry).collect();
+        Ok(ranges.into_iter().map(entries).collect())
+    }
+
+    async fn expiries(&mut self) -> Vec<(Bytes, u64)> {
+        let query = "select k, expiration_ms from kv where expiration_ms >= 0 order by k";
+        let mut statement = self.denokv.own.prepare(query).unwrap();
+        let rows =
+            statement.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u64>(1)?)));
+        rows.unwrap().map(|row| row.map(|(key, at)| (key.into(), at)).unwrap()).collect()
+    }
+}
+
+/// The words that our refusal of the same has.
+fn about(error: &ConvertError) -> &'static str {
+    match error {
+        ConvertError::KeyTooLong => "The size of a key to ",
+        ConvertError::ValueTooLong => "The size of a value exceeds the limit of 65536 bytes.",
+        ConvertError::ReadRangeTooLarge => "The number of entries asked for by all ranges",
+        ConvertError::AtomicWriteTooLarge => "The total size of one atomic write",
+        ConvertError::TooManyReadRanges => "The number of ranges of one read",
+        ConvertError::TooManyChecks => "The number of checks of one atomic write",
+        ConvertError::TooManyMutations => "The number of mutations and enqueues",
+        ConvertError::InvalidReadRangeLimit => "The limit of read range ",
+        ConvertError::DecodeError => "Invalid value: ",
+        ConvertError::InvalidVersionstamp => "Invalid versionstamp: ",
+        ConvertError::InvalidMutationKind => "Invalid mutation kind: ",
+        ConvertError::InvalidMutationExpireAt => "Invalid mutation expire at: ",
+        ConvertError::TooManyWatchedKeys
+        | ConvertError::TooManyQueueUndeliveredKeys
+        | ConvertError::TooManyQueueBackoffIntervals
+        | ConvertError::QueueBackoffIntervalTooLarge
+        | ConvertError::InvalidMutationEnqueueDeadline => panic!("no message has these"),
+    }
+}
+
+/// Meridian stores a V8 value of format 16 as one of format 15, which more clients read.
+fn as_all_read(encoding: i32, mut value: Vec<u8>) -> Bytes {
+    if encoding == crate::values::V8 && value.starts_with(&[0xff, 16]) {
+        value[1] = 15;
+    }
+    value.into()
+}

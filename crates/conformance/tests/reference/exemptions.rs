@@ -1,0 +1,34 @@
+//! What programs exempt is really so: a release of the reference that mends it is noticed.
+
+use bytes::Bytes;
+use meridian_kv_client::message::{mutation, point, set, sum};
+use meridian_proto::kv_connect as pb;
+
+use crate::denokv::{Denokv, Theirs};
+use crate::store::{Refusal, Store, Written};
+
+#[tokio::test]
+async fn exempted_faults_of_the_reference_are_still_there() {
+    let denokv = Denokv::open();
+    let mut theirs = Theirs::new(&denokv);
+    let checks = |count| vec![pb::Check { key: "k".into(), versionstamp: Bytes::new() }; count];
+    let check = |count| pb::AtomicWrite { checks: checks(count), ..Default::default() };
+    assert!(matches!(theirs.write(check(10)).await, Written::Committed(_)));
+    let refused = theirs.write(check(11)).await;
+    assert_eq!(
+        refused,
+        Written::Refused(Refusal::About("The number of checks of one atomic write"))
+    );
+
+    let kind = pb::MutationType::MSetSuffixVersionstampedKey;
+    let long = mutation(kind, &[b'k'; 2048], pb::ValueEncoding::VeBytes, b"v");
+    let write = |mutations| pb::AtomicWrite { mutations, ..Default::default() };
+    assert!(matches!(theirs.write(write(vec![long])).await, Written::Committed(_)));
+
+    // The earlier mutation of a write that failed, without what `Theirs` does about it.
+    let failing = write(vec![set(b"text", b"text"), set(b"kept", b"v"), sum(b"text", 1)]);
+    let kept = denokv.keeps_of_failed_write(failing).await;
+    assert_eq!(kept, ["kept", "text"]);
+    let found = theirs.read(pb::SnapshotRead { ranges: vec![point(b"kept")] }).await.unwrap();
+    assert_eq!(found[0].len(), 1);
+}

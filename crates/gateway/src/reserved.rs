@@ -1,0 +1,145 @@
+//! Reserved keys: how a client says what its library cannot send.
+//!
+//! The native client of Deno sends checks and mutations and nothing else, and sends the same bytes
+//! again after any broken connection. A mutation of a key that begins with [`PREFIX`] is therefore
+//! no mutation of the database: the gateway takes it out of the write before anything else sees it.
+//! Such keys are never stored, so no read finds one and no list shows one.
+//!
+//! | key, as a tuple | what a `set` of it says |
+//! |---|---|
+//! | `[MARK, "request", id]` | The write has an id: however often the same bytes arrive, through whichever gateways, the write takes effect once. |
+//!
+//! `MARK` is the byte array in [`PREFIX`]; `id` is a text of the client's choice, unique for each
+//! write. A write may have several: an atomic operation that is committed again has got another.
+
+use meridian_types::{Mutation, MutationKind};
+
+/// The encoded key part `MARK`, a byte array that no program uses by accident.
+pub(crate) const PREFIX: &[u8] = b"\x01\xfdmeridian\xfd\x00";
+
+/// The tag of a text in an encoded key.
+const TEXT: u8 = 0x02;
+/// Bytes of an id at most.
+pub(crate) const MAX_ID_BYTES: usize = 128;
+
+/// Why a mutation of a reserved key is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Misuse {
+    /// The key says nothing known.
+    Unknown,
+    /// The id of the request has more than [`MAX_ID_BYTES`].
+    LongId,
+}
+
+/// What the reserved mutations of one write say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    /// The write has an id of its client.
+    pub(crate) has_request_id: bool,
+}
+
+impl Reserved {
+    /// Takes a mutation of a reserved key; gives back any other.
+    pub(crate) fn take(&mut self, mutation: Mutation) -> Result<Option<Mutation>, Misuse> {
+        let Some(mut rest) = mutation.key.strip_prefix(PREFIX) else { return Ok(Some(mutation)) };
+        if !matches!(mutation.kind, MutationKind::Set(_)) {
+            return Err(Misuse::Unknown);
+        }
+        let operation = text(&mut rest).ok_or(Misuse::Unknown)?;
+        match operation {
+            b"request" => {
+                let id = text(&mut rest).ok_or(Misuse::Unknown)?;
+                if !rest.is_empty() || id.is_empty() {
+                    return Err(Misuse::Unknown);
+                }
+                if id.len() > MAX_ID_BYTES {
+                    return Err(Misuse::LongId);
+                }
+                self.has_request_id = true;
+            }
+            _ => return Err(Misuse::Unknown),
+        }
+        Ok(None)
+    }
+}
+
+/// The text that an encoded key begins with, which is taken off it. `None` also for a text with a
+/// zero byte in it.
+fn text<'a>(key: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let rest = key.strip_prefix(&[TEXT])?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (text, rest) = rest.split_at_checked(end)?;
+    let rest = rest.strip_prefix(&[0])?;
+    // An escaped zero byte.
+    if rest.first() == Some(&0xff) {
+        return None;
+    }
+    *key = rest;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use meridian_types::{Value, ValueEncoding};
+
+    use super::*;
+
+    fn set(key: &[u8]) -> Mutation {
+        let value = Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0f0") };
+        let key = Bytes::copy_from_slice(key);
+        Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
+    }
+
+    fn reserved(rest: &[u8]) -> Mutation {
+        set(&[PREFIX, rest].concat())
+    }
+
+    #[test]
+    fn mutation_of_another_key_is_given_back() {
+        let mut taken = Reserved::default();
+        for key in
+            [&b"\x02a\x00"[..], b"", b"\x01\xfdmeridian\xfd", b"\x01\xfdmeridian\xfd\xff\x00"]
+        {
+            assert_eq!(taken.take(set(key)), Ok(Some(set(key))));
+        }
+        assert_eq!(taken, Reserved::default());
+    }
+
+    #[test]
+    fn request_id_is_taken_out_of_the_write() {
+        let mut taken = Reserved::default();
+        assert_eq!(taken.take(reserved(b"\x02request\x00\x02an id\x00")), Ok(None));
+        assert!(taken.has_request_id);
+    }
+
+    #[test]
+    fn reserved_key_that_says_nothing_known_is_refused() {
+        let refused = Err(Misuse::Unknown);
+        let longer = [&b"\x02request\x00\x02id\x00"[..], b"\x02more\x00"].concat();
+        for key in [
+            &b""[..],
+            b"\x02",
+            b"\x02other\x00\x02id\x00",
+            b"\x02request\x00",
+            b"\x02request\x00\x02\x00",
+            b"\x02request\x00\x02id",
+            b"\x02request\x00\x02i\x00\xffd\x00",
+            b"\x01request\x00\x02id\x00",
+            &longer,
+        ] {
+            assert_eq!(Reserved::default().take(reserved(key)), refused, "{key:?}");
+        }
+        let delete =
+            Mutation { kind: MutationKind::Delete, ..reserved(b"\x02request\x00\x02id\x00") };
+        assert_eq!(Reserved::default().take(delete), refused);
+    }
+
+    #[test]
+    fn id_at_its_limit_is_taken_and_one_byte_more_is_refused() {
+        let key = |length| [b"\x02request\x00\x02", &vec![b'a'; length][..], b"\x00"].concat();
+        assert_eq!(Reserved::default().take(reserved(&key(MAX_ID_BYTES))), Ok(None));
+        let longer = reserved(&key(MAX_ID_BYTES + 1));
+        assert_eq!(Reserved::default().take(longer), Err(Misuse::LongId));
+    }
+}

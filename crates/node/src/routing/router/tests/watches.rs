@@ -1,0 +1,218 @@
+//! Watches: which node feeds one, what the next node is asked for, and what is told of it.
+
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+use futures::future::poll_fn;
+use meridian_gateway::{WatchNews, WatchedValue, Watching};
+use meridian_types::{Entry, Value, ValueEncoding, Versionstamp};
+
+use super::*;
+use crate::watches::News;
+use world::{Fed, Time, Voters};
+
+type RoutedWatch = super::RoutedWatch<Arc<Voters>, Time>;
+
+fn watch(consistency: Consistency) -> Watch {
+    let keys = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+    Watch { database: DEV_DEFAULT_DATABASE, consistency, keys }
+}
+
+fn at(epoch: u16, sequence: u64) -> Position {
+    Position::new(Epoch(epoch), sequence)
+}
+
+fn stamp(position: Position) -> Versionstamp {
+    Versionstamp::new(position, 0)
+}
+
+fn value(written: Position) -> Option<WatchedValue> {
+    let value = Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") };
+    let key = Bytes::from_static(b"a");
+    Some(WatchedValue::present(Entry { key, value, versionstamp: stamp(written) }))
+}
+
+fn absent() -> Option<WatchedValue> {
+    Some(WatchedValue::absent())
+}
+
+fn news(position: Position, values: WatchNews) -> News {
+    News { position, values }
+}
+
+impl World {
+    /// The nodes tell this first from now on.
+    fn first(&self, position: Position, values: WatchNews) {
+        *self.voters.first_news.lock() = news(position, values);
+    }
+
+    /// The node that feeds the watch.
+    fn fed_by(&self) -> NodeId {
+        self.voters.watches.lock().last().unwrap().0
+    }
+
+    /// What was told of keys, and the oldest sequence, that the last node was asked to go on behind.
+    fn asked_behind(&self) -> (Vec<Option<Option<Versionstamp>>>, u64) {
+        let watches = self.voters.watches.lock();
+        let (_, wanted, _) = watches.last().unwrap();
+        (wanted.shown.clone(), wanted.min_sequence)
+    }
+
+    fn feed(&self, fed: Fed) {
+        let watches = self.voters.watches.lock();
+        watches.last().unwrap().2.unbounded_send(fed).unwrap();
+    }
+
+    async fn begin(&self, consistency: Consistency) -> RoutedWatch {
+        self.router.watch(watch(consistency)).await.unwrap()
+    }
+}
+
+async fn told(watch: &mut RoutedWatch) -> WatchNews {
+    poll_fn(|context| watch.poll_news(context)).await.expect("the watch goes on")
+}
+
+fn is_quiet(watch: &mut RoutedWatch) -> bool {
+    watch.poll_news(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+#[test]
+fn strong_watch_begins_behind_a_strong_read_and_an_eventual_one_behind_what_was_served() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
+        let mut strong = world.begin(Consistency::Strong).await;
+        assert_eq!(world.voters.calls(), 1, "the leader is asked where it stands");
+        assert_eq!(world.asked_behind(), (vec![None, None], 1));
+        assert_eq!(told(&mut strong).await, [value(at(1, 3)), absent()]);
+        let mut eventual = world.begin(Consistency::Eventual).await;
+        assert_eq!(world.voters.calls(), 1, "no node is asked");
+        assert_eq!(world.asked_behind(), (vec![None, None], 9), "as the gateway has told before");
+        assert_eq!(told(&mut eventual).await.len(), 2);
+    });
+}
+
+#[test]
+fn watch_whose_node_is_lost_goes_on_with_another_behind_what_it_told() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        assert_eq!(told(&mut watch).await.len(), 2);
+        world.feed(Ok(news(at(1, 12), vec![value(at(1, 12)), None])));
+        assert_eq!(told(&mut watch).await, [value(at(1, 12)), None]);
+        let lost = world.fed_by();
+        world.voters.link(lost.0, Link::Refused);
+        world.feed(Err(Failed::Unknown("the connection broke".to_owned())));
+        world.first(at(1, 15), vec![value(at(1, 12)), value(at(1, 14))]);
+        assert_eq!(told(&mut watch).await, [None, value(at(1, 14))], "what is new alone");
+        assert_ne!(world.fed_by(), lost);
+        let shown = vec![Some(Some(stamp(at(1, 12)))), Some(None)];
+        assert_eq!(world.asked_behind(), (shown, 12));
+    });
+}
+
+#[test]
+fn watch_outlives_an_outage_and_tells_the_last_state_then() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![absent(), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        assert_eq!(told(&mut watch).await.len(), 2);
+        let nodes: Vec<NodeId> = (1..=7).map(NodeId).collect();
+        nodes.iter().for_each(|node| world.voters.link(node.0, Link::Silent));
+        world.feed(Err(Failed::Unknown("the connection broke".to_owned())));
+        let time = world.time.clone();
+        let ends = async {
+            time.sleep(60 * DEADLINE).await;
+            nodes.iter().for_each(|node| world.voters.link(node.0, Link::Up));
+            world.first(at(1, 99), vec![absent(), value(at(1, 98))]);
+        };
+        let ((), told) = futures::join!(ends, told(&mut watch));
+        assert_eq!(told, [None, value(at(1, 98))]);
+    });
+}
+
+#[test]
+fn watch_that_no_node_serves_in_time_is_refused_before_it_begins() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        voters.refusing.lock().extend((1..=7).map(NodeId));
+        let began = time.now();
+        let refused = router.watch(watch(Consistency::Eventual)).await.err().unwrap();
+        assert!(refused.reason.contains("it has not caught up"), "{}", refused.reason);
+        let took = time.now() - began;
+        assert!(took <= DEADLINE + Duration::from_secs(3), "{took:?}");
+    });
+}
+
+#[test]
+fn what_a_failover_took_back_is_told_as_it_is_now() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 100), vec![value(at(1, 95)), value(at(1, 80))]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        assert_eq!(told(&mut watch).await.len(), 2);
+        world.learns(|cluster| {
+            let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+            shard.epoch = Epoch(2);
+            shard.bases.push((Epoch(2), at(1, 90)));
+        });
+        world.feed(Err(Failed::NotDone("it has left the history".to_owned())));
+        world.first(at(2, 91), vec![absent(), value(at(1, 80))]);
+        assert_eq!(told(&mut watch).await, [absent(), None]);
+        assert_eq!(world.asked_behind().1, 90);
+        assert!(is_quiet(&mut watch));
+    });
+}
+
+#[test]
+fn news_that_are_taken_back_are_asked_for_once_more() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        told(&mut watch).await;
+        world.feed(Ok(news(at(1, 12), vec![value(at(1, 12)), None])));
+        let unsent = told(&mut watch).await;
+        watch.take_back(&unsent);
+        world.first(at(1, 20), vec![value(at(1, 19)), absent()]);
+        assert_eq!(told(&mut watch).await, [value(at(1, 19)), None]);
+        assert_eq!(world.asked_behind().0, [None, Some(None)]);
+    });
+}
+
+#[test]
+fn watch_ends_with_its_database() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![absent(), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        told(&mut watch).await;
+        world.learns(|cluster| drop(cluster.databases.remove(&DEV_DEFAULT_DATABASE)));
+        world.feed(Err(Failed::NotDone("no such shard".to_owned())));
+        assert_eq!(poll_fn(|context| watch.poll_news(context)).await, None);
+    });
+}
+
+#[test]
+fn many_watches_that_lose_their_node_look_for_another_one_after_the_other() {
+    const WATCHES: usize = 300;
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![absent(), absent()]);
+        let mut watches = Vec::new();
+        for _ in 0..WATCHES {
+            let mut watch = world.begin(Consistency::Eventual).await;
+            told(&mut watch).await;
+            watches.push(watch);
+        }
+        let feeds = std::mem::take(&mut *world.voters.watches.lock());
+        for (.., feed) in &feeds {
+            drop(feed.unbounded_send(Err(Failed::Unknown("lost".to_owned()))));
+        }
+        world.first(at(1, 10), vec![value(at(1, 10)), absent()]);
+        let began = world.time.now();
+        let all = watches.iter_mut().map(|watch| async {
+            assert_eq!(told(watch).await, [value(at(1, 10)), None]);
+            world.time.now() - began
+        });
+        let took = futures::future::join_all(all).await;
+        let at_once = took.iter().filter(|took| **took < Duration::from_millis(100)).count();
+        assert!(at_once < WATCHES / 2, "{at_once} at once");
+        assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
+    });
+}

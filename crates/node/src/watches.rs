@@ -1,0 +1,98 @@
+//! Watched keys: what this node tells of them, as it applies what changes them.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `table` | what is known of the watched keys of one shard, and the watches that wait for them |
+//! | `recent` | the values that were told of lately, within a bound |
+//! | `hub` | the watches of one shard here: fed by what is applied, and by reads |
+//! | `shared` | what the watches, the tasks and the thread that applies share |
+//! | `watcher` | one watch |
+//! | `signal` | how a watch hears that there may be news |
+//!
+//! A key's news come from the effects that are applied, so that they are those of the position that
+//! the shard has reached here, whatever wrote them: a client, the removal of expired values, or the
+//! drop of a database. The state is read where that is not enough: when a watch begins, when a value
+//! was forgotten that a slow watch has not taken, and when another state took the place of this one.
+
+mod hub;
+mod recent;
+mod shared;
+mod signal;
+mod table;
+mod watcher;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_gateway::WatchNews;
+use meridian_storage::ShardState;
+use meridian_types::{DatabaseId, Position, ShardId, Versionstamp};
+use parking_lot::Mutex;
+
+use crate::cluster_view::view::Directory;
+use crate::read::execution::Reads;
+use crate::read::refusal::{NotServed, ReadRefusal};
+use crate::shard::local::LocalShard;
+use crate::time_budget::READ_INDEX_TIMEOUT;
+use crate::watches::hub::Hub;
+pub(crate) use crate::watches::watcher::Watcher;
+
+/// What a watch has told of a key last: nothing yet, or the versionstamp of its value, if there was
+/// one.
+pub(crate) type Shown = Option<Option<Versionstamp>>;
+
+/// A key, and the database that it is of.
+type WatchedKey = (DatabaseId, Bytes);
+
+/// News of a watch, and the position of the state that they are of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct News {
+    pub(crate) position: Position,
+    pub(crate) values: WatchNews,
+}
+
+/// The watches of this node's shards. A shard that was never watched costs nothing.
+pub(crate) struct Watches {
+    directory: Arc<Directory>,
+    reads: Reads,
+    hubs: Mutex<BTreeMap<ShardId, Arc<Hub>>>,
+}
+
+impl Watches {
+    pub(crate) fn new(directory: Arc<Directory>, reads: Reads) -> Self {
+        Self { directory, reads, hubs: Mutex::default() }
+    }
+
+    fn hub(&self, state: &Arc<ShardState>) -> Arc<Hub> {
+        let mut hubs = self.hubs.lock();
+        let hub = hubs.entry(state.shard()).or_insert_with(|| {
+            Arc::new(Hub::start(state, Arc::clone(&self.directory), self.reads.clone()))
+        });
+        Arc::clone(hub)
+    }
+
+    /// A watch of the state here, which tells of nothing older than `min_sequence`. Its first news
+    /// tell of every key that is not as it was `shown`.
+    pub(crate) async fn begin(
+        &self,
+        local: &LocalShard,
+        database: DatabaseId,
+        keys: &[Bytes],
+        shown: &[Shown],
+        min_sequence: u64,
+    ) -> Result<Watcher, NotServed> {
+        local.reaches(min_sequence).await?;
+        let hub = self.hub(local.state());
+        // What is applied is heard of a moment later.
+        let heard = tokio::time::timeout(READ_INDEX_TIMEOUT, hub.hears_of(min_sequence)).await;
+        let heard = heard.map_err(|_| ReadRefusal::BehindGateway)?;
+        if local.history().leaves(heard).is_some() {
+            return Err(ReadRefusal::OtherEpoch.into());
+        }
+        Ok(hub.watch(database, keys, shown))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,451 @@
+//! Whole values from their bytes.
+//!
+//! Memory is bounded by the bytes: whatever takes memory takes a byte at least. Time is linear in
+//! them, and the depth of recursion is bounded.
+
+use crate::graph::{
+    Array, Buffer, Builder, Error, ErrorKind, Graph, LENGTH_TRACKING, Object, ObjectId, RegExp,
+    Value, View, ViewKind,
+};
+use crate::number;
+use crate::text::Text;
+
+use super::input::{Cut, Input};
+use super::{NEWEST_VERSION, VIEW_TAGS, error_tag, tag};
+
+/// Values within values. What is deeper is not read.
+pub const MAX_DEPTH: usize = 400;
+
+/// Host objects have had a tag of their own since 13, so that any other tag is an error.
+const READABLE_VERSIONS: std::ops::RangeInclusive<u32> = 13..=NEWEST_VERSION;
+
+/// Why bytes are no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("byte {at}: {reason}")]
+pub struct ReadError {
+    /// How many bytes were read before.
+    pub at: usize,
+    pub reason: Reason,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("the value ends too early")]
+    Cut,
+    #[error("it does not begin with ff and a version of V8's format from 13 to 16")]
+    Version,
+    #[error("{0:#04x} is no tag of a value that Deno KV stores")]
+    Tag(u8),
+    #[error("values are within each other more than {MAX_DEPTH} deep")]
+    Depth,
+    #[error("a reference leads to no object before it")]
+    Reference,
+    #[error("the count at the end of an object is not that of its parts")]
+    Count,
+    #[error("a key of an object is neither a string nor a number")]
+    Key,
+    #[error("a string has no whole characters")]
+    Text,
+    #[error("a view does not lie within its buffer")]
+    View,
+}
+
+impl From<Cut> for Reason {
+    fn from(_: Cut) -> Self {
+        Self::Cut
+    }
+}
+
+/// Reads a value. Bytes behind it are ignored, as V8 does.
+pub fn read(data: &[u8]) -> Result<Graph, ReadError> {
+    let mut reader =
+        Reader { input: Input::new(data), builder: Builder::default(), depth: 0, version: 0 };
+    match reader.whole() {
+        Ok(root) => Ok(reader.builder.build(root)),
+        Err(reason) => Err(ReadError { at: reader.input.position(), reason }),
+    }
+}
+
+struct Reader<'a> {
+    input: Input<'a>,
+    builder: Builder,
+    depth: usize,
+    version: u32,
+}
+
+type Properties = Vec<(Text, Value)>;
+
+impl Reader<'_> {
+    fn whole(&mut self) -> Result<Value, Reason> {
+        if self.input.tag() != Ok(tag::VERSION) {
+            return Err(Reason::Version);
+        }
+        self.version = self.input.varint()?;
+        if !READABLE_VERSIONS.contains(&self.version) {
+            return Err(Reason::Version);
+        }
+        self.value()
+    }
+
+    fn value(&mut self) -> Result<Value, Reason> {
+        let tag = loop {
+            match self.input.tag()? {
+                tag::VERIFY_OBJECT_COUNT => drop(self.input.varint()?),
+                tag => break tag,
+            }
+        };
+        let value = match self.primitive(tag)? {
+            Some(value) => value,
+            None => Value::Object(self.object(tag)?),
+        };
+        match value {
+            // A view comes behind its buffer.
+            Value::Object(id)
+                if matches!(self.builder.get(id), Object::Buffer(_))
+                    && self.input.peek_tag() == Some(tag::VIEW) =>
+            {
+                self.input.tag()?;
+                Ok(Value::Object(self.view(id)?))
+            }
+            value => Ok(value),
+        }
+    }
+
+    fn primitive(&mut self, tag: u8) -> Result<Option<Value>, Reason> {
+        Ok(Some(match tag {
+            tag::UNDEFINED => Value::Undefined,
+            tag::NULL => Value::Null,
+            tag::TRUE => Value::Bool(true),
+            tag::FALSE => Value::Bool(false),
+            tag::INT32 => Value::Number(self.input.zigzag()?.into()),
+            tag::UINT32 => Value::Number(self.input.varint()?.into()),
+            tag::DOUBLE => Value::Number(self.input.double()?),
+            tag::BIGINT => Value::BigInt(self.input.bigint()?),
+            tag::UTF8 | tag::ONE_BYTE | tag::TWO_BYTE => Value::Text(self.text(tag)?),
+            tag::REFERENCE => {
+                let number = self.input.varint()?;
+                let (id, _) = self.builder.find(number).ok_or(Reason::Reference)?;
+                Value::Object(id)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    fn text(&mut self, tag: u8) -> Result<Text, Reason> {
+        let length = self.length()?;
+        let bytes = self.input.bytes(length)?;
+        match tag {
+            tag::ONE_BYTE => Ok(Text::from_latin1(bytes)),
+            tag::UTF8 => Ok(Text::from(std::str::from_utf8(bytes).map_err(|_| Reason::Text)?)),
+            tag::TWO_BYTE => {
+                let (units, rest) = bytes.as_chunks::<2>();
+                if !rest.is_empty() {
+                    return Err(Reason::Text);
+                }
+                Ok(Text::new(units.iter().map(|unit| u16::from_le_bytes(*unit))))
+            }
+            other => Err(Reason::Tag(other)),
+        }
+    }
+
+    /// A string with its tag in front, as regular expressions and errors have them.
+    fn tagged_text(&mut self) -> Result<Text, Reason> {
+        let tag = self.input.tag()?;
+        self.text(tag)
+    }
+
+    /// A length that fits 32 bits. Nothing is reserved by it.
+    fn length(&mut self) -> Result<usize, Reason> {
+        usize::try_from(self.input.varint()?).map_err(|_| Reason::Cut)
+    }
+
+    /// A length of bytes in a buffer: it may be larger in the newest version.
+    fn buffer_length(&mut self) -> Result<u64, Reason> {
+        Ok(if self.version >= 16 { self.input.long_varint()? } else { self.input.varint()?.into() })
+    }
+
+    fn object(&mut self, tag: u8) -> Result<ObjectId, Reason> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Reason::Depth);
+        }
+        self.depth += 1;
+        // V8 counts an object when it begins.
+        let id = self.builder.reserve();
+        let object = match tag {
+            tag::OBJECT => self.plain()?,
+            tag::DENSE_ARRAY => self.dense_array()?,
+            tag::SPARSE_ARRAY => self.sparse_array()?,
+            tag::MAP => self.map()?,
+            tag::SET => self.set()?,
+            tag::DATE => Object::Date(self.input.double()?),
+            tag::BOXED_TRUE => Object::Boxed(Value::Bool(true)),
+            tag::BOXED_FALSE => Object::Boxed(Value::Bool(false)),
+            tag::BOXED_NUMBER => Object::Boxed(Value::Number(self.input.double()?)),
+            tag::BOXED_BIGINT => Object::Boxed(Value::BigInt(self.input.bigint()?)),
+            tag::BOXED_STRING => Object::Boxed(Value::Text(self.tagged_text()?)),
+            tag::REGEXP => {
+                let source = self.tagged_text()?;
+                Object::RegExp(RegExp { source, flags: self.input.varint()? })
+            }
+            tag::BUFFER | tag::RESIZABLE_BUFFER => self.buffer(tag)?,
+            tag::ERROR => self.error()?,
+            other => return Err(Reason::Tag(other)),
+        };
+        self.builder.set(id, object);
+        self.depth -= 1;
+        Ok(id)
+    }
+
+    /// Keys and values up to `end`, with the count behind it.
+    fn properties(
+        &mut self,
+        end: u8,
+        mut take: impl FnMut(Value, Value) -> Result<(), Reason>,
+    ) -> Result<(), Reason> {
+        let mut count: u32 = 0;
+        while self.input.peek_tag() != Some(end) {
+            let key = self.value()?;
+            let value = self.value()?;
+            take(key, value)?;
+            count = count.checked_add(1).ok_or(Reason::Count)?;
+        }
+        self.input.tag()?;
+        if self.input.varint()? == count { Ok(()) } else { Err(Reason::Count) }
+    }
+
+    fn plain(&mut self) -> Result<Object, Reason> {
+        let mut properties = Properties::new();
+        self.properties(tag::END_OBJECT, |key, value| {
+            properties.push((property_key(key)?, value));
+            Ok(())
+        })?;
+        Ok(Object::Plain(properties))
+    }
+
+    fn dense_array(&mut self) -> Result<Object, Reason> {
+        let length = self.input.varint()?;
+        let mut array = Array { length, ..Array::default() };
+        for index in 0..length {
+            if self.input.peek_tag() == Some(tag::HOLE) {
+                self.input.tag()?;
+                continue;
+            }
+            let element = self.value()?;
+            array.elements.push((index, element));
+        }
+        let properties = &mut array.properties;
+        self.properties(tag::END_DENSE_ARRAY, |key, value| {
+            properties.push((property_key(key)?, value));
+            Ok(())
+        })?;
+        if self.input.varint()? == length { Ok(Object::Array(array)) } else { Err(Reason::Count) }
+    }
+
+    fn sparse_array(&mut self) -> Result<Object, Reason> {
+        let length = self.input.varint()?;
+        let mut array = Array { length, ..Array::default() };
+        self.properties(tag::END_SPARSE_ARRAY, |key, value| {
+            match element_index(&key).filter(|index| *index < length) {
+                Some(index) => array.elements.push((index, value)),
+                None => array.properties.push((property_key(key)?, value)),
+            }
+            Ok(())
+        })?;
+        if self.input.varint()? != length {
+            return Err(Reason::Count);
+        }
+        if !array.elements.is_sorted_by(|(a, _), (b, _)| a < b) {
+            // Of an index that comes twice, the last holds.
+            array.elements.reverse();
+            array.elements.sort_by_key(|(index, _)| *index);
+            array.elements.dedup_by_key(|(index, _)| *index);
+        }
+        Ok(Object::Array(array))
+    }
+
+    fn map(&mut self) -> Result<Object, Reason> {
+        let mut entries = Vec::new();
+        while self.input.peek_tag() != Some(tag::END_MAP) {
+            let key = self.value()?;
+            entries.push((key, self.value()?));
+        }
+        self.input.tag()?;
+        // Keys and values are counted.
+        if self.length()? == entries.len() * 2 {
+            Ok(Object::Map(entries))
+        } else {
+            Err(Reason::Count)
+        }
+    }
+
+    fn set(&mut self) -> Result<Object, Reason> {
+        let mut members = Vec::new();
+        while self.input.peek_tag() != Some(tag::END_SET) {
+            members.push(self.value()?);
+        }
+        self.input.tag()?;
+        if self.length()? == members.len() { Ok(Object::Set(members)) } else { Err(Reason::Count) }
+    }
+
+    fn buffer(&mut self, tag: u8) -> Result<Object, Reason> {
+        let length = self.buffer_length()?;
+        let max_length =
+            if tag == tag::RESIZABLE_BUFFER { Some(self.buffer_length()?) } else { None };
+        if max_length.is_some_and(|max| max < length) {
+            return Err(Reason::Count);
+        }
+        let length = usize::try_from(length).map_err(|_| Reason::Cut)?;
+        let bytes = self.input.bytes(length)?.to_vec();
+        Ok(Object::Buffer(Buffer { bytes, max_length }))
+    }
+
+    fn view(&mut self, buffer: ObjectId) -> Result<ObjectId, Reason> {
+        let tag = self.input.byte()?;
+        let kinds = VIEW_TAGS.iter().zip(ViewKind::ALL);
+        let kind = kinds.into_iter().find(|(known, _)| **known == tag).map(|(_, kind)| kind);
+        let kind = kind.ok_or(Reason::Tag(tag))?;
+        let offset = usize::try_from(self.buffer_length()?).map_err(|_| Reason::View)?;
+        let length = usize::try_from(self.buffer_length()?).map_err(|_| Reason::View)?;
+        let flags = if self.version >= 14 { self.input.varint()? } else { 0 };
+        let Object::Buffer(Buffer { bytes, .. }) = self.builder.get(buffer) else {
+            return Err(Reason::View);
+        };
+        let behind = bytes.len().checked_sub(offset).ok_or(Reason::View)?;
+        let size = kind.element_bytes();
+        let length = if flags & LENGTH_TRACKING == 0 { length } else { behind - behind % size };
+        if length > behind || offset % size != 0 || length % size != 0 {
+            return Err(Reason::View);
+        }
+        Ok(self.builder.add(Object::View(View { kind, buffer, offset, length, flags })))
+    }
+
+    fn error(&mut self) -> Result<Object, Reason> {
+        let mut error = Error { kind: ErrorKind::Error, message: None, stack: None, cause: None };
+        loop {
+            match self.input.tag()? {
+                error_tag::END => return Ok(Object::Error(error)),
+                error_tag::MESSAGE => error.message = Some(self.tagged_text()?),
+                error_tag::STACK => error.stack = Some(self.tagged_text()?),
+                error_tag::CAUSE => error.cause = Some(self.value()?),
+                other => {
+                    let kinds = error_tag::KINDS.iter().zip(ErrorKind::ALL);
+                    let kind = kinds.into_iter().find(|(known, _)| **known == other);
+                    error.kind = kind.map(|(_, kind)| kind).ok_or(Reason::Tag(other))?;
+                }
+            }
+        }
+    }
+}
+
+/// Numbers are written for keys that are whole ones.
+fn property_key(key: Value) -> Result<Text, Reason> {
+    match key {
+        Value::Text(text) => Ok(text),
+        Value::Number(number) => Ok(Text::from(number::to_text(number).as_str())),
+        _ => Err(Reason::Key),
+    }
+}
+
+fn element_index(key: &Value) -> Option<u32> {
+    let Value::Number(number) = key else { return None };
+    number::to_u32(*number)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Strategy, any, prop_oneof, proptest};
+
+    use super::*;
+    use crate::{inspect, json, v8};
+
+    fn refused(data: &[u8]) -> Reason {
+        read(data).unwrap_err().reason
+    }
+
+    #[test]
+    fn broken_values_are_refused_with_the_reason() {
+        for (data, reason) in [
+            (&b""[..], Reason::Version),
+            (b"\xff\x0c_", Reason::Version),
+            (b"\xff\x11_", Reason::Version),
+            (b"I\x02", Reason::Version),
+            (b"\xff\x0f", Reason::Cut),
+            (b"\xff\x0fW", Reason::Tag(b'W')),
+            (b"\xff\x0f\\\x01", Reason::Tag(b'\\')),
+            (b"\xff\x0f\"\x05abc", Reason::Cut),
+            (b"\xff\x0fc\x03abc", Reason::Text),
+            (b"\xff\x0fS\x01\xff", Reason::Text),
+            (b"\xff\x0f^\x00", Reason::Reference),
+            (b"\xff\x0fo_I\x02{\x01", Reason::Key),
+            (b"\xff\x0fo{\x01", Reason::Count),
+            (b"\xff\x0fA\x01_$\x00\x02", Reason::Count),
+            (b"\xff\x0fa\x02@\x00\x03", Reason::Count),
+            (b"\xff\x0f;_:\x01", Reason::Tag(b':')),
+            (b"\xff\x0f;__:\x01", Reason::Count),
+            (b"\xff\x0f'_,\x02", Reason::Count),
+            (b"\xff\x0f~\x02\x01__", Reason::Count),
+            (b"\xff\x0fB\x02__Vb\x01\x02\x00", Reason::View),
+            (b"\xff\x0fB\x02__Vw\x01\x00\x00", Reason::View),
+            (b"\xff\x0fB\x02__Vk\x00\x00\x00", Reason::Tag(b'k')),
+            (b"\xff\x0frX.", Reason::Tag(b'X')),
+            // Lengths that are only claimed.
+            (b"\xff\x0fA\xff\xff\xff\xff\x0f", Reason::Cut),
+            (b"\xff\x10B\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Reason::Cut),
+        ] {
+            assert_eq!(refused(data), reason, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn views_of_format_13_have_no_flags_and_a_repeated_element_holds_last() {
+        assert!(read(b"\xff\x0dA\x01B\x01\x07VB\x00\x01$\x00\x01").is_ok());
+        let sparse = read(b"\xff\x0fa\x03I\x04TI\x00_I\x04F@\x03\x03").unwrap();
+        let Some(Object::Array(array)) = sparse.root_object() else { panic!("no array") };
+        assert_eq!(array.elements, [(0, Value::Undefined), (2, Value::Bool(false))]);
+    }
+
+    #[test]
+    fn depth_has_a_bound_that_any_thread_can_bear() {
+        let nested = |depth: usize| {
+            [
+                b"\xff\x0f",
+                b"A\x01".repeat(depth).as_slice(),
+                b"_",
+                b"$\x00\x01".repeat(depth).as_slice(),
+            ]
+            .concat()
+        };
+        let graph = read(&nested(MAX_DEPTH)).unwrap();
+        assert_eq!(v8::write(&graph), nested(MAX_DEPTH));
+        assert!(json::value(&crate::Stored::V8(graph)).is_some());
+        assert_eq!(refused(&nested(MAX_DEPTH + 1)), Reason::Depth);
+        assert_eq!(
+            refused(&b"\xff\x0f".iter().chain(&b";".repeat(60_000)).copied().collect::<Vec<_>>()),
+            Reason::Depth
+        );
+    }
+
+    fn almost_a_value() -> impl Strategy<Value = Vec<u8>> {
+        let tags =
+            proptest::sample::select(b"_0TFIUNZS\"c^o{A$a@-DyxnzsR;:',B~VrmsET.bBwhF?".as_slice());
+        let byte = prop_oneof![4 => tags, 2 => 0u8..6, 1 => any::<u8>()];
+        let version = proptest::sample::select(vec![13u8, 14, 15, 16]);
+        (version, proptest::collection::vec(byte, 0..80))
+            .prop_map(|(version, rest)| [&[0xff, version], rest.as_slice()].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_is_printed_and_written_and_read_again(data in almost_a_value()) {
+            if let Ok(graph) = read(&data) {
+                let stored = crate::Stored::V8(graph);
+                inspect::stored(&stored, true);
+                json::value(&stored);
+                let crate::Stored::V8(graph) = stored else { unreachable!() };
+                let written = v8::write(&graph);
+                assert_eq!(v8::write(&read(&written).unwrap()), written);
+            }
+            v8::portable(data.into());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+// The module that completes the native client, over a connection that breaks after a commit and before its
+// answer. Argument: the URL of a gateway. Run with `--preload URL/.meridian/v1/deno.js`.
+// Ends with an error at the first wrong result.
+
+const gateway = new URL(Deno.args[0]);
+
+function equal(actual: unknown, expected: unknown, what: string) {
+  const [left, right] = [Deno.inspect(actual), Deno.inspect(expected)];
+  if (left !== right) throw new Error(`${what}: ${left} instead of ${right}`);
+}
+
+// A proxy that passes requests on and, while it is to swallow, cuts a connection instead of passing on an answer.
+let swallow = false;
+let sent = false;
+let swallowed = 0;
+const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+(async () => {
+  for await (const client of listener) serve(client).catch(() => {});
+})();
+
+async function serve(client: Deno.TcpConn) {
+  const server = await Deno.connect({ hostname: gateway.hostname, port: Number(gateway.port) });
+  const close = () => [client, server].forEach((end) => {
+    try {
+      end.close();
+    } catch {
+      // It is closed.
+    }
+  });
+  const pass = async (from: Deno.TcpConn, to: Deno.TcpConn, answers: boolean) => {
+    const buffer = new Uint8Array(65536);
+    for (let count = await from.read(buffer); count !== null; count = await from.read(buffer)) {
+      // The write has been sent, and what comes back is longer than acknowledgements of HTTP/2.
+      sent ||= !answers && swallow && count > 100;
+      if (answers && swallow && sent && count > 24) {
+        swallowed++;
+        swallow = sent = false;
+        return close();
+      }
+      let data = buffer.subarray(0, count);
+      while (data.length > 0) data = data.subarray(await to.write(data));
+    }
+    close();
+  };
+  await Promise.allSettled([pass(client, server, false), pass(server, client, true)]);
+  close();
+}
+
+const { port } = listener.addr as Deno.NetAddr;
+const kv = await Deno.openKv(`http://127.0.0.1:${port}`);
+const root = crypto.randomUUID();
+const key = (name: string) => ["module", root, name];
+const count = async () => (await kv.get<Deno.KvU64>(key("count"))).value?.value;
+
+for (let round = 1n; round <= 5n; round++) {
+  swallow = true;
+  const committed = await kv.atomic().sum(key("count"), 1n).commit();
+  equal(committed.ok, true, "a sum whose answer was swallowed");
+  equal(await count(), round, "a sum takes effect once");
+}
+swallow = true;
+const created = await kv.atomic().check({ key: key("new"), versionstamp: null }).set(key("new"), 1).commit();
+equal(created.ok, true, "a write does not fail by its own check");
+swallow = true;
+const set = await kv.set(key("set"), "value");
+equal([set.ok, (await kv.get(key("set"))).versionstamp], [true, set.versionstamp], "a set");
+swallow = true;
+await kv.delete(key("set"));
+equal((await kv.get(key("set"))).value, null, "a delete");
+if (swallowed < 8) throw new Error(`only ${swallowed} answers were swallowed`);
+
+// One operation may be committed twice, and means two writes then.
+const twice = kv.atomic().sum(key("twice"), 1n);
+await twice.commit();
+await twice.commit();
+equal((await kv.get<Deno.KvU64>(key("twice"))).value?.value, 2n, "an operation that was committed twice");
+
+// Nothing of it is there to be read, and a write of the greatest number of mutations fits.
+const names = [];
+for await (const entry of kv.list({ prefix: [] })) names.push(entry.key[0]);
+equal(names.every((name) => typeof name === "string"), true, "reserved keys are stored nowhere");
+const many = kv.atomic();
+for (let index = 0; index < 1000; index++) many.set(["module", root, "many", index], index);
+equal((await many.commit()).ok, true, "a write of 1,000 mutations");
+const stamped = await kv.set([...key("stamped"), kv.commitVersionstamp() as unknown as Deno.KvKeyPart], 1);
+equal(stamped.ok, true, "a versionstamped key");
+await kv.set(key("short"), 1, { expireIn: 60_000 });
+
+// A database that the prefix of the environment names is one, too.
+Deno.env.set("DENO_KV_PATH_PREFIX", `http://127.0.0.1:${port}/db/`);
+const named = await Deno.openKv(Deno.args[1]);
+Deno.env.delete("DENO_KV_PATH_PREFIX");
+swallow = true;
+await named.atomic().sum(key("named"), 1n).commit();
+equal((await named.get<Deno.KvU64>(key("named"))).value?.value, 1n, "a sum in a database with a prefix");
+named.close();
+
+// A file of SQLite is what it was.
+const local = await Deno.openKv(":memory:");
+await local.set(["a"], 1);
+await local.atomic().set(["b"], 2).commit();
+equal([(await local.get(["a"])).value, (await local.get(["b"])).value], [1, 2], "another database");
+local.close();
+
+kv.close();
+listener.close();
