@@ -1,9 +1,10 @@
 //! The answer to a watch: messages as there are news, and pings, at the pace of the client.
 //!
 //! The news come from a [`Watching`] at the moment that the connection has room for them: nothing is
-//! asked for before, and nothing is kept for a client that takes nothing but the message on its way,
-//! which counts among the answers that clients have not taken yet. Where there is no room for it, the
-//! news are taken back, and told as they are some time later.
+//! asked for before, and nothing is kept for a client that takes nothing but the message on its way
+//! and, of a watch of several keys, the values that were told last. Both count among the answers that
+//! clients have not taken yet. Where there is no room for them, the news are taken back, and told as
+//! they are some time later.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
