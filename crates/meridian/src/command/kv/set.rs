@@ -23,8 +23,8 @@ const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Sets a key to a value, which is written as in a program.
 ///
-/// A VALUE is JSON, JSON5, or what JavaScript has beyond: undefined, 42n, new Date("2024-05-01"),
-/// new Map([["a", 1]]), new Set([1]), /x/g, new Uint8Array([1, 2]), new Deno.KvU64(5n), ...
+/// A VALUE is JSON, JSON5, or what JavaScript has beyond: `undefined`, `42n`, `new Date("2024-05-01")`,
+/// `new Map([["a", 1]])`, `new Set([1])`, `/x/g`, `new Uint8Array([1, 2])`, `new Deno.KvU64(5n)`, ...
 #[derive(Args)]
 pub(crate) struct Set {
     /// The key (an array, or its parts as words), and behind it the value.
