@@ -178,8 +178,10 @@ async fn an_answer_is_waited_for_while_it_comes_over_a_slow_and_long_link() {
         "the link is not slow: {:?}",
         began.elapsed()
     );
+    // A read that is given up for its slow bytes begins again each 800 ms, some ten times. A machine at
+    // work on much else may be late with a first byte, and is asked again for it.
     let reads = stage.reads.load(Ordering::SeqCst);
-    assert!(reads <= 2, "{reads} reads for one");
+    assert!(reads <= 3, "{reads} reads for one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
