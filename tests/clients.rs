@@ -344,7 +344,7 @@ async fn node_reads_what_deno_wrote_unless_a_database_keeps_formats_as_sent() {
     assert!(listed.contains("portable") && listed.contains("as-sent"), "{listed}");
 }
 
-/// What the crate `values` is compared with.
+/// The corpus is the reference for the tests of the crate `values`.
 #[tokio::test]
 async fn corpus_of_values_is_what_deno_stores_and_prints() {
     let folder = clients::program("").join("../../crates/values/tests");

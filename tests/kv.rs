@@ -55,7 +55,7 @@ impl Kv {
         }
     }
 
-    /// What a command prints that succeeds.
+    /// The output of a command that must succeed.
     async fn ok(&self, arguments: &[&str]) -> String {
         let ran = Self::run_with(self.command(arguments), b"").await;
         assert!(ran.succeeded && ran.error.is_empty(), "{arguments:?}: {}", ran.error);

@@ -8,9 +8,8 @@
 //! - [`attack`] holds all known attacks as a program, and a client that may suffer from them.
 //! - [`poll`] waits on conditions, with a deadline. Nothing here sleeps for any other purpose.
 //!
-//! What always holds here: nothing knows the inside of a node. A cluster is seen through its
-//! binary, its configuration files, its ports and its signals. Failures panic: this crate is for
-//! tests only.
+//! Invariants: nothing knows the inside of a node. A cluster is seen through its binary, its
+//! configuration files, its ports and its signals. Failures panic: this crate is for tests only.
 
 #![allow(
     clippy::panic,

@@ -17,7 +17,7 @@
 //! | [`load`], [`cpu`] | loading the key space; the CPU time of the servers' processes |
 //! | [`tally`], [`report`], [`table`] | the counts, as JSON, as Markdown |
 //!
-//! What always holds:
+//! Invariants:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
 //!   error: a status, a transport failure, no answer in time, a key that is missing, a strong read
 //!   whose answer says that it is not strong. But a conflict of an operation that reads and then

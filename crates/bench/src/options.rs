@@ -35,7 +35,7 @@ pub struct Options {
     /// The connect URL, as given to Deno.openKv, or the URL of a member of etcd (http:// only)
     #[arg(long)]
     pub url: String,
-    /// What the server speaks
+    /// Protocol of the server
     #[arg(long, value_enum, default_value = "kv-connect")]
     pub protocol: Protocol,
     /// The access token of the database; etcd has none
@@ -50,7 +50,7 @@ pub struct Options {
     /// spread over all these databases at random, and each has a key space of its own
     #[arg(long, value_name = "FILE")]
     pub more_urls: Option<PathBuf>,
-    /// What to measure
+    /// Operations to measure
     #[arg(
         long,
         value_enum,
@@ -118,7 +118,7 @@ pub struct Options {
     /// Seed of the random keys and values
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// What to print: a Markdown table, JSON, or both
+    /// Format of the output: a Markdown table, JSON, or both
     #[arg(long, value_enum, default_value = "table")]
     pub output: Output,
     /// Write the JSON to this file, and not to stdout

@@ -18,7 +18,7 @@ pub struct Destination {
     pub more: Vec<Headers>,
 }
 
-/// What the metadata exchanges lead to.
+/// The endpoints and the database that the metadata exchanges led to.
 #[derive(Debug)]
 pub struct Session {
     pub database_id: String,
@@ -82,7 +82,7 @@ impl Session {
     }
 }
 
-/// What the data path wants for each of the databases whose connect URLs are in the file.
+/// The headers that the data path wants for each database whose connect URL is in the file.
 async fn more_databases(
     file: &Path,
     main: &Metadata,

@@ -20,10 +20,10 @@
 //! | `invariants` | one file for each invariant, with the source of its rule |
 //! | `report` | violations, and statistics of the history |
 //!
-//! What always holds here: the checker believes answers only. Nothing in it knows how the store
-//! works, so that it shares no mistake with it; it depends on the words of `meridian-types` and on
-//! nothing else of the workspace. Absent on purpose: a client, a network, a workload, a clock and
-//! files. `meridian-drills` records histories and keeps them in files.
+//! Invariants: the checker believes answers only. Nothing in it knows how the store works, so that
+//! it shares no mistake with it; it depends on the words of `meridian-types` and on nothing else of
+//! the workspace. Absent on purpose: a client, a network, a workload, a clock and files.
+//! `meridian-drills` records histories and keeps them in files.
 //!
 //! A failover that loses a tail is one more event in the order of commits, between the last commit
 //! of the old epoch and the first of the new one: it sets the state back to the base. So the tail

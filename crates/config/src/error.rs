@@ -25,7 +25,7 @@ pub enum ConfigError {
     Listen { address: String, purpose: ListenPurpose, cause: io::Error },
 }
 
-/// What a port is opened for.
+/// The use of a port that a process listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenPurpose {
     KvConnect,

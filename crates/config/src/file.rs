@@ -145,7 +145,7 @@ pub(crate) enum AccessWord {
     Read,
 }
 
-/// What the TOML reader refused.
+/// An error of the TOML reader, without the file's path.
 pub(crate) struct Malformed {
     line: usize,
     message: String,

@@ -12,10 +12,10 @@
 //! | `dev` | the configurations of a whole cluster on one machine |
 //! | `private_file` | files that only their owner may read |
 //!
-//! What always holds here: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a
-//! whole, and no secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`],
-//! which is the file). Absent on purpose: opening the ports, which only the operating system can
-//! judge ([`ConfigError::Listen`] says what it said), and reading environment variables.
+//! Invariants: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a whole, and no
+//! secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`], which is the
+//! file). Absent on purpose: opening the ports, which only the operating system can judge
+//! ([`ConfigError::Listen`] has its error), and reading environment variables.
 
 mod check;
 mod cluster;
@@ -45,15 +45,15 @@ pub use dev::{dev_cluster, dev_cluster_configs};
 pub use error::{ConfigError, InvalidConfig, ListenPurpose};
 pub use tokens::{InvalidToken, TokenConfig, TokenSecret};
 
-/// What `meridian serve` is told.
+/// The checked configuration of `meridian serve`.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     pub node_id: NodeId,
     /// This node, as the cluster has it.
     pub node: Node,
     pub data_dir: PathBuf,
-    /// What the process may take in memory. `None`: as much as
-    /// [`meridian_memory::default_max_bytes`] says.
+    /// The limit of the process's memory. `None`: as much as [`meridian_memory::default_max_bytes`]
+    /// says.
     pub max_memory_mb: Option<u64>,
     /// Threads that serve, beside those that wait for disks and those of the directory. `None`: one
     /// a processor.
@@ -75,7 +75,7 @@ pub struct NodeConfig {
     pub dial: BTreeMap<NodeId, String>,
 }
 
-/// What `meridian gateway` is told.
+/// The checked configuration of `meridian gateway`.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     /// Where this gateway is; its eventual reads go to nodes of this region.

@@ -60,7 +60,7 @@ fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
     NodeConfig::parse(text, Path::new("/etc/meridian/node.toml"))
 }
 
-/// What is said about the file with `from` replaced, without the path.
+/// The error for the file with `from` replaced, without the path.
 #[track_caller]
 fn refused(from: &str, to: &str) -> String {
     refused_text(&with(from, to))

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::InvalidConfig;
 use crate::file::{AccessWord, TokenTable};
 
-/// What clients must show, or only its digest.
+/// The secret that clients must show, or only its digest.
 #[derive(Clone, PartialEq, Eq)]
 pub enum TokenSecret {
     Plain(String),
@@ -18,7 +18,7 @@ pub enum TokenSecret {
 }
 
 impl TokenSecret {
-    /// What the sample files have in the place of a secret: it is public.
+    /// The placeholder for a secret in the sample files: it is public.
     pub const PLACEHOLDER: &str = "replace-this-before-you-serve";
     /// Shorter secrets are refused.
     pub const MIN_CHARACTERS: usize = 16;

@@ -106,7 +106,7 @@ fn dial(out: &mut Document, dial: &BTreeMap<NodeId, String>) {
     }
 }
 
-/// What must stand before the first table.
+/// The lines of the cluster that TOML wants before the first table.
 fn cluster_head(out: &mut Document, cluster: &Cluster) {
     out.list("regions", cluster.regions.iter().map(|region| quoted(region)));
     let default = cluster.default_database.and_then(|id| cluster.databases.get(&id));

@@ -7,9 +7,9 @@
 //! | `meridian` | [`Meridian`]: such a shard behind a gateway |
 //! | [`document`] | the tables of a document |
 //!
-//! What always holds here: everything between a request's bytes and an answer's is the code that
-//! ships. Absent on purpose: logs, replication and routing, which change no answer, and the clock:
-//! the time stands still at [`NOW_MS`].
+//! Invariants: everything between a request's bytes and an answer's is the code that ships. Absent
+//! on purpose: logs, replication and routing, which change no answer, and the clock: the time
+//! stands still at [`NOW_MS`].
 
 pub mod document;
 mod meridian;

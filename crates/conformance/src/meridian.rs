@@ -24,7 +24,7 @@ pub const READER_TOKEN: &str = "token-that-may-read";
 /// May read and write a database that is not [`DATABASE`].
 pub const OTHERS_TOKEN: &str = "token-for-another-database";
 
-/// What the gateway knows of its cluster.
+/// The knowledge of its cluster that the gateway is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Catalogue {
     pub has_default: bool,

@@ -1,4 +1,4 @@
-//! What another member says of itself that cannot be.
+//! Checks for claims of other members that cannot be true.
 //!
 //! Members trust each other: they are one program with one configuration. A bit that flipped, a bug
 //! or a member that went mad is to harm no group for good all the same, and some numbers would:

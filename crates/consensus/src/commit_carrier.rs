@@ -72,7 +72,7 @@ mod tests {
     async fn a_commit_goes_with_the_entries_that_come_soon() {
         let (sends, requests) = mpsc::unbounded();
         let mut carried = pin!(carry_commits(requests, HOUR));
-        // What a heartbeat or a probe sends, and then waits for.
+        // A heartbeat or a probe is one such request, whose answer openraft then waits for.
         sends.unbounded_send(request(1, &[])).unwrap();
         assert_eq!(said(carried.next().await), Some((1, 0)));
         for (sent, expected) in [

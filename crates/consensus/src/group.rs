@@ -58,7 +58,7 @@ use voters::Changes;
 
 type MeridianRaft = Raft<TypeConfig, StateMachine>;
 
-/// What a member of a group is made of.
+/// The parts that a member of a group is made from.
 pub struct RaftGroupOptions {
     pub node_id: NodeId,
     pub group: GroupId,
@@ -129,7 +129,7 @@ impl RaftGroup {
         &self.raft
     }
 
-    /// What was applied last, as it changes.
+    /// The newest applied entry, as it changes.
     pub fn applied(&self) -> watch::Receiver<AppliedMark> {
         self.applied.clone()
     }

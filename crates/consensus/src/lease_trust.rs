@@ -12,7 +12,7 @@ use crate::clock::boot_time;
 /// Between the two clocks, read one after the other.
 const CLOCK_SLACK: Duration = Duration::from_millis(5);
 
-/// What a lease is counted on, and the clock that goes on while the machine is suspended.
+/// The clock that leases run on, and the clock that also runs while the machine is suspended.
 #[derive(Debug, Clone, Copy)]
 struct Clocks {
     now: Instant,

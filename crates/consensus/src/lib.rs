@@ -14,7 +14,7 @@
 //! | `wire`, `type_config` | types of openraft, and their sent and stored forms |
 //! | `config`, `clock`, `blocking` | timing, suspensions of the machine, work that blocks on a disk |
 //!
-//! What always holds here:
+//! Invariants:
 //! - A group is named by shard and epoch on every call; a call for another group or node is
 //!   refused.
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
@@ -28,7 +28,7 @@
 //! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is
 //!   cut.
 //!
-//! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
+//! Absent on purpose: evaluation, request ids, routing, and anything about replica regions.
 
 mod blocking;
 mod claims;

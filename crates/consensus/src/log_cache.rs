@@ -39,7 +39,7 @@ impl LogCache {
         }
     }
 
-    /// What the entries in it take, in bytes of batches.
+    /// The bytes of all cached batches.
     pub fn used_bytes(&self) -> usize {
         self.shared.used.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
 //! The log of one Raft group: openraft's log storage over [`GroupLog`].
 //!
-//! What must hold: an append, a vote and a cut are acknowledged when they are fsynced; what lies
-//! beside the log (the high-water mark) is written in an order in which a crash looks like no loss.
+//! Invariants: an append, a vote and a cut are acknowledged when they are fsynced; the high-water
+//! mark, beside the log, is written in an order in which a crash looks like no loss.
 
 use std::fmt::Debug;
 use std::io;
@@ -24,8 +24,8 @@ use crate::wire;
 
 mod opening;
 
-/// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So
-/// an entry that is larger travels alone, and only its own size decides whether a message holds it.
+/// The most bytes that one read returns, or one entry; openraft's own bound counts entries. So an
+/// entry that is larger travels alone, and only its own size decides whether a message holds it.
 const READ_BYTES: usize = 2 << 20;
 
 /// One Raft group's log. Appends are readable at once and acknowledged when fsynced.
@@ -166,7 +166,7 @@ impl LogStore {
     }
 }
 
-/// What lies in the log of a group that is not open.
+/// Reads from the log of a group that is not open.
 impl LogStore {
     /// The last entry, purged or not.
     pub(crate) fn last_log_id(log: &GroupLog) -> Result<Option<LogId>, StorageError> {

@@ -39,7 +39,7 @@ pub(crate) struct RolledBack {
     pub(crate) held: MemberMark,
 }
 
-/// What one member knows of the logs of all.
+/// One member's marks of the logs of all members.
 pub(crate) struct MemberMarks {
     group: GroupId,
     node_id: NodeId,
@@ -47,12 +47,12 @@ pub(crate) struct MemberMarks {
     leading: Mutex<Leading>,
 }
 
-/// What a leader has heard in its term.
+/// The marks that a leader has heard in its term.
 #[derive(Default)]
 struct Leading {
     term: u64,
     acknowledged: BTreeMap<NodeId, MemberMark>,
-    /// What members had held that were found to be behind it, so that it is said once.
+    /// The marks of members that were found to be behind them, so that each is logged once.
     rolled_back: BTreeMap<NodeId, MemberMark>,
 }
 
@@ -69,14 +69,14 @@ impl MemberMarks {
     pub(crate) fn acknowledged(&self, node: NodeId, log_id: &LogId) {
         let mut leading = self.leading.lock();
         let acknowledged = mark(log_id);
-        // What was appended in an earlier term may have been cut since.
+        // Entries of an earlier term may have been cut since.
         if acknowledged.term == leading.term {
             leading.acknowledged.insert(node, acknowledged);
         }
     }
 
-    /// What a leader says in `term`, in which this is committed: how much of that each member
-    /// holds.
+    /// The marks that a leader of `term` tells to all: how much of the log up to `committed` each
+    /// member holds.
     pub(crate) fn to_advertise(
         &self,
         term: u64,
@@ -181,8 +181,8 @@ mod tests {
         let follower = MemberMarks::new(GROUP, NodeId(2), Some(Arc::clone(&second)));
         assert_eq!(leader.to_advertise(3, None), []);
         leader.to_advertise(3, Some(&id(2, 5)));
-        // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1
-        // has not synced.
+        // Acknowledgements before this term may have been cut; 2 has more than is committed, 3
+        // less, 1 has not synced.
         leader.acknowledged(NodeId(2), &id(2, 9));
         assert_eq!(leader.to_advertise(3, Some(&id(2, 6))), []);
         leader.acknowledged(NodeId(2), &id(3, 12));
@@ -213,7 +213,7 @@ mod tests {
             );
             assert_eq!(member.check(NodeId(4), None, None), Ok(()));
         }
-        // What the other says counts as well.
+        // The other member's mark counts as well.
         let newcomer = MemberMarks::new(GROUP, NodeId(4), Some(marks("4")));
         assert_eq!(newcomer.check(NodeId(2), Some(&id(3, 9)), None), Ok(()));
         assert!(newcomer.check(NodeId(2), Some(&id(3, 9)), leader.remembered(NodeId(2))).is_err());

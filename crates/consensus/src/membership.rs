@@ -24,7 +24,7 @@ const VOUCHED_PATIENCE: Duration = Duration::from_millis(300);
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What this node's folder says of its part in a group.
+/// This node's right to vote in a group, as its folder records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VotingStatus {
     /// Not yet joined.

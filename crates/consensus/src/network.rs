@@ -1,4 +1,4 @@
-//! What this node, as a member of a group, says to the other members: openraft's network.
+//! Calls from this node, as a member of a group, to the other members: openraft's network.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -119,8 +119,8 @@ impl NetworkFactory {
     }
 }
 
-/// What this leader's memory or disk has changed would be refused by all for as long as it leads,
-/// and nothing would be committed.
+/// Verifies batches before they are sent. All members would refuse a batch that this leader's
+/// memory or disk has changed, for as long as it leads, and nothing would be committed.
 fn verify_entries(
     group: GroupId,
     request: &AppendEntriesRequest<TypeConfig>,
@@ -186,7 +186,7 @@ fn believe(vote: &Vote, known: u64) -> Result<(), Unreachable<TypeConfig>> {
     claims::check_term(vote.leader_id.term, known).map_err(|implausible| unreachable(&implausible))
 }
 
-/// What openraft is to hear of a member's answer in a stream.
+/// A member's answer in a stream, as openraft takes it.
 fn stream_result(
     marks: &MemberMarks,
     target: NodeId,

@@ -1,5 +1,5 @@
-//! What becomes of the log of a group that is not open any more: what it holds beyond the base of a
-//! later epoch is shown, and then it is deleted.
+//! The log of a group that is not open any more: its batches beyond the base of a later epoch are
+//! read out, and then it is deleted.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::log_store::LogStore;
 use crate::type_config::LogId;
 use crate::{membership, wire};
 
-/// What is held in memory at a time, at least, in bytes.
+/// The bytes of log entries held in memory at a time.
 const READ_BYTES: usize = 2 << 20;
 
 /// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in

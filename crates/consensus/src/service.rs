@@ -1,5 +1,5 @@
-//! What the other members of a group ask of this one. Each call names its group; claims that cannot
-//! be are refused before Raft hears of them.
+//! Calls from the other members of a group to this one. Each call names its group; claims that
+//! cannot be are refused before Raft hears of them.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -96,8 +96,8 @@ impl RaftService {
         Ok((group, request))
     }
 
-    /// What Raft says to the requests of one stream. What is malformed or for another group than
-    /// the first ends the stream; the requests before it are served.
+    /// Raft's answers to the requests of one stream. A request that is malformed, or for another
+    /// group than the first, ends the stream; the requests before it are served.
     async fn append_results(
         &self,
         mut requests: Streaming<raft::AppendRequest>,
@@ -108,7 +108,7 @@ impl RaftService {
         let group = self.group(first.group)?;
         let expected = first.group;
         let input = futures::stream::once(async { Ok(first) }).chain(requests);
-        // What ends the stream, for the leader to be told once all before it is answered.
+        // The refusal that ends the stream, sent to the leader behind all earlier answers.
         let refusal = Arc::new(Mutex::new(None));
         let (member, refused, full) = (group.clone(), Arc::clone(&refusal), Arc::clone(&self.full));
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
@@ -188,9 +188,9 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
     })
 }
 
-/// What another member sent to be appended, if all of it can be: each batch must be what its leader
-/// made, of this group, and in a format that is known here. Once it was appended, any other batch
-/// would stop this process, now and at every start.
+/// A leader's append request, decoded, if every batch of it is as its leader made it, of this
+/// group, and in a format that is known here. Once in the log, any other batch would stop this
+/// process, now and at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
 fn append_request(
     group: &RaftGroup,

@@ -1,8 +1,8 @@
 //! Applies what a group has committed to the shard's state, and takes and gives snapshots of it:
 //! openraft's state machine.
 //!
-//! What must hold: after [`StateMachine::close`] the state is not touched, whatever openraft still
-//! has to do; what the state says of Raft counts in the group that it names only.
+//! Invariants: after [`StateMachine::close`] the state is not touched, whatever openraft still has
+//! to do; the Raft position in the state counts in the group that it names only.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -18,9 +18,9 @@
 //! | `promise`, `verdict`, `suite` | the promises of the product, and the drills that measure them |
 //! | `poll` | waiting on conditions, with a deadline |
 //!
-//! What always holds here: nothing knows the inside of a node. A cluster is seen through its
-//! program, its configuration files, its ports and its signals, and judged by the answers to its
-//! clients. The cluster's own reports are shown beside them, and are themselves judged.
+//! Invariants: nothing knows the inside of a node. A cluster is seen through its program, its
+//! configuration files, its ports and its signals, and judged by the answers to its clients. The
+//! cluster's own reports are shown beside them, and are themselves judged.
 //!
 //! Absent on purpose: faults of disks and clocks (left to the simulation), faults on a cluster in
 //! use. A drill makes its own cluster and removes it.

@@ -1,4 +1,4 @@
-//! What the gateway asks of the cluster's list of databases and tokens.
+//! The cluster's list of databases and tokens, as the gateway asks for it.
 
 use meridian_types::{DatabaseId, ShardId, V8Format};
 

@@ -1,4 +1,4 @@
-//! What the gateway asks of a database: reads, watches and writes, and how each may fail.
+//! The interface of a database below the gateway: reads, watches and writes, and how each may fail.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -77,8 +77,8 @@ pub enum WriteFailure {
     Unknown(String),
 }
 
-/// What the gateway needs of a cluster. Implementations route to the shard's leader, retry with the
-/// same request id, and hold a write until its outcome is known.
+/// The gateway's interface to a cluster. Implementations route to the shard's leader, retry with
+/// the same request id, and hold a write until its outcome is known.
 pub trait Database: Send + Sync + 'static {
     type Watching: Watching;
 

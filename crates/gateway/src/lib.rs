@@ -20,7 +20,7 @@
 //! | `options` | settings and limits |
 //! | `telemetry` | metrics |
 //!
-//! What always holds here:
+//! Invariants:
 //! - A 5xx to a write says that it did not commit and never will. A write whose outcome is unknown
 //!   is not answered at all: its connection (HTTP/1.1) or stream (HTTP/2) is dropped.
 //! - A write that began is finished, whether or not its client is still there.

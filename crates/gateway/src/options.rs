@@ -61,7 +61,7 @@ impl Options {
     /// its task.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 
-    /// What one HTTP/2 connection may have open: the requests and the watches of a whole program.
+    /// The most streams of one HTTP/2 connection: the requests and the watches of a whole program.
     pub(crate) fn max_http2_streams(&self) -> u32 {
         self.max_streams_per_connection.saturating_add(self.max_watches)
     }

@@ -31,7 +31,7 @@ pub(crate) enum Misuse {
     LongId,
 }
 
-/// What the reserved mutations of one write say.
+/// The meaning of the reserved mutations of one write.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reserved {
     /// The write has an id of its client.

@@ -10,8 +10,8 @@ pub const STRONG_PATH: &str = "/kv/strong";
 /// their strong endpoint use it for everything. Listed in clients' metadata: it never changes.
 pub const EVENTUAL_PATH: &str = "/kv/eventual";
 
-/// What programs get from a gateway beside KV Connect, with `GET` and without a token. Programs name
-/// these paths: they never change.
+/// The path of the files that a gateway serves beside KV Connect, with `GET` and without a token.
+/// Programs name these paths: they never change.
 const FILES_PATH: &str = "/.meridian/v1/";
 
 /// A file that is the same for all.

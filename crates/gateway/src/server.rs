@@ -179,7 +179,7 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
     }
 }
 
-/// What the connections of a server share.
+/// The parts of a server that its connections share.
 struct Shared<G> {
     http: auto::Builder<TokioExecutor>,
     gateway: Arc<G>,

@@ -61,7 +61,7 @@ impl Shares {
         share.grow(amount).then_some(share)
     }
 
-    /// What all holders together may have.
+    /// The total of all holders together.
     pub(crate) fn total(&self) -> u64 {
         self.0.total
     }
@@ -103,7 +103,7 @@ impl Share {
         Bytes::from_owner(Held { bytes, _share: self })
     }
 
-    /// What all holders together may have.
+    /// The total of all holders together.
     pub(crate) fn total(&self) -> u64 {
         self.inner.total
     }

@@ -7,8 +7,8 @@ use meridian_types::{Entry, Versionstamp};
 use prost::Message;
 use prost::encoding::{decode_key, decode_varint};
 
-/// What is told of each key of a [`Watch`](crate::Watch), in their order, all of one state. `None`: it is as it
-/// was told last.
+/// The news of each key of a [`Watch`](crate::Watch), in their order, all of one state. `None`: the
+/// key is as it was told last.
 pub type WatchNews = Vec<Option<WatchedValue>>;
 
 /// A message without a body: its length, 0.
@@ -21,7 +21,7 @@ const UNCHANGED: [u8; 2] = [0x12, 0x00];
 const ABSENT: &[u8] = &[0x12, 0x02, 0x08, 0x01];
 /// The number of that field.
 const KEYS: u32 = 2;
-/// What is larger is not copied into a message, but sent behind what comes before it.
+/// The size from which a value is not copied into a message, but sent as a piece of its own.
 const COPIED_BYTES: usize = 4096;
 
 /// A key's value, or that there is none, as clients are told of it. Cheap to clone; clones share the
@@ -76,7 +76,7 @@ impl WatchedValue {
         message.unwrap_or_default()
     }
 
-    /// What came from another node; `None`: the key has not changed.
+    /// The value as another node sent it; `None`: the key has not changed.
     ///
     /// # Errors
     /// The name of the field that is out of its range.

@@ -53,7 +53,7 @@ impl Endpoint {
         self.authority.as_str()
     }
 
-    /// What an HTTP/1.1 request line holds.
+    /// The target of an HTTP/1.1 request line.
     pub fn path_and_query(&self) -> &str {
         &self.path_and_query
     }

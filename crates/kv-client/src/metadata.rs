@@ -15,7 +15,7 @@ use crate::target::Target;
 
 const REQUEST: &[u8] = br#"{"supportedVersions":[1,2,3]}"#;
 
-/// What a server said about a database.
+/// A server's metadata of a database.
 #[derive(Debug, Clone)]
 pub struct Metadata {
     pub version: u64,
@@ -24,7 +24,7 @@ pub struct Metadata {
     pub eventual: Option<Endpoint>,
     /// The first endpoint of all.
     pub first: Option<Endpoint>,
-    /// What the data path wants with every request.
+    /// The headers that the data path wants with every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 

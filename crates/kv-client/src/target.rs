@@ -1,4 +1,4 @@
-//! What every request to one method has in common.
+//! The parts that all requests to one method have in common.
 
 use std::sync::Arc;
 

@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::client::{CallError, KvClient, Sender};
 
-/// What a gateway sends of a watch.
+/// A gateway's message on a watch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WatchMessage {
     Ping,
@@ -92,7 +92,7 @@ impl Watching {
     }
 }
 
-/// What has come, and was not taken.
+/// Received bytes that were not taken yet.
 #[derive(Debug, Default)]
 struct Received(BytesMut);
 

@@ -6,7 +6,7 @@
 //! | `machine` | the memory that the machine leaves to this process |
 //! | `shares` | [`Shares`]: the memory of a process, divided by purpose |
 //!
-//! What always holds here:
+//! Invariants:
 //!
 //! - The bytes held of a budget are never more than it has.
 //! - Requests for bytes are served in the order of asking, large or small, and wait for a bounded

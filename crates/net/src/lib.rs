@@ -11,7 +11,7 @@
 //! | `capacity` | how many files a process may open, and how many connections that leaves room for |
 //! | `metrics_endpoint` | the endpoint that serves metrics |
 //!
-//! What always holds here:
+//! Invariants:
 //! - A listener that cannot accept pauses, and goes on accepting.
 //! - Nagle's algorithm is off on every connection.
 //! - Every dial and every connection without traffic has a time limit, but for a gateway's clients,

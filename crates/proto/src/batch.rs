@@ -71,7 +71,7 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
     bytes.into()
 }
 
-/// What the checksum covers, and the checksum.
+/// The bytes that the checksum covers, and the checksum.
 fn split_checksum(bytes: &[u8]) -> Option<(&[u8], u32)> {
     let (rest, checksum) = bytes.split_last_chunk::<4>()?;
     let (key, covered) = rest.split_last()?;
@@ -148,14 +148,14 @@ fn refusal(wire: log::Refusal) -> Result<Refusal, InvalidBatch> {
     }
 }
 
-/// What is stored under a request's id.
+/// The row stored under a request's id.
 pub fn encode_request(versionstamp: Versionstamp, refusal: Option<&Refusal>) -> Vec<u8> {
     let versionstamp = Bytes::copy_from_slice(&versionstamp.0);
     log::RequestRow { versionstamp, refusal: refusal.map(refusal_to_wire) }.encode_to_vec()
 }
 
-/// What became of a request, from what is stored under its id: its versionstamp, and why it did
-/// nothing if it did.
+/// The outcome of a request, from the row under its id: its versionstamp, and the reason if it did
+/// nothing.
 ///
 /// # Errors
 /// [`InvalidBatch`], naming the field.

@@ -1,9 +1,9 @@
 //! The wire and disk types, generated from `/proto`, and their conversions to `meridian-types`.
 //!
-//! What always holds here: a conversion checks everything that the target type promises, and its
-//! error names the field. A batch carries a checksum that its leader made, and nothing decodes a
-//! batch whose bytes are others; every message between processes carries a checksum, which is
-//! verified where it arrives (`codec.rs`). What is absent on purpose: limits and evaluation.
+//! Invariants: a conversion checks everything that the target type promises, and its error names
+//! the field. A batch carries a checksum that its leader made, and nothing decodes a batch whose
+//! bytes are others; every message between processes carries a checksum, which is verified where it
+//! arrives (`codec.rs`). Absent on purpose: limits and evaluation.
 
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal) => {

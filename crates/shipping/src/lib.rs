@@ -10,11 +10,10 @@
 //! | `retention` | [`retain`] | – | how far the log may be purged |
 //! | `status` | [`Status`], [`Heartbeat`] | in every exchange between nodes | – |
 //!
-//! What always holds:
+//! Invariants:
 //! - A stream belongs to one epoch. Both ends close it when they learn of another.
 //! - The receiver's log is a contiguous prefix of the source's: every batch names its predecessor.
-//! - What was not persisted is not reported, and a batch is never sent onwards before it is durable
-//!   here.
+//! - A batch is reported, and sent onwards, only once it is durable here.
 //! - Safety never rests on the relay's election or on any clock; those decide only which node
 //!   carries the bytes.
 //!

@@ -1,7 +1,7 @@
 //! The receiving end of a shard's log on one node that does not vote: a pure state machine.
 //!
-//! What must hold: a position is reported when it is persisted, never before; a batch is persisted
-//! only behind its predecessor; nothing of an epoch is taken once this node is sealed in it.
+//! Invariants: a position is reported when it is persisted, never before; a batch is persisted only
+//! behind its predecessor; nothing of an epoch is taken once this node is sealed in it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -55,7 +55,7 @@ enum Seal {
     Reported,
 }
 
-/// What the present source said last.
+/// The last heartbeat of the present source.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     hops: Option<u8>,
@@ -175,7 +175,7 @@ impl Receiver {
         }
     }
 
-    /// What this node says of itself to its mates and to its subscribers.
+    /// The status of this node for its mates and its subscribers.
     pub fn status(&self, now: Duration, node: NodeId) -> Status {
         let age = |heard: Heard| now.saturating_sub(heard.at).saturating_add(heard.primary_age);
         let primary_age = self.heard.map_or(Duration::MAX, age);

@@ -39,7 +39,7 @@ pub struct BatchSize {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SenderEvent {
-    /// What the log holds: everything after `purged` up to `available`. On a primary member
+    /// The extent of the log: everything after `purged` up to `available`. On a primary member
     /// `available` is the commit position, on a replica its durable one. Given once at the start
     /// and whenever it moves.
     LogTail {

@@ -1,18 +1,18 @@
-//! What nodes say of themselves concerning one shard.
+//! The status of a node concerning one shard, as nodes exchange it.
 
 use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};
 
-/// What a node says of itself concerning one shard, in every heartbeat of a stream and in the
-/// exchange of statuses between nodes. It must come straight from the node it speaks of: hearing it
-/// proves that the node can be reached from here.
+/// The status of a node concerning one shard, in every heartbeat of a stream and in the exchange of
+/// statuses between nodes. It must come straight from its node: hearing it proves that the node can
+/// be reached from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     pub node: NodeId,
     /// The newest epoch of the shard that the node knows.
     pub epoch: Epoch,
-    /// What the node has and can send.
+    /// The end of the log that the node has and can send.
     pub durable: Position,
     /// Steps from the primary region: 0 for its members, 1 for a relay, 2 for what follows a relay.
     /// `None`: no fresh contact with the primary region.

@@ -7,9 +7,9 @@ use meridian_types::Position;
 /// Positions whose digests are remembered: more than a node applies while a status is on its way.
 const REMEMBERED: usize = 2048;
 
-/// What a shard's history comes to, up to a position: the checksums that leaders made of its
-/// batches, in their order. Nodes that applied the same have the same; once two differ they differ
-/// for good.
+/// A digest of a shard's history up to a position, over the checksums that leaders gave its
+/// batches, in their order. Nodes with equal histories have equal digests; once two differ, they
+/// differ for good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Digest(pub u64);
 

@@ -107,7 +107,7 @@ pub enum Scanned {
     Skipped,
 }
 
-/// What a scan may do to find the next row.
+/// The effort that a scan may make to find the next row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Effort {
     /// How many deleted or replaced rows it skips, about. 0: as many as there are.
@@ -120,7 +120,7 @@ impl Effort {
     pub const WHATEVER_IT_TAKES: Self = Self { max_skipped: 0, cached_only: false };
 }
 
-/// What a scan calls for each key and value, until it breaks.
+/// The callback of a scan: called with each key and value, until it breaks.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
 /// An ordered key-value engine with column families. There are two: RocksDB, and an in-memory twin
@@ -160,8 +160,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes every unlogged write of the family durable that returned before this call.
     fn flush(&self, family: &str) -> Result<(), StorageError>;
 
-    /// What all memtables take, also while they are being flushed: so much is still to come to the
-    /// disk.
+    /// The bytes of all memtables, those included that are being flushed: all that has yet to reach
+    /// the disk.
     fn memtable_bytes(&self) -> u64 {
         0
     }
@@ -172,7 +172,7 @@ pub trait Engine: Send + Sync + 'static {
     /// is gone.
     fn open_snapshots(&self) -> u64;
 
-    /// What may be dropped of a state family: the engine does so when it next compacts.
+    /// The rows of a state family that may be dropped: the engine drops them when it next compacts.
     fn forgotten(&self, family: &str) -> Arc<Forgotten>;
 
     /// Compacts the keys from `start` (inclusive) to `end` (exclusive), a slice at a time; what was

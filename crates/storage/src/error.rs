@@ -36,7 +36,7 @@ pub enum StorageError {
     /// Raft has stopped by itself, or does not start.
     #[error("raft of {group} stopped: {reason}")]
     RaftStopped { group: GroupId, reason: String },
-    /// What is asked for cannot be, or contradicts what is stored.
+    /// The request is impossible, or contradicts the stored data.
     #[error("{0}")]
     Invalid(String),
     /// Another writer of this process has the file.
@@ -72,7 +72,7 @@ impl From<StorageError> for std::io::Error {
     }
 }
 
-/// What is said at the end of a process may take so long: enough for a report with a backtrace.
+/// The time for the report of a process that must stop: enough for a log line with a backtrace.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Stops the process at once: going on after a failed fsync or on corrupt bytes could lose or

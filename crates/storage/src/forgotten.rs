@@ -1,4 +1,4 @@
-//! What a compaction may drop: ids of old requests, and rows of databases that were dropped.
+//! The rows that a compaction may drop: ids of old requests, and rows of dropped databases.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use parking_lot::RwLock;
 
 use crate::schema;
 
-/// What may be dropped of a state family while it is compacted. Whether it was dropped is not
-/// visible: a request whose id may be forgotten is not sent again, and the expiry rows of a dropped
+/// The rows of a state family that its compaction may drop. No reader can tell whether they were
+/// dropped: a request whose id may be forgotten is not sent again, and the expiry rows of a dropped
 /// database lead nowhere.
 #[derive(Debug, Default)]
 pub struct Forgotten {

@@ -37,7 +37,7 @@ pub struct MemberMark {
     pub index: u64,
 }
 
-/// What was durable of this node's part in a group.
+/// The durable end of this node's own log of a group, and its newest vote there.
 #[derive(Debug, Clone, Copy, Default)]
 struct Own {
     last_index: u64,
@@ -146,7 +146,7 @@ impl HighWater {
         }
     }
 
-    /// What [`HighWater::remember`] was told last of a member.
+    /// The mark of a member that [`HighWater::remember`] recorded last.
     pub fn remembered(&self, group: GroupId, node: NodeId) -> Option<MemberMark> {
         self.marks.lock().members.get(&(group, node)).copied()
     }

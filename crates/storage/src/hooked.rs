@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, Visit, WriteBatch};
 
-/// What an engine is asked for.
+/// A call of [`Engine`], as the hooks see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call<'a> {
     CreateFamily(&'a str),
@@ -20,7 +20,7 @@ pub enum Call<'a> {
     CompactRange(&'a str),
 }
 
-/// What happens around the calls of a [`HookedEngine`]: nothing, unless it is said here.
+/// The hooks around the calls of a [`HookedEngine`]. Each does nothing unless it is overridden.
 pub trait Hooks: Send + Sync + 'static {
     /// Before `inner` is asked, which it is not if this fails.
     fn before(&self, inner: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
@@ -33,12 +33,12 @@ pub trait Hooks: Send + Sync + 'static {
         let _nothing = call;
     }
 
-    /// What is said of the memtables of `inner`.
+    /// The answer to [`Engine::memtable_bytes`], by default that of `inner`.
     fn memtable_bytes(&self, inner: &dyn Engine) -> u64 {
         inner.memtable_bytes()
     }
 
-    /// What is given out in place of a snapshot.
+    /// The answer to [`Engine::snapshot`], in place of `inner`.
     fn snapshot(&self, inner: Arc<dyn EngineSnapshot>) -> Arc<dyn EngineSnapshot> {
         inner
     }

@@ -1,4 +1,4 @@
-//! What a node keeps: the logs of its Raft groups, the batches it follows, and the state of its
+//! Storage of a node: the logs of its Raft groups, the batches it follows, and the state of its
 //! shards.
 //!
 //! | module | what it holds |
@@ -17,7 +17,7 @@
 //! | `forgotten` | what compactions may drop |
 //! | `error` | why storage could not, and how a process ends that must not go on |
 //!
-//! What always holds here:
+//! Invariants:
 //! - A log record is readable once appended, and durable once [`Syncer`] has called back.
 //! - State is written in one atomic write with the position it reflects, and sequences are
 //!   contiguous, also from one epoch to the next: a gap stops the process.
@@ -26,8 +26,7 @@
 //! - An I/O error on the log, or bytes that fail their checksum, stop the process. Nothing is
 //!   retried.
 //!
-//! What is absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`),
-//! networks.
+//! Absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`), networks.
 
 mod digest;
 mod engine;

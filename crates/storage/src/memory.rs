@@ -37,7 +37,7 @@ struct Inner {
     forgotten: HashMap<String, Arc<Forgotten>>,
 }
 
-/// What tests do to [`Engine::sync`].
+/// The faults that tests put into [`Engine::sync`].
 #[derive(Debug, Default)]
 struct Syncs {
     held: bool,
@@ -47,8 +47,8 @@ struct Syncs {
 }
 
 impl MemoryEngine {
-    /// What a process finds that starts after this one lost power: everything durable, and of the
-    /// rest what the disk had got to by itself, drawn from `seed`:
+    /// The engine that the next process finds after this one lost power: everything durable, and of
+    /// the rest the part that had reached the disk by itself, drawn from `seed`:
     /// - Logged writes lie in files of RocksDB's write-ahead log, which reach the disk
     ///   independently: each file keeps a beginning, and a later one may have kept what comes after
     ///   a hole. A record that was torn fails its checksum and is gone whole
@@ -260,7 +260,7 @@ impl Engine for MemoryEngine {
     }
 
     fn sync(&self) -> Result<(), StorageError> {
-        // What is written from now on is not part of it.
+        // Later writes are not part of this sync.
         let written = self.inner.lock().unsynced.len();
         {
             let mut syncs = self.syncs.lock();

@@ -1,7 +1,7 @@
 //! The engine over RocksDB.
 //!
-//! What must hold: a logged write is durable after the next sync, an unlogged one after the flush
-//! of its family; a write of state never delays a write of a log by more than one flush.
+//! Invariants: a logged write is durable after the next sync, an unlogged one after the flush of
+//! its family; a write of state never delays a write of a log by more than one flush.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;

@@ -1,7 +1,7 @@
 //! The state of one shard on one node.
 //!
-//! What must hold: the rows and the applied position change in one write; sequences are contiguous;
-//! a read shows one moment, and waits for no writer's disk.
+//! Invariants: the rows and the applied position change in one write; sequences are contiguous; a
+//! read shows one moment, and waits for no writer's disk.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -113,7 +113,7 @@ impl ShardState {
         })
     }
 
-    /// What the state in use reflects, without opening it: it may be open already.
+    /// The position and marks of the state in use, read without opening it: it may be open already.
     pub fn read_applied(engine: &dyn Engine, shard: ShardId) -> Result<Applied, StorageError> {
         engine.create_family(META_FAMILY)?;
         match applied_in(engine, &schema::state_family(shard, current_generation(engine, shard)?)) {
@@ -157,12 +157,12 @@ impl ShardState {
         (current.applied.position, current.applied.digest)
     }
 
-    /// What all batches up to `position` come to, if it was applied not long ago.
+    /// The digest of all batches up to `position`, if that was applied not long ago.
     pub fn digest_at(&self, position: Position) -> Option<Digest> {
         self.current.read().digests.at(position)
     }
 
-    /// What others sent of this shard, and this node did not store.
+    /// The batches of this shard that other nodes sent and this node refused to store.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
@@ -270,7 +270,7 @@ impl ShardState {
         }
     }
 
-    /// What became of a write with this id, if that is remembered.
+    /// The outcome of the write with this id, if it is remembered.
     pub fn request(&self, id: RequestId) -> Result<Option<WriteOutcome>, StorageError> {
         let row = self.in_family(|family| self.engine.get(family, &schema::request_key(id)))?;
         let Some(row) = row else { return Ok(None) };

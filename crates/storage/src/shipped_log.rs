@@ -1,7 +1,7 @@
-//! What one node took of a shard as a replica: the stored batches, by sequence, in one log for all
-//! epochs.
+//! The log of a replica: the stored batches that it took of a shard, by sequence, in one log for
+//! all epochs.
 //!
-//! What must hold:
+//! Invariants:
 //! - A batch may be applied, reported and served once an fsync that began after its append is
 //!   through.
 //! - The log is purged only up to what is flushed of the state that it is applied to.
@@ -192,7 +192,8 @@ impl ShippedLog {
             let done = batches.is_empty();
             state.apply_shipped(batches)?;
             if hole {
-                // What a power loss left behind a hole was never durable, and never reported.
+                // Batches behind a hole that a power loss left were never durable, and never
+                // reported.
                 let last = state.position().sequence;
                 let log = self.records.group();
                 tracing::warn!(%log, last, "the log has a hole: what lies behind it is fetched again");

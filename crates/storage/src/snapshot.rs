@@ -64,7 +64,7 @@ pub struct StagedState {
 
 impl StagedState {
     pub(crate) fn new(engine: Arc<dyn Engine>, family: Arc<str>) -> Result<Self, StorageError> {
-        // What an attempt before this one left would mix with the rows to come.
+        // Rows of an earlier attempt would mix with the rows to come.
         engine.drop_family(&family)?;
         engine.create_family(&family)?;
         Ok(Self { engine, family: Some(family), complete: false })
@@ -82,7 +82,7 @@ impl StagedState {
         Ok(())
     }
 
-    /// What the staged state reflects.
+    /// The position that the staged state reflects.
     ///
     /// # Errors
     /// [`StorageError::Incomplete`] while rows are missing.

@@ -25,11 +25,11 @@ const BYTES_AT_ONCE: usize = 128 << 10;
 /// Before any one row, in some 40 microseconds: a queue's deleted head. Each deleted row counts
 /// twice, with what was deleted there.
 const SKIPS_AT_ONCE: u64 = 1024;
-/// What bounds those before all rows together, since nothing tells their number: the time, once
-/// there were more rows than can take it.
+/// A bound for the skips before all rows together, which nothing counts: the time, from the fifth
+/// row on.
 const TIME_AT_ONCE: Duration = Duration::from_micros(200);
 const ROWS_IN_TIME: usize = 5;
-/// What an entry takes beside its key and value.
+/// The bytes that an entry takes beside its key and value.
 const ENTRY_BYTES: usize = size_of::<Found>() + size_of::<Entry>();
 
 /// Entries of each range, and the position that the state had reached, at least, when they were
@@ -58,7 +58,7 @@ pub struct StateRead {
     family: Arc<str>,
     database: DatabaseId,
     ranges: Vec<ReadRange>,
-    /// What has expired by then is left out.
+    /// Values that have expired at this time are left out.
     now_ms: u64,
     position: Position,
     progress: Progress,
@@ -66,7 +66,7 @@ pub struct StateRead {
 
 #[derive(Default)]
 struct Progress {
-    /// What was found in the ranges that are read.
+    /// The entries found in the ranges that are read to their end.
     ranges: Vec<Vec<Found>>,
     /// In the range that is being read, and the last row of it that was looked at.
     found: Vec<Found>,
@@ -106,7 +106,7 @@ impl Progress {
     }
 }
 
-/// What a turn may look at yet.
+/// The rows, bytes and time that a turn has left.
 struct Looked {
     rows: usize,
     /// Of [`Progress::bytes`].
@@ -222,13 +222,13 @@ impl StateRead {
         Ok(progress.found.len() >= limit || scanned == Scanned::All && !looked.enough(progress))
     }
 
-    /// What was found so far takes so much, in bytes.
+    /// The bytes of all entries found so far.
     pub fn bytes(&self) -> usize {
         self.progress.bytes
     }
 
-    /// What was found, after [`Turn::Done`]. `beside` lives for as long as any of the keys and
-    /// values does.
+    /// The entries found, after [`Turn::Done`]. `beside` lives for as long as any of their keys and
+    /// values.
     pub fn into_view(self, beside: impl Send + Sync + 'static) -> ReadView {
         let beside = Arc::new(beside);
         let chunk = |bytes| Bytes::from_owner(Chunk { bytes, _beside: Arc::clone(&beside) });
@@ -257,7 +257,7 @@ impl<T> AsRef<[u8]> for Chunk<T> {
     }
 }
 
-/// What is left of a range behind the last row that was looked at, as keys of rows.
+/// The rest of a range behind the last row that was looked at, as keys of rows.
 fn rest(database: DatabaseId, range: &ReadRange, last: Option<&[u8]>) -> (Vec<u8>, Vec<u8>) {
     let (start, end) =
         (schema::data_key(database, &range.start), schema::data_key(database, &range.end));

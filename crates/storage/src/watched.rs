@@ -14,7 +14,7 @@ use crate::{Durability, Engine, EngineSnapshot, StorageError};
 /// drives everything else. For tests, which need no slow disk then, and no clock.
 pub type WatchedEngine = HookedEngine<Watch>;
 
-/// What the thread does that is watched, and what a test does meanwhile.
+/// The forbidden calls of the watched thread, and the hooks that a test runs meanwhile.
 #[derive(Default)]
 pub struct Watch {
     watched: Mutex<Option<Watched>>,
@@ -60,7 +60,7 @@ impl Watch {
         self.sync_ms.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// What the watched thread did all the same, and the end of watching.
+    /// The forbidden calls that the watched thread made. Ends the watching.
     pub fn found(&self) -> Vec<&'static str> {
         self.watched.lock().take().map(|watched| watched.found).unwrap_or_default()
     }

@@ -1,5 +1,4 @@
-//! What is asked of this tree beyond what the compiler and its lints know, as functions that a test
-//! runs.
+//! Checks of this tree beyond those of the compiler and its lints, as functions that a test runs.
 //!
 //! | module | what it checks |
 //! |---|---|

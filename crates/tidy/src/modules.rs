@@ -118,7 +118,7 @@ fn tree(tokens: &[TokenTree], prefix: Module, paths: &mut Vec<Module>) {
     }
 }
 
-/// What follows a `::`, if one is first.
+/// The tokens behind a `::`, if they begin with one.
 fn behind_separator(tokens: &[TokenTree]) -> Option<&[TokenTree]> {
     match tokens {
         [TokenTree::Punct(first), TokenTree::Punct(second), behind @ ..]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::sources::PURE;
 
-/// What a crate may use of the others.
+/// The crates of the workspace that a crate may use.
 #[derive(Debug, Clone, Copy)]
 pub enum Allowed {
     Only(&'static [&'static str]),
@@ -29,12 +29,12 @@ pub struct Dependency {
     pub dev: bool,
 }
 
-/// What a pure crate has no business with.
+/// Libraries that no pure crate may use.
 const IMPURE: &[&str] = &["tokio", "tonic", "rocksdb"];
 
-/// What is wrong with the dependencies, one sentence each, by the ladder of crates and the owners of
-/// libraries. Dev-dependencies may point anywhere in the workspace, but an owned library stays out of
-/// the tests of others too.
+/// The forbidden dependencies, one sentence each, by the ladder of crates and the owners of
+/// libraries. Dev-dependencies may point anywhere in the workspace, but an owned library stays out
+/// of the tests of others too.
 pub fn violations(
     packages: &[Package],
     ladder: &[(&str, Allowed)],
@@ -73,7 +73,7 @@ pub fn violations(
 /// The crates of the workspace in this folder. It needs neither a registry nor a lock file.
 ///
 /// # Errors
-/// What cargo said, or that its answer cannot be read.
+/// The output of cargo, or why it cannot be read.
 pub fn of_workspace(root: &Path) -> Result<Vec<Package>, String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)

@@ -16,7 +16,7 @@ const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "misc", "helpers"];
 pub const PURE: &[&str] =
     &["types", "values", "txn", "shipping", "directory", "failover", "placement", "checker", "sim"];
 
-/// What a pure crate takes as an argument.
+/// Calls of the clock, of chance and of the system, whose results a pure crate takes as arguments.
 static IMPURE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let std = r"std::(?:fs|net|thread|process|env)\b|Instant::now|SystemTime|OpenOptions";
     let others = r"getrandom|now_v7|new_v4|thread_rng|rand::rng\b|std::time::\{?[^;]*Instant";
@@ -28,7 +28,7 @@ static IMPURE: LazyLock<Option<Regex>> = LazyLock::new(|| {
 const WITH_SOCKETS: &[&str] =
     &["crates/net/src/", "crates/wan/src/", "crates/drills/src/cluster/ports.rs"];
 
-/// What listens or dials.
+/// Names of types that listen or dial.
 static SOCKETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"Tcp(?:Listener|Stream|Socket)|Http(?:Connector)|(?:Endpoint)::from_|(?:Server)::builder",

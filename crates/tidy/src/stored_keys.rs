@@ -12,7 +12,7 @@ const REGISTRY: &str = "crates/storage/src/schema";
 /// Crates that store: all of their sources are looked through.
 const STORING: &[&str] = &["crates/storage/src/", "crates/consensus/src/"];
 
-/// What a source of another crate names where it stores, or reads what is stored.
+/// Names in a source of another crate that show that it stores, or reads stored data.
 static STORES: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"\b(?:schema::|META_FAMILY|LOG_FAMILY|WriteBatch|GroupLog|put_mark)").ok()
 });

@@ -1,4 +1,4 @@
-//! What is asked of the sources and documents of this tree.
+//! Checks of this tree's sources and documents.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -6,7 +6,7 @@ use meridian_tidy::packages::Allowed;
 use meridian_tidy::tree::{self, File};
 use meridian_tidy::{documents, modules, packages, sources, stored_keys, words};
 
-/// What each crate of the workspace may use of the others.
+/// The crates of the workspace that each crate may use.
 const LADDER: &[(&str, Allowed)] = &[
     ("meridian-types", Allowed::Only(&[])),
     ("meridian-values", Allowed::Only(&[])),

@@ -10,7 +10,7 @@ use meridian_types::{SumBounds, Value, ValueEncoding, limits::MAX_VALUE_BYTES};
 use crate::number::{NotANumber, Number, le64, le64_value};
 use crate::rejection::Rejection;
 
-/// What a u64 mutation does to the stored integer.
+/// The operation of a u64 mutation on the stored integer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum U64Operation {
     /// Wraps.
@@ -91,7 +91,7 @@ pub(crate) fn sum(
     if value.data.len() > MAX_VALUE_BYTES { Err(Rejection::OutOfRange) } else { Ok(value) }
 }
 
-/// What a sum may be, at least and at most.
+/// The least and the greatest result of a sum.
 struct Bounds<T> {
     min: Option<T>,
     max: Option<T>,

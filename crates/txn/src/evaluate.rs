@@ -11,8 +11,8 @@ use crate::rejection::Rejection;
 use crate::view::View;
 use crate::write_set::WriteSet;
 
-/// What a transaction comes to. None of it has happened yet: effects take effect when their batch
-/// commits.
+/// The result of an evaluation. Nothing of it has happened yet: effects take effect when their
+/// batch commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Evaluation {
     /// At most one effect a key: the last. Empty if the transaction only checks, or does nothing.
@@ -31,9 +31,9 @@ pub enum Evaluation {
 /// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that
 /// such a key is not longer than a key may be.
 ///
-/// What arithmetic reads and writes is bounded by [`MAX_COMPUTED_BYTES`], counted as it is carried
-/// out, so that also what a later mutation replaces is counted: that bounds the work, and with the
-/// size of the request the effects.
+/// The bytes that arithmetic reads and writes are bounded by [`MAX_COMPUTED_BYTES`], counted as it
+/// is carried out, so that values that a later mutation replaces count too: that bounds the work,
+/// and with the size of the request the effects.
 ///
 /// A value that the transaction itself has set is seen by its later mutations even if it expires at
 /// once, since evaluation knows no time.

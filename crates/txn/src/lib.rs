@@ -4,14 +4,14 @@
 //! applied state ([`View`], implemented by the storage) with its own not yet applied batches laid
 //! over it ([`Overlay`], [`Overlaid`]). Followers never come here: they apply effects blindly.
 //!
-//! What always holds here:
+//! Invariants:
 //! - a transaction takes effect whole or not at all, and each of its mutations sees the earlier
 //!   ones;
 //! - there is at most one effect a key, with the final value;
 //! - no bytes of a client or of the store can make this crate panic.
 //!
-//! What is absent on purpose: clocks (the time is an argument), I/O, the limits of requests (the
-//! gateway checks those), and the queue, whose messages are not part of a
+//! Absent on purpose: clocks (the time is an argument), I/O, the limits of requests (the gateway
+//! checks those), and the queue, whose messages are not part of a
 //! [`Transaction`](meridian_types::Transaction) yet.
 //!
 //! | file | what it holds |

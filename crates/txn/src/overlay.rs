@@ -1,4 +1,4 @@
-//! What is evaluated and not yet applied, laid over the applied state.
+//! The effects that are evaluated and not yet applied, laid over the applied state.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -28,7 +28,7 @@ impl InFlight {
         }
     }
 
-    /// What a transaction sees of it at `now_ms`: `None` where the key is deleted or has expired.
+    /// The value that a transaction reads at `now_ms`: `None` if the key is deleted or has expired.
     fn present(&self, now_ms: u64) -> Option<(Versionstamp, &Value)> {
         match self {
             Self::Put { expire_at_ms, .. } if (1..=now_ms).contains(expire_at_ms) => None,

@@ -2,7 +2,7 @@
 
 use meridian_types::{DatabaseId, Value, Versionstamp};
 
-/// What a transaction sees of a key that is present.
+/// The value of a present key, as a transaction reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     pub versionstamp: Versionstamp,

@@ -8,8 +8,8 @@ use meridian_types::Effect;
 /// Up to this many effects a scan is cheaper than hashing.
 const MAX_SCANNED: usize = 16;
 
-/// What the transaction at hand has written so far: the last effect of every key, in the order in
-/// which the keys were first written.
+/// The writes of the transaction at hand: the last effect of every key, in the order in which the
+/// keys were first written.
 pub(crate) struct WriteSet {
     effects: Vec<Effect>,
     /// Where in `effects` a key is, once they are more than [`MAX_SCANNED`].

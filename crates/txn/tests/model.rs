@@ -41,7 +41,7 @@ impl Row {
     }
 }
 
-/// What the storage does: applies effects blindly.
+/// A model of the storage, which applies effects blindly.
 #[derive(Default)]
 struct Applied {
     rows: Rows,

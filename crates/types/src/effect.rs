@@ -8,7 +8,7 @@ use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
 /// transaction, at most.
 const ENCODING_BYTES: usize = 64;
 
-/// What a transaction does to one key, with its final value. Applied blindly by every replica.
+/// The change of one key by a transaction, with its final value. Applied blindly by every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     Put {
@@ -83,7 +83,7 @@ impl CommittedTransaction {
         ENCODING_BYTES + self.effects.iter().map(Effect::size).sum::<usize>() + refusal
     }
 
-    /// What its client is told.
+    /// The outcome that the client is told.
     pub fn outcome(&self, versionstamp: Versionstamp) -> WriteOutcome {
         match &self.refusal {
             None => WriteOutcome::Committed(versionstamp),

@@ -33,7 +33,7 @@ impl EpochHistory {
         self.bases.last().map_or(Epoch::FIRST, |(epoch, _)| *epoch)
     }
 
-    /// What the newest epoch began behind.
+    /// The base of the newest epoch.
     pub fn base(&self) -> Position {
         self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
     }

@@ -46,7 +46,7 @@ impl FromStr for NodeId {
 #[error("`{0}` is not a UUID")]
 pub struct InvalidId(pub String);
 
-/// What a client opens: its own key space and transaction domain. It lives in exactly one shard.
+/// A client's database: a key space and transaction domain of its own, in exactly one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct DatabaseId(pub [u8; 16]);

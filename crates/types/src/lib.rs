@@ -1,9 +1,9 @@
 //! The words of Meridian: identities, positions, versionstamps, transactions, effects,
 //! reports of shards, and limits.
 //!
-//! What always holds here: a value of one of these types is well formed (a [`Versionstamp`] has ten
-//! bytes, a [`DatabaseId`] sixteen). What is absent on purpose: clocks, I/O, wire formats and any
-//! rule of evaluation; those live in the crates below.
+//! Invariant: a value of one of these types is well formed (a [`Versionstamp`] has ten bytes, a
+//! [`DatabaseId`] sixteen). Absent on purpose: clocks, I/O, wire formats and any rule of
+//! evaluation; those live in the crates below.
 
 mod effect;
 mod epoch_history;

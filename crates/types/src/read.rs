@@ -1,4 +1,4 @@
-//! What a read asks for, and what it returns.
+//! Reads: the ranges that they ask for, and the entries that they return.
 
 use bytes::Bytes;
 

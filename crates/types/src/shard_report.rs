@@ -1,5 +1,5 @@
-//! What a node reports of a shard with each renewal of its lease: to the controller of failovers,
-//! and, through the directory's leader, to operators.
+//! The report of a node on a shard, sent with each renewal of its lease: to the controller of
+//! failovers, and, through the directory's leader, to operators.
 
 use crate::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
@@ -46,8 +46,8 @@ pub struct ShardReport {
     pub voters_confirmed_at: u64,
     /// Behind the newest commit that the node knows of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,
-    /// What directory leaders have told the node, with its leases, of how far the shard came in
-    /// `epoch`.
+    /// The progress hint: how far the shard came in `epoch`, as directory leaders have told the
+    /// node with its leases.
     pub hint: CommitProgress,
     /// Of the databases that are being deleted, those whose data the node has dropped in `epoch`.
     pub dropped: Vec<DatabaseId>,

@@ -95,7 +95,7 @@ pub struct Transaction {
     pub mutations: Vec<Mutation>,
 }
 
-/// What became of a transaction. Both are results, not errors.
+/// The outcome of a transaction. All of them are results, not errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteOutcome {
     Committed(Versionstamp),

@@ -469,7 +469,7 @@ mod tests {
         }
         let graph = v8::read(&data).unwrap();
         let text = stored(&Stored::V8(graph), false);
-        // What is nested is counted at each level.
+        // Nested text is counted at each level.
         let length = text.len();
         assert!(length > MAX_OUTPUT_BYTES / 4 && length < 2 * MAX_OUTPUT_BYTES, "{length}");
         assert!(text.contains("[Array]"));

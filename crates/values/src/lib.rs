@@ -3,15 +3,15 @@
 //! To the rest of Meridian both are bytes. Here they are read for people and for arithmetic, and
 //! written from what people type.
 //!
-//! What always holds here:
+//! Invariants:
 //! - no bytes can make this crate panic, recurse without a bound, or hold more memory than a fixed
 //!   multiple of those bytes; no length that bytes only claim reserves memory;
 //! - work is linear in the bytes that were given, and the length of what is printed has a bound;
 //! - bytes are written as Deno writes them, which the corpus `tests/deno.jsonl` shows.
 //!
-//! What is absent on purpose: clocks, I/O, the limits on sizes of keys and values (the gateway
-//! checks those), and whatever V8 writes that Deno KV does not store: shared memory, WebAssembly,
-//! host objects.
+//! Absent on purpose: clocks, I/O, the limits on sizes of keys and values (the gateway checks
+//! those), and whatever V8 writes that Deno KV does not store: shared memory, WebAssembly, host
+//! objects.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,8 +1,8 @@
 //! Values and keys as they are written in a program: `{ name: "Ada", tags: new Set(["a"]) }`.
 //!
-//! What is read is what people type and what `Deno.inspect` prints of keys: JSON and JSON5, and of
-//! JavaScript the values that Deno KV stores. It is no program: there are no variables, no functions
-//! but constructors, and no clock (`new Date()` is refused).
+//! The grammar is that of people's input and of keys as `Deno.inspect` prints them: JSON and JSON5,
+//! and of JavaScript the values that Deno KV stores. It is no program: there are no variables, no
+//! functions but constructors, and no clock (`new Date()` is refused).
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -70,7 +70,7 @@ mod tag {
     pub(super) const ERROR: u8 = b'r';
 }
 
-/// What follows the tag of an error, until `END`.
+/// Tags of an error's parts, which follow its own tag until `END`.
 mod error_tag {
     pub(super) const MESSAGE: u8 = b'm';
     pub(super) const CAUSE: u8 = b'c';

@@ -11,7 +11,7 @@ use crate::lane::{Entrance, Exit, lane};
 use crate::shaper::{Line, Shaper, SplitMix};
 use crate::timer::sleep_until;
 
-/// What the connections of a link share.
+/// The route that the connections of a link share.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     pub(crate) target: SocketAddr,

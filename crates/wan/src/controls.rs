@@ -1,4 +1,4 @@
-//! What an operator sets on a link, and what its connections read of it.
+//! The controls of a link, which an operator sets and its connections read.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 /// How far and how wide a link is; the same in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkProfile {
-    /// What every byte waits, each way: half of the round trip. At most [`MAX_DELAY`].
+    /// The delay of every byte, each way: half of the round trip. At most [`MAX_DELAY`].
     pub one_way_delay: Duration,
     /// A chunk waits up to this much more, evenly spread. Order is kept: a chunk also waits for
     /// those before it.
@@ -144,8 +144,8 @@ impl Controls {
 
 /// Returns when `way` carries bytes; at once unless it is cut.
 ///
-/// What was held travels once more when the cut is healed, since it is the sender that retransmits.
-/// May be dropped at any await.
+/// Held bytes travel once more when the cut is healed, since it is the sender that retransmits. May
+/// be dropped at any await.
 pub(crate) async fn passable(
     controls: &mut watch::Receiver<Controls>,
     way: Way,

@@ -20,7 +20,7 @@ pub const LANE_CAPACITY_BYTES: usize = 16 * 1024 * 1024;
 /// A buffer with less room than this is left to the chunks that were cut from it.
 const MIN_READ_BYTES: usize = 4 * 1024;
 
-/// What travels, in the order in which it arrived.
+/// A parcel of one direction; they travel in the order in which they arrived.
 #[derive(Debug)]
 struct Parcel {
     due: Instant,

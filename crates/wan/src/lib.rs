@@ -15,7 +15,7 @@
 //! | `timer` | sleeping more precisely than tokio does |
 //! | `plan`, `spec` | [`WanPlan`], and how it is written on a command line |
 //!
-//! What always holds here:
+//! Invariants:
 //! - The bytes of a connection keep their order, whatever the jitter and however the profile
 //!   changes.
 //! - Delay limits no throughput: bytes travel together, up to [`LANE_CAPACITY_BYTES`] in each

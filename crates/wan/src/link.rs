@@ -67,7 +67,7 @@ impl Link {
         self.controls.send_modify(|controls| controls.profile = profile.bounded());
     }
 
-    /// What was set last, within [`MAX_DELAY`](crate::MAX_DELAY).
+    /// The profile that was set last, within [`MAX_DELAY`](crate::MAX_DELAY).
     #[must_use]
     pub fn profile(&self) -> LinkProfile {
         self.controls.borrow().profile

@@ -39,7 +39,7 @@ impl Line {
     }
 }
 
-/// What becomes of a chunk.
+/// The fate of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Passage {
     /// When it arrives at the other end.

@@ -12,7 +12,7 @@ const MAX_MS: f64 = 10_000.0;
 /// How many regions a plan lists, besides the first.
 const MAX_REGIONS: usize = 64;
 
-/// What is wrong with a written plan.
+/// The flaw of a written plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidWanSpec {
     #[error(

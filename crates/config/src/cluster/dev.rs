@@ -15,7 +15,7 @@ const fn dev_database(number: u32) -> DatabaseId {
     DatabaseId([0, 0, 0, 0, 0, 0, 0x40, 0, 0x80, 0, 0, 0, a, b, c, d])
 }
 
-/// What a cluster to develop against consists of.
+/// The shape of a development cluster.
 #[derive(Debug, Clone, Copy)]
 pub struct DevLayout<'a> {
     /// How many data centers each region has, the primary first.

@@ -1,4 +1,4 @@
-//! What is written is read again: files of nodes, of gateways and of developers' clusters.
+//! Written files read back as the same configuration: of nodes, gateways and development clusters.
 
 use super::*;
 use crate::cluster::{DEV_SECOND_DATABASE, DevLayout};

@@ -16,7 +16,7 @@ pub(crate) const READ: &str = "/kv/strong/snapshot_read";
 pub(crate) const WATCH: &str = "/kv/strong/watch";
 pub(crate) const WRITE: &str = "/kv/strong/atomic_write";
 
-/// What was answered in one case of the documentation.
+/// The answer to one case of the documentation.
 pub(crate) struct Answered {
     pub(crate) case: &'static str,
     pub(crate) status: u16,

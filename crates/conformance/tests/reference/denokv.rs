@@ -88,7 +88,7 @@ impl Store for Theirs<'_> {
             Ok(write) => write,
             Err(error) => return Written::Refused(Refusal::About(about(&error))),
         };
-        // What it keeps of a write that fails is undone here: see the test in `exemptions`.
+        // A failed write keeps its earlier mutations, undone here: see the test in `exemptions`.
         let may_keep = write.mutations.len() > 1;
         if may_keep {
             self.sql("drop table if exists kept; create temp table kept as select * from kv");

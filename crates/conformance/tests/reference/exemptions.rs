@@ -1,4 +1,4 @@
-//! What programs exempt is really so: a release of the reference that mends it is noticed.
+//! The exempted faults of the reference still exist: a release that mends one is noticed.
 
 use bytes::Bytes;
 use meridian_kv_client::message::{mutation, point, set, sum};

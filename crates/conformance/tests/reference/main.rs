@@ -49,7 +49,7 @@ use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_
 use proptest::test_runner::TestRunner;
 use store::{Eyes, Refusal, Seen, SeenKey, Store, Written};
 
-/// What a step gives, without what each side chooses for itself.
+/// The outcome of a step, without the values that each side chooses for itself.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Committed,

@@ -53,7 +53,7 @@ pub(crate) struct Mutation {
     pub(crate) format: u8,
 }
 
-/// What is wrong with a message. It has no other fault.
+/// The flaw of a message. It has no other.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Flaw {
     Checks(usize),

@@ -1,4 +1,4 @@
-//! What is asked of a store, and how its answers are compared with another's.
+//! The interface of both stores, and how their answers are compared.
 
 use std::collections::HashMap;
 

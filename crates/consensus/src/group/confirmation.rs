@@ -22,7 +22,7 @@ use crate::network::RECONNECT_PAUSE;
 use crate::type_config::{TypeConfig, Vote};
 use crate::wire;
 
-/// What reads at a leader go by.
+/// The settings of reads at a leader.
 #[derive(Clone)]
 pub(super) struct ReadIndex {
     /// The highest index that this node, leading, has advertised to another member as committed.
@@ -31,7 +31,7 @@ pub(super) struct ReadIndex {
     pub(super) timeout: Duration,
 }
 
-/// What a leader was when a read began: what a majority is to confirm, and what the read is to see.
+/// A leader's vote at the start of a read, for a majority to confirm, and its commit index.
 struct Claim {
     vote: Vote,
     /// One set, or two while they are being changed: a majority of each is needed.

@@ -16,12 +16,12 @@ use crate::log_store::LogStore;
 use crate::type_config::StoredMembership;
 use crate::wire;
 
-/// What stands, in every founder's log, for the state at the base and the first voters: as if an
-/// entry with this id had been applied and purged. So no founder has more than another, and a
-/// member without the state cannot be sent entries before it has a snapshot.
+/// The entry that stands, in every founder's log, for the state at the base and the first voters:
+/// as if it had been applied and purged. So no founder's log is ahead of another's, and a member
+/// without the state cannot be sent entries before it has a snapshot.
 const ORIGIN: log::LogId = log::LogId { term: 0, index: 0 };
 
-/// What [`RaftGroup::form`] came to.
+/// The outcome of [`RaftGroup::form`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Formed {
     /// This node is a founder now.

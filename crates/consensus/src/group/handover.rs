@@ -80,8 +80,8 @@ impl RaftGroup {
         let group = self.clone();
         let asked = tokio::spawn(async move {
             let trigger = group.raft.trigger();
-            // What this node publishes of itself trails: Raft is asked, behind what it was asked
-            // before.
+            // The published metrics of this node trail, so Raft itself is asked for its term: its
+            // answer comes after all earlier requests.
             let node_id = group.node_id;
             let term =
                 group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));

@@ -41,7 +41,7 @@ pub(super) struct ReadLease {
     pub(super) handovers: Arc<Handovers>,
 }
 
-/// What this node leads, as openraft says at one moment.
+/// This node's leadership, as openraft publishes it at one moment.
 struct Led {
     term: u64,
     /// It votes: openraft itself hands over what a leader led that was removed.

@@ -1,9 +1,9 @@
 //! How a member comes to vote, and when its word counts: for a candidate, for a leader that asks,
 //! and for itself.
 //!
-//! What must hold: a member gives no vote, and no acknowledgement, that contradicts what it gave
-//! before; also after a restart, after it left the group, and where its folder was wiped or set
-//! back. Every method may be dropped at any await.
+//! Invariant: a member gives no vote, and no acknowledgement, that contradicts an earlier one; also
+//! after a restart, after it left the group, and where its folder was wiped or set back. Every
+//! method may be dropped at any await.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::votes::{NoVote, VoteGate, Votes};
 /// Between two candidacies of a member that is to lead, and two looks at a log that grows again.
 const CANDIDACY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What decides whether this member's votes, and its word, count.
+/// The state that decides whether this member's votes and acknowledgements count.
 #[derive(Clone)]
 pub(super) struct Member {
     pub(super) votes: Arc<Votes>,

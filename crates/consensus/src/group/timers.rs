@@ -1,5 +1,5 @@
-//! What goes by the clock in a member: heartbeats of a leader, and the line in which voters stand
-//! for election.
+//! The timers of a member: heartbeats of a leader, and the order in which voters stand for
+//! election.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Contact {
     }
 }
 
-/// What goes by the clock: heartbeats, and when this member stands for election.
+/// The timers of a member: its heartbeats as leader, and its candidacies.
 ///
 /// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of
 /// them to answer, and between regions the answer takes longer than heartbeats should be apart. It
@@ -179,7 +179,7 @@ fn rank(
     (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank))
 }
 
-/// What a member has heard of others.
+/// This member's last contact with a leader or candidate.
 #[derive(Clone, Copy)]
 struct Heard {
     /// When that was last: of a leader, or a candidate that it voted for.

@@ -31,7 +31,7 @@ pub enum ChangeVotersFailure {
     Storage(#[from] StorageError),
 }
 
-/// What is next on the way from one membership to another.
+/// The next step from one membership to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Done,
@@ -93,7 +93,7 @@ impl Present {
 pub(super) struct Changes(Mutex<(usize, Option<Instant>)>);
 
 impl Changes {
-    /// What a call that was given up has asked of Raft may not be seen in what Raft publishes yet.
+    /// The time after which a change that an abandoned call asked of Raft shows in Raft's metrics.
     const AFTERMATH: Duration = Duration::from_secs(1);
 
     fn may_go_on(&self) -> bool {
@@ -159,7 +159,7 @@ impl RaftGroup {
             return Err(ChangeVotersFailure::NoVoters);
         }
         let mut under_way = UnderWay::begin(&self.changes);
-        // What the log had when this began is what a newcomer must have; more comes all the time.
+        // A newcomer must have the log up to its present end; entries go on coming all the time.
         let behind = self.raft.metrics().borrow_watched().last_log_index;
         loop {
             let step = self.next_step(voters, behind);
@@ -191,7 +191,7 @@ impl RaftGroup {
         }
     }
 
-    /// What Raft said to it, if it was asked.
+    /// Raft's answer to the step, if the step asks Raft for anything.
     async fn carry_out(
         &self,
         step: Step,

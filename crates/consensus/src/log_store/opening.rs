@@ -1,4 +1,4 @@
-//! What a log must be before it is used, whatever the disk did to its end.
+//! Repair of a log before its use, whatever the disk did to its end.
 
 use meridian_storage::{GroupLog, HighWater, LogMark, StorageError};
 

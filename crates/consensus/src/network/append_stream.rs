@@ -29,7 +29,7 @@ use crate::type_config::TypeConfig;
 
 type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
-/// What so many bytes may take to a member that is well and busy.
+/// The longest time that so many bytes may take to a healthy, busy member.
 fn transfer_time(bytes: usize) -> Duration {
     const BYTES_PER_SECOND: u64 = 4 << 20;
     Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND)
@@ -128,7 +128,7 @@ impl AppendStream {
         Ok(Self { target, in_flight, lease_trust, marks, late, responses, telling: None })
     }
 
-    /// What openraft is to hear of each answer, up to the first that ends the stream.
+    /// The result for openraft of each answer, up to the first that ends the stream.
     pub(super) fn results(self) -> impl Stream<Item = AppendResult> {
         futures::stream::unfold(self, Self::next)
     }

@@ -35,7 +35,7 @@ fn a_leader_notices_what_its_memory_has_changed() {
 /// A member that has everything, and gives its vote.
 #[derive(Clone, Default)]
 struct Follows {
-    /// What it says of its vote instead.
+    /// The higher vote that it answers with in place of its consent.
     later: Option<log::Vote>,
     /// No append of a stream is answered while this is held.
     answers: Arc<tokio::sync::Mutex<()>>,
@@ -146,7 +146,7 @@ impl Peers for One {
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What node 1 has to call `member`.
+/// The network of node 1, with which it calls `member`.
 async fn network(member: Follows, append_timeout: Duration) -> Network {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

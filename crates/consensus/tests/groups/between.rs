@@ -1,4 +1,4 @@
-//! What stands between two members, reads what they say to each other, and changes it.
+//! A proxy between two members, which reads their messages and changes them.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::support::{Node, at, set};
 use crate::wire::Wire;
 
-/// What is done to messages, until it is taken back.
+/// The faults that a proxy puts into messages, until a test takes them back.
 #[derive(Default)]
 pub(crate) struct Control {
     /// No member hears of a commit beyond this one.

@@ -1,4 +1,4 @@
-//! What a leader needs to know before it answers a read, when its lease says nothing.
+//! The confirmation that a leader needs before it answers a read without a lease.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};

@@ -1,4 +1,4 @@
-//! What changes on the way between members, and what one of them cannot read.
+//! Batches that are damaged on the way between members, and batches that a member cannot read.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -61,8 +61,8 @@ async fn a_node_with_a_hole_in_its_log_starts_and_is_brought_level() {
     until("it votes", async || nodes[victim].group().votes()).await;
 }
 
-/// What had been durable is not there any more: the node starts, as a copy, and votes when it was
-/// sent as much.
+/// The disk lost entries that had been durable: the node starts, as a copy, and votes when it was
+/// sent as much again.
 #[tokio::test]
 async fn a_log_that_lost_an_end_that_was_durable_does_not_vote_until_it_has_as_much_again() {
     let wire = Arc::new(Wire::default());

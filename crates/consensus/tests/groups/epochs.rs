@@ -189,7 +189,7 @@ async fn a_third_epoch_takes_over_from_the_second_in_the_same_processes() {
     write(&nodes, 2, "third").await;
     equal(&nodes, at(3, 11)).await;
     for old in &closed {
-        // What the second epoch had committed, and nothing of the third.
+        // The batches that the second epoch had committed, and none of the third.
         let batches = old.committed_batches(7, 1 << 20).unwrap();
         assert_eq!(batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [7, 8, 9]);
         assert_eq!(
@@ -237,7 +237,7 @@ async fn a_group_begins_at_nothing_too_and_purges_its_log() {
     for node in &nodes {
         node.group().purge_through(4).await.unwrap();
         until("purged", async || node.group().first_sequence().unwrap() == Some(5)).await;
-        // What is not there yet, or was purged before, is no error.
+        // Batches that are not there yet, or were purged before, are no error.
         node.group().purge_through(3).await.unwrap();
         node.group().purge_through(0).await.unwrap();
     }

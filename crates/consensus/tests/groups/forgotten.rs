@@ -14,7 +14,7 @@ use crate::seal::{three, three_that_wait};
 use crate::support::{Node, SHARD, at, equal, group, leader, set, until, write};
 use crate::wire::{Link, Wire, linked};
 
-/// What the one sends to the other goes over a new connection from now on.
+/// Gives messages of `from` to `to` a connection of their own from now on, which can be held up.
 async fn connect(from: &Node, to: &Node, links: &mut Links) {
     let link = Arc::new(Link::default());
     from.wire.listens(to.id, linked(to.address, Arc::clone(&link)).await);

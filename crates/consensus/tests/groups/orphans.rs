@@ -1,4 +1,4 @@
-//! What a stopped group's log holds beyond a base.
+//! Batches of a stopped group's log beyond a base.
 
 use std::sync::Arc;
 

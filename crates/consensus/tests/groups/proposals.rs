@@ -1,4 +1,4 @@
-//! What is appended of what is proposed, and when that is said.
+//! Proposals: the batches that get into the log, and the moment at which the proposer hears of it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a read at a leader may show.
+//! Reads at a leader: the oldest state that they may show.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,7 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     assert_eq!((written, applied), (Ok(last + 1), true));
 }
 
-/// What goes from the one to the other.
+/// The links from each member to each other.
 pub(crate) type Links = HashMap<(NodeId, NodeId), Arc<Link>>;
 
 /// Three whose connections can be held up.
@@ -98,7 +98,7 @@ async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
     let term = old.group().leadership().ok()?.term;
     let others: Vec<&Node> = nodes.iter().filter(|node| node.id != old.id).collect();
     let link = |from: &Node, to: &Node| &links[&(from.id, to.id)];
-    // What the others answer from now on waits in the sockets of the leader.
+    // Later answers of the others wait in the leader's sockets.
     others.iter().for_each(|other| link(old, other).hold_answers());
     let in_flight = encode_batch(&batch(at(1, last + 1), "in flight"));
     let _proposal = old.group().propose(in_flight, last + 1, term).await.ok()?;

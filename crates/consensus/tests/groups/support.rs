@@ -75,7 +75,7 @@ pub(crate) fn crash_seed() -> u64 {
     })
 }
 
-/// What a node's disk holds, put aside: its database and the file of high-water marks.
+/// A saved copy of a node's disk: its database and the file of high-water marks.
 pub(crate) struct Image {
     disk: Disk,
     marks: Option<Vec<u8>>,
@@ -313,7 +313,7 @@ impl Node {
         drop(lost);
     }
 
-    /// What a copy of the folder, or a snapshot of the machine, would hold.
+    /// The image that a copy of the folder, or a snapshot of the machine, would hold.
     pub(crate) fn image(&self) -> Image {
         let marks = self.folder.path().join("high-water");
         Image { disk: self.disk.copy(), marks: std::fs::read(marks).ok() }

@@ -95,8 +95,8 @@ impl StateTransfer for Wire {
     }
 }
 
-/// What one member sends to another, and what it is answered: either can be held up on the way, for
-/// a while.
+/// The connection from one member to another: its requests, or the answers to them, can be held up
+/// for a while.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
     requests_held: AtomicBool,

@@ -1,4 +1,4 @@
-//! What a request may use, by the catalogue: its token, its database, its shard.
+//! The token, the database and the shard of a request, looked up in the catalogue.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::{Catalogue, Grant, head};
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
-    /// What the catalogue says, or that it may not have heard of the token or the database yet.
+    /// The catalogue's answer, or that it may not have heard of the token or the database yet.
     pub(super) fn looked_up<T>(
         &self,
         look: impl FnOnce() -> Result<T, Refusal>,

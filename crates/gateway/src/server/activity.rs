@@ -19,7 +19,7 @@ const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
 /// for their answers.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// What happens on a connection, kept with a few relaxed atomics for each request, and one timer
+/// The activity of a connection, kept with a few relaxed atomics for each request, and one timer
 /// for each connection.
 pub(super) struct Activity {
     opened: Instant,

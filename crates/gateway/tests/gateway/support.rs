@@ -185,7 +185,7 @@ struct TwoDatabases {
     revoked: Arc<AtomicBool>,
 }
 
-/// What the catalogue has heard of its cluster.
+/// The catalogue's knowledge of its cluster.
 pub(crate) struct Hearing {
     pub(crate) current: AtomicBool,
     /// How often it was asked for a token.

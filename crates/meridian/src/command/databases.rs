@@ -67,7 +67,7 @@ enum Command {
 
 #[derive(Args)]
 struct Settings {
-    /// What happens when no replica region keeps up [default of a new database: enforce].
+    /// Treatment of writes when no replica region keeps up [default of a new database: enforce].
     #[arg(long, value_enum)]
     rpo: Option<RpoWord>,
     /// Replication lag in milliseconds from which writes are slowed [default of a new database:

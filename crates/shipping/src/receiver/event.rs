@@ -1,4 +1,4 @@
-//! What a receiver hears of, and what it wants done.
+//! Events of a receiver, and the actions that it asks for.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ impl Default for ReceiverConfig {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverEvent {
-    /// What [`RelayElection::choose`](crate::RelayElection::choose) said. The same again changes
-    /// nothing.
+    /// The choice of [`RelayElection::choose`](crate::RelayElection::choose). The same source again
+    /// changes nothing.
     Source(Option<Source>),
     /// The directory says that the shard is active in `epoch`, whose history begins right after
     /// `base`. Every epoch must be given, in order, also the epochs that passed while this node was
@@ -123,9 +123,9 @@ pub enum ReceiverAction {
         stream: StreamId,
         position: Position,
     },
-    /// What this node holds beyond `base` was never committed in the new epoch's history: keep it
-    /// in an orphan file, before the snapshot that follows replaces it. Nothing is being persisted
-    /// now.
+    /// Keep the batches that this node holds beyond `base` in an orphan file, before the snapshot
+    /// that follows replaces them: they are not in the new epoch's history. Nothing is being
+    /// persisted now.
     SaveOrphans {
         base: Position,
     },

@@ -1,4 +1,4 @@
-//! What comes over the present stream: what is taken of it, and what is reported.
+//! The messages of the present stream: the batches taken from it, and the positions reported on it.
 
 use std::cmp::Ordering;
 use std::time::Duration;

@@ -156,7 +156,7 @@ fn a_dead_relay_costs_each_region_little_wan_traffic() {
     assert!(world.nodes[&NodeId(12)].follower.as_ref().unwrap().election.is_relay(), "sticky");
     for region in [1, 2] {
         let (crossed, committed) = (world.wan_batches[&region], world.truth().len() as u64);
-        // What filled the dead relay's window (30 batches), and what it had not passed on, crosses
+        // The batches in the dead relay's window (30), and those that it had not passed on, cross
         // again.
         assert!(crossed < committed + 80, "{crossed} of {committed}");
     }

@@ -54,7 +54,7 @@ pub(crate) struct Follower {
     /// When each batch handed to the disk will be durable.
     pub(crate) writing: VecDeque<(u64, Position)>,
     pub(crate) fetching: Option<(u64, NodeId, Epoch)>,
-    /// What replaces log and state, and when.
+    /// The position of the snapshot that replaces log and state, and when it will be in place.
     pub(crate) installing: Option<(u64, Position)>,
     pub(crate) streams: BTreeMap<StreamId, NodeId>,
     /// The epoch whose seal this node has confirmed, and up to where.
@@ -127,7 +127,7 @@ impl Node {
         });
     }
 
-    /// What was not persisted is gone.
+    /// Loses everything that was not persisted.
     pub(crate) fn crash(&mut self) {
         self.up = false;
         self.follower = None;

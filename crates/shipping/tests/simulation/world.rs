@@ -22,7 +22,7 @@ pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) rng: Rng,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
-    /// What each epoch's history holds; sequence `n` at index `n - 1`.
+    /// The history of each epoch; sequence `n` at index `n - 1`.
     pub(crate) histories: BTreeMap<Epoch, Vec<Position>>,
     pub(crate) bases: Vec<(Epoch, Position)>,
     pub(crate) net: BTreeMap<(u64, u64), (NodeId, NodeId, Message)>,

@@ -10,7 +10,7 @@ use rocksdb::WriteBufferManager;
 
 use crate::StorageError;
 
-/// What an entry takes beside its key and value, at most: its node in the memtable.
+/// The most bytes that an entry takes beside its key and value: its node in the memtable.
 const ENTRY_BYTES: usize = 128;
 
 pub(super) struct Memtables {
@@ -25,7 +25,7 @@ pub(super) struct Memtables {
 struct Turn {
     /// One of the waiting writes flushes a family.
     flushing: bool,
-    /// What was let in and may not be counted yet.
+    /// The bytes of admitted writes that the manager may not count yet.
     entering_bytes: usize,
 }
 
@@ -50,7 +50,7 @@ impl Memtables {
         Self { manager, bound_bytes, turn: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// What state may fill: the rest is for logs.
+    /// The share of the bound that state may fill; the rest is for logs.
     fn state_bytes(bound_bytes: usize) -> usize {
         bound_bytes / 8 * 7
     }
@@ -120,7 +120,7 @@ impl Memtables {
                 if turn.entering_bytes == 0 {
                     return Ok(());
                 }
-                // What enters now is to be flushed then.
+                // The next flush takes the writes that are entering now.
                 self.changed.wait(turn);
             }
         }

@@ -95,7 +95,7 @@ pub(super) fn family_options(
     family.set_level_zero_stop_writes_trigger(NEVER);
     family.set_soft_pending_compaction_bytes_limit(0);
     family.set_hard_pending_compaction_bytes_limit(0);
-    // What a memtable takes at once: a shard that does nothing costs no more.
+    // The first allocation of a memtable, and so the cost of an idle shard.
     family.set_arena_block_size(ARENA_BLOCK_BYTES);
     if schema::parse_state_family(name).is_some() {
         table.set_bloom_filter(10.0, false);

@@ -102,7 +102,7 @@ impl Tidy {
     }
 }
 
-/// What a look-up came to that does not wait for a disk.
+/// The outcome of a look-up in memory alone: `None` if it would have to wait for a disk.
 pub(super) fn cached(
     found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>,
 ) -> Result<Option<Option<Bytes>>, StorageError> {

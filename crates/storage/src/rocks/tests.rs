@@ -106,7 +106,7 @@ fn what_a_group_has_written_out_outlives_its_process() {
     living.append([(1, b"written out".as_slice())]).unwrap();
     living.write_out().unwrap();
     living.append([(2, b"in memory".as_slice())]).unwrap();
-    // What the operating system has of it.
+    // The operating system's view of the folder, as after a crash of the process.
     copy(&path, &left);
     assert_eq!(log(&left).last().unwrap(), Some((1, Bytes::from_static(b"written out"))));
 }

@@ -19,7 +19,7 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// What a log of numbered records holds.
+/// The kinds of records that a log can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {
     /// Raft entries, by index.

@@ -9,7 +9,7 @@ pub const META_FAMILY: &str = "meta";
 
 /// The node whose data folder this is.
 pub const NODE_KEY: &[u8] = b"node";
-/// What tells a data folder from another one of the same node.
+/// A random number that tells a data folder from another one of the same node.
 pub const NODE_INCARNATION_KEY: &[u8] = b"node-incarnation";
 /// The cluster as this node last knew it.
 pub const CLUSTER_KEY: &[u8] = b"cluster";

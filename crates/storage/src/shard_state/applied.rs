@@ -1,4 +1,4 @@
-//! What a state reflects, and how it goes on by one batch.
+//! The history that a state reflects, and how a batch extends it.
 
 use bytes::Bytes;
 use meridian_proto::{DecodedBatch, log};
@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::{Digest, StorageError};
 
-/// What a shard's state on one node reflects.
+/// The history that a shard's state on one node reflects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
     pub position: Position,

@@ -25,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{Applied, ShardState};
 
-/// What has happened to a state.
+/// A change of a state, as its readers are told.
 #[derive(Debug, Clone, Copy)]
 pub enum StateChange<'a> {
     /// These batches were applied.
@@ -61,7 +61,7 @@ pub struct LogSubscription {
 }
 
 impl LogSubscription {
-    /// What was applied when the subscription began: the reader is called with what follows.
+    /// The position applied at the time of subscription: the reader is called with later batches.
     pub fn begins_behind(&self) -> Position {
         self.begins_behind
     }

@@ -1,6 +1,6 @@
 //! How far a state has come, for reads and leaders that wait for it.
 
-/// What a member of a group, or a replica, has applied last: what reads and leaders wait for.
+/// The newest applied entry of a member or replica, for which reads and leaders wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AppliedMark {
     /// Of the last batch.

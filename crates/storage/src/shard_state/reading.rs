@@ -175,7 +175,7 @@ impl ShardState {
         })
     }
 
-    /// What expires at or before `now_ms`, oldest first, at most `limit`.
+    /// The rows that expire at or before `now_ms`, oldest first, at most `limit`.
     pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<Expired>, StorageError> {
         let (snapshot, family, _) = self.at_one_moment()?;
         let mut rows = Vec::new();

@@ -8,7 +8,7 @@ use super::{Applied, Current, RaftApplied, ShardState, StateChange, dropped};
 use crate::schema::{self, APPLIED_KEY, META_FAMILY};
 use crate::{Durability, StagedState, StateSnapshot, StorageError, WriteBatch};
 
-/// What a snapshot may take the place of.
+/// The states that a snapshot may replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replace {
     /// A state that is not newer.

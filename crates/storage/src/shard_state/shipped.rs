@@ -1,4 +1,4 @@
-//! What is applied as it was shipped, outside of any Raft group.
+//! Application of shipped batches, outside of any Raft group.
 
 use meridian_proto::DecodedBatch;
 

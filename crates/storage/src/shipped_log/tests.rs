@@ -1,4 +1,4 @@
-//! What a replica's log is purged of and when, and what a crash leaves of it.
+//! Purges of a replica's log, and the batches that a crash leaves of it.
 
 use std::collections::BTreeSet;
 use std::sync::{OnceLock, mpsc};
@@ -32,7 +32,7 @@ impl Hooks for AfterCalls {
     }
 }
 
-/// What a replica has on its disk.
+/// The disk of a replica: its engine, its state and its log.
 #[derive(Clone)]
 struct Copy {
     memory: Arc<MemoryEngine>,
@@ -192,7 +192,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
     copy.holds_over_crashes();
 }
 
-/// What a power loss left behind a hole was never reported.
+/// Batches behind a hole that a power loss left were never reported.
 #[test]
 fn a_hole_in_what_was_shipped_is_cut_off() {
     let copy = Copy::new();

@@ -202,7 +202,7 @@ fn a_read_at_once_skips_a_bounded_part_of_a_queues_deleted_head_in_a_bounded_tim
     assert_eq!(in_turns(&state, vec![range("02", "99", 64, false)], 0).0[0].len(), 64);
 }
 
-/// What a read has to skip of a queue's deleted head is bounded in each turn, and soon gone.
+/// The deleted rows of a queue's head that one turn skips are bounded, and soon gone.
 #[test]
 fn deleted_rows_are_skipped_in_bounded_turns_and_compacted() {
     let (engine, _folder) = rocks(64 << 20);
@@ -227,7 +227,7 @@ fn deleted_rows_are_skipped_in_bounded_turns_and_compacted() {
     let deadline = Instant::now() + Duration::from_secs(12);
     while in_turns(&state, asked(), 0).1 > 1 {
         assert!(Instant::now() < deadline, "deleted rows stay where every read skips them");
-        // What was written last is not compacted away by itself.
+        // The latest writes are not compacted by themselves.
         apply(&state, vec![put("a", "other", 0)]);
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -16,7 +16,7 @@ const MAX_UNGROUPED: usize = 6;
 const SEPARATOR: usize = 2;
 
 pub(super) struct Layout<'a> {
-    /// What stands before the parts.
+    /// The text before the opening bracket.
     pub(super) base: &'a str,
     pub(super) open: &'a str,
     pub(super) close: &'a str,

@@ -1,4 +1,4 @@
-//! What is shown of an error before its cause: its stack, or its name and message.
+//! The text of an error before its cause: its stack, or its name and message.
 
 use crate::graph::{Error, Object, Value};
 use crate::text::Text;

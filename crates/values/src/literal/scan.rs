@@ -39,7 +39,7 @@ impl Scanner {
         ParseError { at: self.at, reason: reason.into() }
     }
 
-    /// What stands at the present place is none of `expected`.
+    /// An error: the present character is none of `expected`.
     pub(super) fn unexpected(&self, expected: &str) -> ParseError {
         match self.peek() {
             Some(found) => self.error(format!("expected {expected}, found `{found}`")),

@@ -24,7 +24,7 @@ pub enum Numeric {
 pub enum DecodeError {
     #[error("not a value of V8's serializer")]
     Malformed,
-    /// What follows the tag was not looked at.
+    /// The bytes behind the tag were not checked.
     #[error("not a number")]
     NotNumeric,
 }

@@ -30,7 +30,7 @@ pub(crate) struct Du {
     eventual: bool,
 }
 
-/// What keys with one prefix come to.
+/// The number and the size of the keys with one prefix.
 #[derive(Debug, Default, PartialEq)]
 struct Usage {
     keys: u64,

@@ -1,7 +1,7 @@
 //! Entries and results on the standard output: as `Deno.inspect` shows them, or as lines of JSON of
 //! the form that `@deno/kv-utils` reads.
 //!
-//! What JSON cannot say of a value is in `raw`: the stored bytes in base64url, and their encoding.
+//! A value that JSON cannot express is in `raw`: the stored bytes in base64url, and their encoding.
 
 use std::io::{BufWriter, ErrorKind, IsTerminal, Stdout, Write};
 

@@ -101,7 +101,7 @@ impl Goal {
         }
     }
 
-    /// What remains to be known when an operator stops waiting.
+    /// The state of the move, and how to cancel it, for an operator that stops waiting.
     pub(crate) fn after_interruption(&self, cluster: &Cluster) -> String {
         let (shard, from) = (self.shard, &self.from);
         let what = if self.planned { "the switchover" } else { "the failover" };

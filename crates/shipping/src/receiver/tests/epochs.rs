@@ -1,4 +1,4 @@
-//! What the end of an epoch, and a snapshot of the next, does to a receiver.
+//! Effects of an epoch's end, and of the next epoch's snapshot, on a receiver.
 
 use super::*;
 

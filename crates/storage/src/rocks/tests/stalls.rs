@@ -1,5 +1,5 @@
-//! What waits where a disk does not keep up, and what does not. RocksDB's background work is held
-//! up by its own log: it says each step there, on its own threads, without a lock.
+//! Writes that wait for a slow disk, and those that do not. RocksDB's background work is held up by
+//! its own log: it says each step there, on its own threads, without a lock.
 
 use std::sync::mpsc::{Receiver, channel};
 

@@ -72,7 +72,7 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         for seed in 0..20 {
             assert_eq!(texts(&copying.after_crash(seed), all(9, false), 0), ["1", "2"]);
         }
-        // What the snapshot's history came to goes on here, and is compared from here on.
+        // The digest goes on from that of the snapshot's history, and is compared from here on.
         let digest = copying.snapshot.applied().digest;
         assert_eq!(target.applied().digest, digest);
         assert_eq!(target.digest_at(target.position()), Some(digest));
@@ -120,7 +120,7 @@ fn a_state_gives_way_to_a_whole_and_newer_one_or_to_any_where_it_left_the_histor
     }
 }
 
-/// What happens the next time that the engine is asked for something of the first state family.
+/// An event during the next call of the engine for the first state family.
 #[derive(Default)]
 struct Meanwhile {
     next: Mutex<Option<Box<dyn FnOnce() + Send>>>,
