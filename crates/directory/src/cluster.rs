@@ -1,4 +1,4 @@
-//! What the directory group replicates, and what is to be read from it.
+//! The cluster as the directory group replicates it, and questions to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,8 @@ use crate::database::{Database, Deletion, FailoverMode};
 use crate::shard::Shard;
 use crate::token::Token;
 
-/// What the directory holds. Stored and sent as JSON: it is small, changes seldom, and people read
-/// it. Fields are only ever added, with a default.
+/// The state of the directory. Stored and sent as JSON: it is small, changes seldom, and people
+/// read it. Fields are only ever added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// Grows by one with every change.
@@ -32,7 +32,7 @@ pub struct Cluster {
     /// Databases that are gone for all clients, until their data is gone from every node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub deleting: BTreeMap<DatabaseId, Deletion>,
-    /// What clients open at `/`.
+    /// The database that clients open at `/`.
     pub default_database: Option<DatabaseId>,
     pub tokens: BTreeMap<u64, Token>,
     pub last_token_id: u64,

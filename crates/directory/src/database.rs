@@ -20,7 +20,7 @@ pub struct Database {
 /// A database that is being deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
-    /// What it was called; another may be called so by now.
+    /// Its former name; another database may be called so by now.
     pub name: String,
     /// Whose leader logs that its data goes.
     pub shard: ShardId,
@@ -36,7 +36,7 @@ pub enum FailoverMode {
     Manual,
 }
 
-/// What happens when replication falls behind, measured at the best replica region.
+/// The treatment of writes when replication falls behind, measured at the best replica region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rpo {
     pub mode: RpoMode,

@@ -14,7 +14,7 @@ use crate::shard::{Phase, Shard};
 /// is to bound.
 const ENFORCING_REGIONS: usize = 3;
 
-/// What a cluster is founded with.
+/// The cluster as it is founded.
 #[derive(Debug, Clone, Default)]
 pub struct Founding {
     pub regions: Vec<String>,

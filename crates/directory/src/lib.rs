@@ -1,4 +1,4 @@
-//! What the cluster is and how it changes: pure.
+//! The state of the cluster and its changes: pure.
 //!
 //! - `cluster`: [`Cluster`], which the directory group replicates, with its parts:
 //! - `shard`, `database`, `token`, `report`: a shard with its phase and epochs; databases, RPO and
@@ -8,7 +8,7 @@
 //! - `change`: [`Change`], the one way from a `Cluster` to the next.
 //! - `testing`: a cluster for the tests of this crate and of those above it.
 //!
-//! What always holds:
+//! Invariants:
 //! - An epoch begins with one `Change::Promote`, which names its region, voters and base for ever.
 //! - A change is made whole or refused; a refused change leaves the cluster as it was.
 //! - The voters of a shard lie in its primary region, each in a data center of its own.

@@ -55,7 +55,7 @@ impl FailoverReport {
     }
 }
 
-/// What was committed in the old epoch beyond the base, as far as is known.
+/// The transactions committed in the old epoch beyond the base, as far as they are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// At least so many: known to have been committed.

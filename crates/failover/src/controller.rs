@@ -153,7 +153,7 @@ pub struct Progress {
     pub text: String,
 }
 
-/// What one step has committed at most, about: an entry of the directory's log stays small.
+/// The bytes of changes that one step commits at most: an entry of the directory's log stays small.
 const MAX_CHANGES_BYTES: usize = 1 << 20;
 /// From one step to the next at most, while some shard waits for something.
 const STEP: Duration = Duration::from_millis(50);
@@ -310,7 +310,7 @@ impl Controller {
         if self.watches.values().all(|watch| watch.text.is_empty()) { IDLE_STEP } else { STEP }
     }
 
-    /// What each shard waits for that is not simply active.
+    /// The state of each shard that is not simply active: the event that it waits for.
     pub fn progress(&self, now: Duration, cluster: &Cluster) -> Vec<Progress> {
         let text = |id: &ShardId| match self.watches.get(id) {
             Some(watch) if now.saturating_sub(self.stepped_at) <= self.config.reachable_within => {
@@ -412,8 +412,8 @@ impl Controller {
         }
     }
 
-    /// What was proposed for this very version may be on its way. Else, what follows closely
-    /// travels together: the answers of many shards come one by one.
+    /// Changes proposed at this very version may be on their way. After another version there is a
+    /// short pause, so that the answers of many shards, which come one by one, travel together.
     fn may_propose(&self, now: Duration, version: u64) -> bool {
         self.proposed.is_none_or(|last| {
             let pause = if last.version == version {

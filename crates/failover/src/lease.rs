@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meridian_types::{Epoch, ShardId};
 
-/// What a directory leader grants to one node.
+/// The leases that a directory leader grants to one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// Counted by the holder from when it asked.

@@ -8,9 +8,9 @@
 //!
 //! In the modules `controller`, `lease` and `progress_hints`. The controller's choice of a region is in
 //! `target`, which `preview` asks, too: [`FailoverPreview`] shows operators what a failover would do.
-//! What is decided about, a cluster and its changes, is `meridian-directory`'s.
+//! The cluster that it decides about, and the changes of it, are `meridian-directory`'s.
 //!
-//! What always holds:
+//! Invariants:
 //! - `Promote` comes after every lease on the epoch before has run out, or its holder has sealed.
 //! - A lease is counted by its holder from when it asked, by the grantor from when it answered.
 //! - The controller keeps nothing that it needs to be safe: a new one goes on from the `Cluster`

@@ -1,5 +1,5 @@
-//! What a failover would do and lose, as far as can be known before anything is sealed: for
-//! operators, before they order one.
+//! A preview of a failover: its effect and its loss, as far as they can be known before anything is
+//! sealed, for operators before they order one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Holder {
     pub report: ShardReport,
 }
 
-/// What would be lost at least: committed, and on no node that answers.
+/// The least loss: transactions that were committed and are on no node that answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownLoss {
     pub transactions: u64,
@@ -32,7 +32,7 @@ pub struct KnownLoss {
     pub window_ms: u64,
 }
 
-/// What a failover would do, by the reports that the directory's leader has.
+/// The expected outcome of a failover, by the reports that the directory's leader has.
 #[derive(Debug, Clone)]
 pub struct FailoverPreview {
     /// As ordered, or as the controller would choose. `None`: it would wait, sealed, until a region
@@ -61,7 +61,7 @@ impl FailoverPreview {
         to: Option<&str>,
     ) -> Self {
         let is_fresh = |age_ms: u64| Duration::from_millis(age_ms) <= reachable_within;
-        // What an earlier failover lost is in no history any more.
+        // Batches that an earlier failover lost are in no history any more.
         let holders = contacts.iter().filter_map(|(node, contact)| {
             let report = contact.reports.get(&id)?;
             let is_present = cluster.nodes.get(node).is_some_and(|node| !node.removed);

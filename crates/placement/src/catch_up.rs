@@ -5,7 +5,7 @@
 //! which names the source and asks again when the time is over. A founder of the next epoch's group
 //! asks every node in turn for what it lacks of the base.
 //!
-//! What must hold:
+//! Invariants:
 //! - Nothing is taken that is not in the shard's history as it is now: a source that lags behind the
 //!   directory may hold what was lost.
 //! - Nothing is taken past `through`: beyond it the next epoch begins.
@@ -57,14 +57,14 @@ pub struct WrongState {
     through: Position,
 }
 
-/// What the machine learns.
+/// The inputs of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatchUpEvent {
     /// To begin with: where the state stands.
     Begin { position: Position },
     /// The source's log has these behind `previous`.
     Batches { previous: Position, batches: Vec<Position> },
-    /// What follows is no longer in the source's log.
+    /// The batches behind `previous` are no longer in the source's log.
     LogGone,
     /// [`CatchUpAction::WriteBatches`] is through: durable and applied up to here.
     Written { position: Position },
@@ -82,7 +82,7 @@ pub enum CatchUpEvent {
     Resumed { sources: Vec<NodeId> },
 }
 
-/// What the driver does next: one thing at a time.
+/// The next action of the driver: one at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatchUpAction {
     /// Asks for batches; [`CALL_TIMEOUT`] counts from when the call goes out.

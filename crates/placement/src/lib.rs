@@ -1,4 +1,4 @@
-//! What a node is to be in a shard, and how it comes to be that: pure.
+//! The role of a node in a shard, and the way to it: pure.
 //!
 //! - `role`: [`RoleChange`], from what the directory says of a shard and what this node finds on its
 //!   disk to the steps that make it a voter or a replica.
@@ -11,7 +11,7 @@
 //! over its own network, clock and disks. A machine gets an event, and returns actions; the driver
 //! carries them out in order, each to its end, and reports what the machine waits for.
 //!
-//! What always holds:
+//! Invariants:
 //! - A node founds a group only while the directory says that the group is being formed, and only
 //!   with a state that stands at the base.
 //! - What is beyond a base is kept before anything takes its place.

@@ -1,6 +1,6 @@
 //! From one role in a shard to another: voter of an epoch, or replica.
 //!
-//! What must hold:
+//! Invariants:
 //! - The logs of groups of earlier epochs are examined before the node takes a role in a later one:
 //!   they may hold batches that no other node has, and batches that the history lost.
 //! - A node founds a group in the phase `Forming` alone. Later the others may have changed the voters,
@@ -15,7 +15,7 @@ use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 
 use crate::seal::Seal;
 
-/// What a node is in a shard at present.
+/// The present role of a node in a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Nothing yet: it has just started, or a group was left.
@@ -26,7 +26,7 @@ pub enum Role {
     Replica { epoch: Epoch },
 }
 
-/// What a node finds on its disk once the old groups are examined.
+/// The disk of a node, once the old groups are examined.
 #[derive(Debug, Clone, Copy)]
 pub struct Local {
     /// Where the state ends.
@@ -37,10 +37,10 @@ pub struct Local {
     pub seal: Option<Seal>,
 }
 
-/// What the machine learns.
+/// The inputs of the machine.
 #[derive(Debug)]
 pub enum RoleEvent<'a> {
-    /// What the directory says of the shard. `group`: the epoch whose group the state is a part of.
+    /// The shard as the directory knows it. `group`: the epoch whose group the state is a part of.
     View { shard: &'a Shard, role: Role, group: Option<Epoch> },
     /// [`RoleAction::ExamineOldGroups`] is through.
     Examined(Local),
@@ -62,7 +62,7 @@ pub struct Vote {
     pub stands_first: bool,
 }
 
-/// What the driver does, in order, each to its end.
+/// The actions of the driver, in order, each to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RoleAction {
     /// Ends this node's part in its group. `goes_on`: the group does without it, and what its log
@@ -235,8 +235,8 @@ fn is_through(shard: &Shard) -> bool {
     shard.changing.is_none() && !matches!(shard.phase, Phase::Sealing(_))
 }
 
-/// What the node promised before it restarted, or will be asked for. For a switchover replicas go on;
-/// a replica that was sealed has begun so.
+/// Repeats the seal that the node promised before it restarted, or will be asked for. In a
+/// switchover replicas go on; a replica that was sealed has begun so.
 fn seal_again(target: &Target, local: Local, actions: &mut Vec<RoleAction>) {
     let epoch = target.history.epoch();
     let planned = match (&local.seal, &target.shard.phase) {

@@ -1,5 +1,4 @@
-//! What a node does when it is asked to seal a shard: what it writes down, what it waits for, and what
-//! it may answer.
+//! The seal of a shard at one node: the record, the waits and the answer.
 //!
 //! The position that a node answers is final: the base of the next epoch is chosen by it. So the seal
 //! is durable before anything is answered, and no restart undoes it.
@@ -13,7 +12,7 @@ use meridian_types::{Epoch, NodeId};
 /// How long a leader that is sealed waits for what it has in flight.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// What a node has promised about the end of an epoch.
+/// A node's promise about the end of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seal {
     pub epoch: Epoch,
@@ -22,8 +21,8 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// What holds once this seal is asked for where `known` was written down before. A seal that takes
-    /// nothing any more does not become a planned one, and none goes back to an earlier epoch.
+    /// The seal in force once this one is asked for behind `known`. A seal that takes nothing any
+    /// more does not become a planned one, and none goes back to an earlier epoch.
     #[must_use]
     pub fn after(self, known: Option<Self>) -> Self {
         let stays = |known: &Self| {
@@ -33,7 +32,7 @@ impl Seal {
     }
 }
 
-/// What the machine learns.
+/// The inputs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealEvent {
     /// All that was written before [`SealAction::Sync`] is durable.
@@ -48,7 +47,7 @@ pub enum SealEvent {
     ReplicaClosed,
 }
 
-/// What the driver does, in order.
+/// The actions of the driver, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealAction {
     /// Holds no lease on the epoch any more: what is checked from now on fails.

@@ -53,7 +53,7 @@ impl Client {
         }
     }
 
-    /// What it sends now, if anything. `request` is the last id that was given out.
+    /// The next request of the client, if it has any. `request` is the last id that was given out.
     pub(crate) fn step(
         &mut self,
         now: Instant,

@@ -30,7 +30,7 @@ impl Clock {
     }
 }
 
-/// What all wall clocks show, in milliseconds.
+/// The time on all wall clocks, in milliseconds.
 pub(crate) fn wall_ms(now: Instant) -> u64 {
     1_000_000 + now / MS
 }

@@ -19,7 +19,7 @@ const SETTLED: Instant = 12 * SECOND;
 /// Heals the world and watches it recover.
 ///
 /// # Errors
-/// What was violated.
+/// The violation.
 pub(crate) fn check(world: &mut World) -> Result<(), String> {
     world.heal();
     let began = world.now;

@@ -1,5 +1,5 @@
-//! What has to hold, each in a file of its own. They see everything, and real time; nodes see
-//! neither.
+//! The invariants of the protocol, each in a file of its own. They see everything, and real time;
+//! nodes see neither.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ pub(crate) struct Observer {
     /// Each version of the cluster, as it was first committed.
     clusters: BTreeMap<u64, Arc<Cluster>>,
     newest: Option<Arc<Cluster>>,
-    /// What was committed in each epoch, from the first sequence on.
+    /// The committed batches of each epoch, from the first sequence on.
     truth: BTreeMap<Epoch, History>,
     /// The newest position told to any client, and the newest of each epoch.
     newest_answered: Option<Position>,
@@ -95,12 +95,12 @@ impl Observer {
         self.violation.get_or_insert_with(|| format!("{invariant}: {what}"));
     }
 
-    /// What a client's next operation must not be behind.
+    /// The position that a client's next operation must not be behind.
     pub(crate) fn floor(&self) -> Position {
         self.newest_answered.unwrap_or(Position::ZERO)
     }
 
-    /// What the directory begins with.
+    /// The first cluster of the directory.
     pub(crate) fn genesis(&self) -> Option<Arc<Cluster>> {
         self.clusters.values().next().cloned()
     }

@@ -47,7 +47,7 @@ pub(crate) enum Shipped {
     Closed,
 }
 
-/// What a node has of another's history behind a position.
+/// The part of another's history behind a position, as a node can give it.
 #[derive(Debug, Clone)]
 pub(crate) enum Tail {
     Batches(Vec<Batch>),
@@ -57,7 +57,7 @@ pub(crate) enum Tail {
     Nothing,
 }
 
-/// What a node had beyond the base of an epoch.
+/// The size of the divergence that a node has shown beyond the base of an epoch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shown {
     pub(crate) committed: u64,
@@ -192,7 +192,7 @@ pub(crate) enum Message {
     },
 }
 
-/// What a process asked its machine for.
+/// An event that a process asked its machine for.
 #[derive(Debug, Clone)]
 pub(crate) enum Wakeup {
     Tick,
@@ -201,7 +201,7 @@ pub(crate) enum Wakeup {
     DirectorySynced(Sync),
     /// The next batch handed out by the receiver is durable.
     Persisted,
-    /// What was pulled is durable.
+    /// The pulled batches are durable.
     Pulled,
     /// A whole state has come, in place of a tail.
     StatePulled {

@@ -7,7 +7,7 @@ use meridian_types::NodeId;
 use crate::clock::{Instant, MS, SECOND};
 use crate::rng::Rng;
 
-/// What is wrong with the way from some to others.
+/// A fault of the links from some nodes to others.
 #[derive(Debug, Clone)]
 struct Trouble {
     from: BTreeSet<NodeId>,

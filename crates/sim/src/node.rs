@@ -39,7 +39,7 @@ mod voter;
 /// Between two ticks of a process.
 pub(crate) const TICK: Instant = 50 * MS;
 
-/// What a node does to the world.
+/// The effect of a node on the world.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly all of them are messages")]
 pub(crate) enum Effect {
@@ -54,7 +54,7 @@ pub(crate) enum Effect {
     },
 }
 
-/// What surrounds a node while it takes a step.
+/// The surroundings of a node while it takes a step.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) rng: &'a mut Rng,
@@ -89,7 +89,7 @@ impl Context<'_> {
     }
 }
 
-/// What survives a crash. What is not durable is in the process.
+/// The state of a node that survives a crash. State that is not durable is in the process.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) cluster: Arc<Cluster>,
@@ -114,7 +114,7 @@ pub(crate) struct Node {
     clock: Clock,
     part: Part,
     change: RoleChange,
-    /// What is left to do of the change of role at hand.
+    /// The remaining steps of the change of role at hand.
     steps: VecDeque<RoleAction>,
     pulling: Option<Pulling>,
     whole: Option<Whole>,
@@ -183,7 +183,7 @@ impl Node {
         context.wake(first, Wakeup::Tick);
     }
 
-    /// What is not durable is gone.
+    /// Loses everything that is not durable.
     pub(crate) fn crash(&mut self, bug: Option<Bug>) {
         self.up = false;
         if bug == Some(Bug::LoseTheSealInACrash) {

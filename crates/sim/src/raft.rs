@@ -24,7 +24,7 @@ pub(crate) struct Entry<C> {
     pub(crate) members: Option<Arc<Members>>,
 }
 
-/// What survives a crash, up to `synced` entries.
+/// The state of a member that survives a crash, up to `synced` entries.
 #[derive(Debug, Clone)]
 pub(crate) struct RaftDisk<C> {
     pub(crate) term: u64,
@@ -245,7 +245,7 @@ impl<C: Clone> Raft<C> {
         }
     }
 
-    /// What is in the log and not on its way to the disk.
+    /// The fsync to begin, if the log has entries that are not on their way to the disk.
     pub(crate) fn take_sync(&mut self) -> Option<Sync> {
         let wanted = Sync { len: self.disk.log.len(), truncations: self.truncations };
         if wanted == self.asked || self.disk.synced == wanted.len {
@@ -256,7 +256,7 @@ impl<C: Clone> Raft<C> {
     }
 
     pub(crate) fn on_synced(&mut self, now: Duration, sync: Sync, out: &mut Outbox<C>) {
-        // What was truncated meanwhile is written anew, by a later sync.
+        // The entries that were truncated meanwhile are covered by a later sync.
         if sync.truncations != self.truncations {
             return;
         }

@@ -118,7 +118,7 @@ impl World {
     /// Until `end`, or the first violation.
     ///
     /// # Errors
-    /// What was violated, and when.
+    /// The violation, and its time.
     pub(crate) fn run_until(&mut self, end: Instant) -> Result<(), String> {
         while let Some(entry) = self.events.first_entry() {
             if entry.key().0 > end {
@@ -199,7 +199,7 @@ impl World {
             Event::Client(index) => self.step_client(index),
             Event::Chaos => self.chaos(),
             Event::Crash(id) => {
-                // What was to come when faults are over comes no more.
+                // Crashes that were planned for a time after the faults do not happen.
                 if self.faults.is_some() {
                     self.crash(id);
                 }

@@ -1,4 +1,4 @@
-//! What names and addresses may look like.
+//! The rules for names and addresses.
 
 use crate::change::{Refused, ensure};
 

@@ -16,7 +16,7 @@ use crate::shard::{Phase, Plan, Shard, VoterChange};
 /// grows.
 const MAX_REPORTS: usize = 16;
 
-/// What a shard is doing, for people.
+/// The present work of a shard, in words for people.
 fn describe(id: ShardId, shard: &Shard) -> String {
     let (epoch, region) = (shard.epoch, &shard.primary_region);
     match &shard.phase {
@@ -57,7 +57,7 @@ impl Cluster {
         }
         let shard = self.shard_at(id, epoch)?;
         let may_seal = match &shard.phase {
-            // What is planned was prepared.
+            // A planned seal ends the switchover that was prepared, and no other.
             Phase::SwitchingOver { to } => !plan.planned || plan.to.as_ref() == Some(to),
             Phase::Active | Phase::Forming | Phase::Sealing(Plan { planned: true, .. }) => {
                 !plan.planned
@@ -152,7 +152,7 @@ impl Cluster {
         ensure(!report.loss.exact, || {
             format!("what epoch {epoch} of shard {id} lost is known exactly")
         })?;
-        // What is longer than the longest log of a majority was never committed.
+        // Entries beyond the longest log of a majority were never committed.
         let was_bounded = report.is_bounded();
         let loss = &mut report.loss;
         if !was_bounded {

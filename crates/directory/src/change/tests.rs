@@ -1,4 +1,4 @@
-//! What each change does, and what it refuses.
+//! The effects of each change, and its refusals.
 
 use meridian_types::{Position, V8Format};
 

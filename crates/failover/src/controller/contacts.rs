@@ -1,4 +1,4 @@
-//! What the controller has heard of nodes, and when.
+//! The controller's last contact with each node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,7 +51,7 @@ impl Contacts {
         self.nodes.get(&node)?.reports.get(&shard)
     }
 
-    /// What the node said of the shard, if it was lately and of this epoch.
+    /// The node's report on the shard, if it is recent and of this epoch.
     pub(super) fn report(
         &self,
         now: Duration,

@@ -164,7 +164,7 @@ fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
     }
 }
 
-/// What is kept: the most that any answer has.
+/// The base of the next epoch: the most advanced of all answers.
 fn base(view: &View<'_>, sealing: &Sealing) -> Option<SealAnswer> {
     let answers = sealing
         .answers

@@ -190,7 +190,7 @@ fn drain(
     }
 }
 
-/// What to do when it does not come to an end.
+/// The way out of a switchover that makes no progress.
 fn stuck(
     view: &View<'_>,
     watch: &Watch,

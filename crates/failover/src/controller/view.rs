@@ -12,7 +12,7 @@ use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{ControllerConfig, SealAnswer};
 use crate::target;
 
-/// What one shard is to do next.
+/// The decision on the next step of one shard.
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
@@ -65,7 +65,7 @@ impl<'a> View<'a> {
         live.next()
     }
 
-    /// What the node said lately of this epoch.
+    /// The node's recent report of this epoch.
     pub(super) fn report(&self, node: NodeId) -> Option<&'a ShardReport> {
         self.contacts.report(self.now, node, self.id, self.shard.epoch)
     }

@@ -1,4 +1,4 @@
-//! What the controller remembers of a shard in its epoch, and of its sealing.
+//! The controller's memory of a shard in its epoch, and of its sealing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use meridian_types::{CommitProgress, Epoch, NodeId, Position};
 use crate::controller::SealAnswer;
 use crate::target::TargetChoice;
 
-/// What a controller knows of one shard in one epoch. All of it may be lost at any time.
+/// The controller's knowledge of one shard in one epoch. All of it may be lost at any time.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) epoch: Epoch,
@@ -26,7 +26,7 @@ pub(super) struct Watch {
     /// The most that was reported as committed in this epoch.
     pub(super) progress: CommitProgress,
     pub(super) sealing: Option<Sealing>,
-    /// What it waits for, for operators; empty when all is well.
+    /// The event that it waits for, in words for operators; empty when all is well.
     pub(super) text: String,
 }
 
@@ -69,13 +69,13 @@ impl Watch {
                     sealing.plan = plan.clone();
                 }
             }
-            // What a voter says while its leader drains is not the end of it.
+            // A voter's answer while its leader drains may grow yet: begin anew.
             _ => self.sealing = Some(Sealing::new(now, plan.clone())),
         }
     }
 }
 
-/// What has come of sealing so far.
+/// The progress of a sealing.
 #[derive(Debug)]
 pub(super) struct Sealing {
     pub(super) plan: Plan,

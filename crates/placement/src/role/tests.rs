@@ -39,7 +39,7 @@ fn local(position: Position) -> Local {
     Local { position, group: None, seal: None }
 }
 
-/// What is done first, and what once the old groups are examined; each named by its variant.
+/// The first actions, and those once the old groups are examined; each named by its variant.
 fn story(shard: &Shard, role: Role, local: Local) -> (Vec<String>, Vec<String>) {
     let mut change = RoleChange::new(NODE);
     let first = change.step(RoleEvent::View { shard, role, group: local.group });
@@ -189,7 +189,7 @@ fn role_is_taken_up_sealed_where_the_node_promised_it_or_will_be_asked_to() {
         (Phase::Active, seal(false), Some(false)),
         (sealing(true), None, Some(true)),
         (sealing(false), None, Some(false)),
-        // What was promised counts.
+        // The promised seal counts.
         (sealing(true), seal(false), Some(false)),
     ] {
         let found = Local { seal, ..local(at(1, 5)) };

@@ -61,7 +61,7 @@ pub(super) fn next_cluster(observer: &mut Observer, cluster: &Arc<Cluster>) {
     }
 }
 
-/// What was acknowledged is in the history that goes on, also where the acknowledgement comes late.
+/// An acknowledged write is in the history that goes on, also where its acknowledgement comes late.
 pub(super) fn answered(observer: &mut Observer, answered: Answered) {
     let Answered { node, epoch, operation, position, .. } = answered;
     let newest = observer.newest.as_ref().and_then(|cluster| cluster.shards.get(&SHARD));

@@ -1,8 +1,8 @@
 //! No shard fails over by itself while a majority of its voters say something, however late, unless
 //! they have had no leader for far longer than a lost region is given.
 //!
-//! What counts is what has come to the machine of the directory's leader, whether or not that found
-//! the time to look at it.
+//! A message counts once it has come to the machine of the directory's leader, whether or not that
+//! found the time to look at it.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +14,14 @@ use crate::clock::{Instant, MS, SECOND};
 
 const NAME: &str = "starvation_is_not_loss";
 
-/// What the leader waits for, less what its clock may be fast.
+/// The leader's patience with a silent node, less the time that its clock may be fast.
 const SILENCE: Instant = 3900 * MS;
-/// What came just now may not have been granted yet; and a leader that cannot grant, for it hears
-/// of no majority, has no longer than this to find that it hears itself no more either.
+/// A renewal that came just now may not have been granted yet; and a leader that cannot grant, for
+/// it hears of no majority, has no longer than this to find that it hears itself no more either.
 const UNHEARD: Instant = 1600 * MS;
 const PATIENCE: Instant = 29 * SECOND;
 
-/// What came to one machine.
+/// The arrivals at one machine.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
     renewed: BTreeMap<(NodeId, NodeId), Vec<Instant>>,

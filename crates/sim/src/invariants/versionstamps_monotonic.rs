@@ -1,5 +1,5 @@
-//! What begins after something was answered is later than it, and a strong read sees it. Only a
-//! failover's loss takes anything back, and then the epoch is a later one.
+//! An operation that begins after an answer has a later position than the answer, and a strong read
+//! sees it. Only a failover's loss takes anything back, and then the epoch is a later one.
 
 use super::{Answered, Observer};
 use crate::message::Operation;

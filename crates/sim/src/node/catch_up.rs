@@ -33,7 +33,7 @@ pub(super) struct Pulling {
     waits: Waits,
 }
 
-/// What it waits for.
+/// The event that a catching-up node waits for.
 #[derive(Debug)]
 enum Waits {
     Nothing,
@@ -266,7 +266,7 @@ impl Node {
         self.pull(context, event);
     }
 
-    /// What was pulled is durable.
+    /// The pulled batches are durable.
     pub(super) fn pulled(&mut self, context: &mut Context<'_>) {
         let Some(pulling) = &mut self.pulling else { return };
         let Waits::Batches(batches) = std::mem::replace(&mut pulling.waits, Waits::Nothing) else {

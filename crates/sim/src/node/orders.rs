@@ -1,4 +1,4 @@
-//! What the directory's leader asks of a node at the end of an epoch.
+//! Orders of the directory's leader to a node at the end of an epoch.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a node is in the shard at present.
+//! The present part of a node in the shard.
 
 use meridian_types::Epoch;
 

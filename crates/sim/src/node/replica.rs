@@ -22,7 +22,7 @@ struct Fetch {
     number: u64,
     source: NodeId,
     since: Duration,
-    /// What is being installed.
+    /// The state that is being installed.
     fetched: Option<Arc<History>>,
 }
 

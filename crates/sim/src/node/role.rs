@@ -16,7 +16,7 @@ use crate::message::{Batch, Shown};
 use crate::raft::{Members, RaftDisk};
 use crate::topology::{SHARD, region_of};
 
-/// What came of a step.
+/// The outcome of a step.
 enum Step {
     Done,
     Learnt(RoleEvent<'static>),
@@ -118,7 +118,7 @@ impl Node {
                 self.receiver(context, ReceiverEvent::Seal { epoch }, None);
             }
             RoleAction::TakeUp => self.renew_now(),
-            // What a node took lies in its history here, and not in a log of its own.
+            // The simulated node has one history, and no log of a replica beside it.
             RoleAction::KeepDivergence(_)
             | RoleAction::JoinReplicaLog
             | RoleAction::PrepareToBeSeeded { .. } => {}
@@ -146,11 +146,11 @@ impl Node {
     fn look_through(&mut self, context: &Context<'_>, history: &EpochHistory) {
         let examined = self.disk.examined;
         let known = history.bases().iter().filter(|(epoch, _)| *epoch <= examined).copied();
-        // What was shown already, and is still here, was never of a later epoch.
+        // A tail that was shown already, and is still here, was never of a later epoch.
         let has_left = EpochHistory::new(known.collect()).leaves(self.end()).is_some();
         let mut end = if has_left { 0 } else { self.end().sequence };
         for (epoch, base) in history.bases().iter().filter(|(epoch, _)| *epoch > examined) {
-            // What is beyond one base was not of the next epoch either.
+            // Batches beyond one base were not of the next epoch either.
             let in_log = self.disk.group.take().map_or(0, |(_, group)| end_of_log(&group));
             let shown = Shown {
                 committed: end.saturating_sub(base.sequence),
@@ -169,7 +169,7 @@ impl Node {
 
     fn follow(&mut self, context: &mut Context<'_>, history: EpochHistory, sealed: Option<Epoch>) {
         let epoch = history.epoch();
-        // What its group had was looked through.
+        // The log of its former group was looked through.
         self.disk.group = self.disk.group.take().filter(|(of, _)| *of == epoch);
         let replica = Replica::new(self.id, self.at(context), self.end(), history.clone());
         self.part = Part::Replica(Box::new(replica));

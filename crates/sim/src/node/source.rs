@@ -1,4 +1,4 @@
-//! What a node serves to those that follow it.
+//! The streams that a node serves to its followers.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -74,7 +74,7 @@ impl Voter {
         self.raft.frozen = true;
     }
 
-    /// What is answered is final.
+    /// Stops the group here: the answered position is final.
     pub(super) fn halt(&mut self) {
         self.halted = true;
         self.order = None;
@@ -290,7 +290,7 @@ impl Node {
         else {
             return;
         };
-        // What was committed when the round began is applied.
+        // A read waits until the entries committed when its round began are applied.
         if voter.applied < voter.raft.applicable() {
             return;
         }

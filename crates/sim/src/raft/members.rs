@@ -12,7 +12,7 @@ pub(crate) struct Members {
     learners: BTreeSet<NodeId>,
 }
 
-/// What is next on the way to other voters.
+/// The next step on the way to other voters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     Done,

@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// What is on its way to a region comes late; then the region is cut off.
+    /// Delays all messages to a region; then may cut the region off.
     fn slow_down(&mut self, inside: &BTreeSet<NodeId>) {
         let outside: BTreeSet<_> = self.all().difference(inside).copied().collect();
         let (extra, lasts) = (self.rng.between(500, 4000) * MS, self.rng.between(500, 3000) * MS);

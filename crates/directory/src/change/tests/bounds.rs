@@ -1,4 +1,4 @@
-//! What operators may write, how much of it, and how large that makes the directory's log.
+//! The bounds on operators' changes, and on the size that these give the directory's log.
 
 use super::*;
 

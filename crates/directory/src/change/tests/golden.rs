@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What is stored: to be changed on purpose only, by adding fields with a default.
+/// The stored form of a cluster: to be changed on purpose only, by adding fields with a default.
 const GOLDEN: &str = include_str!("golden.json");
 
 fn full() -> Cluster {

@@ -344,7 +344,7 @@ fn until_the_group_has_its_new_voters_any_of_both_sets_may_decide() {
 
     let settle =
         |epoch, version| Change::ConfirmVoters { shard: SHARD, epoch: Epoch(epoch), version };
-    // What a leader said before the voters were changed again.
+    // A leader's confirmation from before the second change of voters.
     let message = format!(
         "shard 1 is active in a (epoch 1): no change of its voters is of version {}",
         once.version

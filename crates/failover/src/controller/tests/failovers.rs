@@ -168,7 +168,7 @@ fn a_region_with_one_data_center_is_never_chosen_by_itself() {
     );
     scenario.up(&[7]);
     scenario.run_until_active(2);
-    // What b has is taken along.
+    // Region c takes over with b's batches.
     assert_eq!(outcome(&scenario), ("c".to_owned(), at(1, 900), 0));
 }
 

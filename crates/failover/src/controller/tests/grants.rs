@@ -6,7 +6,7 @@ fn controller() -> Controller {
     Controller::new(ControllerConfig::default(), Duration::from_secs(100))
 }
 
-/// What a leader says.
+/// The report of a leader.
 fn leads() -> ShardReport {
     let progress = CommitProgress::new(200, 1);
     ShardReport { leads: true, ..ShardReport::new(SHARD, Epoch(1), at(1, 100), progress) }

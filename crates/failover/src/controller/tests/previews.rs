@@ -1,4 +1,4 @@
-//! What operators are shown before a failover is what the controller then does.
+//! Previews agree with the failovers of the controller that follow them.
 
 use super::scenario::Scenario;
 use super::*;

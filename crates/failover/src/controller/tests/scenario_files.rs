@@ -10,7 +10,7 @@ use super::*;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios");
 
-/// What a line says.
+/// The step that a line of a scenario describes.
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     Run(Duration),
@@ -42,7 +42,7 @@ enum Expectation {
     },
     /// Kinds of all changes so far, in order.
     Changes(Vec<String>),
-    /// What operators are told that the shard waits for.
+    /// The text for operators on the event that the shard waits for.
     Waits(String),
     Base(Position),
     /// Where each epoch began, oldest first.
@@ -338,7 +338,7 @@ impl Play {
     }
 }
 
-/// What is wrong with the file called `name`, with the number of the line.
+/// Plays the file called `name`; an error has the number of its line.
 fn play(name: &str, text: &str) -> Result<(), String> {
     let lines = text.lines().zip(1..).map(|(line, number)| (number, line.trim()));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));

@@ -1,11 +1,10 @@
-//! What is judged of one shard at one moment. A bound has been reached at the very moment that it
-//! names.
+//! Verdicts on one shard at one moment. A bound has been reached at the very moment that it names.
 
 use super::*;
 
 const NOW: Duration = Duration::from_secs(100);
 
-/// What a controller knows at [`NOW`]. It has run for long.
+/// The knowledge of a controller at [`NOW`]. It has run for long.
 struct Moment {
     config: ControllerConfig,
     cluster: Cluster,

@@ -1,4 +1,4 @@
-//! What is remembered of one shard's sealing, answer by answer.
+//! The memory of one shard's sealing, answer by answer.
 
 use super::*;
 use crate::controller::watch::{Sealing, Watch};
@@ -80,7 +80,7 @@ fn a_node_that_has_pulled_has_what_others_answered_at_that_position() {
         (sealing.progress_at, &sealing.answers[&NodeId(2)]),
         (secs(3), &answer(at(1, 9), 3))
     );
-    // What it had on the way is no news.
+    // A report of an earlier position is no news.
     sealing.drained(secs(4), NodeId(2), at(1, 7));
     assert_eq!(
         (sealing.drained[&NodeId(2)], sealing.answers[&NodeId(2)].position),
