@@ -1,4 +1,4 @@
-//! What a node does periodically, beside all requests.
+//! The periodic duties of a node, beside all requests.
 
 pub(crate) mod announcements;
 pub(crate) mod counters;

@@ -1,4 +1,4 @@
-//! What this machine gives the process: clocks and disk room.
+//! The process's view of its machine: clocks and disk room.
 //!
 //! Absent on purpose: other nodes, shards and the cluster. Nothing here knows what a shard is.
 

@@ -22,9 +22,9 @@
 //! | `host` | clocks, disk room |
 //! | `time_budget` | durations that depend on each other, and their relations |
 //!
-//! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
-//! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
-//! (the gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
+//! Invariants: an answer to a write says what is true and durable, or nothing; a strong read is
+//! served only where leadership was confirmed after the read began. Absent on purpose: HTTP (the
+//! gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
 
 mod background;
 mod cluster_view;

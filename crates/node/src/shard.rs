@@ -1,4 +1,4 @@
-//! What this node is in each shard: a voter of an epoch, or a replica.
+//! The part of this node in each shard: a voter of an epoch, or a replica.
 
 pub(crate) mod local;
 pub(crate) mod replica;

@@ -1,4 +1,4 @@
-//! What tests of several modules need.
+//! Support for tests of several modules.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

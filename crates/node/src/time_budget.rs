@@ -58,8 +58,8 @@ pub(crate) const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
 
 // The end of an epoch: the directory's leader asks nodes to seal, and to pull what they lack.
 
-/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the
-/// controller asks again.
+/// An order that has not had its turn by then is dropped: it was decided upon old knowledge, and
+/// the controller asks again.
 pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The controller asks again.
 pub(crate) const DIRECTORY_CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -80,7 +80,7 @@ const _: () = {
     assert!(ms(ControllerConfig::DEFAULT.seal_timeout) < ms(DIRECTORY_CALL_TIMEOUT));
 };
 
-// What nodes say of themselves.
+// Announcements of nodes.
 
 /// How often it is looked whether something has changed. Replication lag is known no better than
 /// this: the bound on what may be lost is counted with it.
@@ -160,15 +160,15 @@ pub(crate) const UNKNOWN_DEADLINE: Duration =
     Duration::from_millis(REQUEST_ID_RETENTION_MS * 4 / 5);
 /// Twice as long as request ids must be remembered.
 pub(crate) const FORGET_AFTER: Duration = Duration::from_millis(REQUEST_ID_RETENTION_MS * 2);
-/// What a node said of its clock is relied on for so long. Clocks of machines drift, and a virtual
-/// machine that its host stops does not notice: the less of that, the shorter this is. Ids are
-/// remembered for ten minutes at least, and asked for four; what is left bounds it.
+/// The time for which a node's announced clock is relied on. Clocks of machines drift, and a
+/// virtual machine that its host stops does not notice: the less of that, the shorter this is. Ids
+/// are remembered for ten minutes at least, and asked for four; the rest bounds it.
 pub(crate) const CLOCK_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
 
 const _: () = {
     assert!(ms(UNKNOWN_DEADLINE) < REQUEST_ID_RETENTION_MS as u128);
     assert!((REQUEST_ID_RETENTION_MS as u128) < ms(FORGET_AFTER));
-    // What clocks drift apart while one is relied on is far less than what is left.
+    // The drift of clocks while one is relied on is far less than the rest.
     assert!(ms(UNKNOWN_DEADLINE) + ms(CLOCK_KNOWN_FOR) < ms(FORGET_AFTER));
 };
 

@@ -1,7 +1,7 @@
 //! The write path of a shard's leader: admission, group commit, and the answer.
 //!
-//! What always holds: an answer says what is committed and applied under this node's epoch lease, or
-//! that nothing is known.
+//! Invariant: an answer says what is committed and applied under this node's epoch lease, or that
+//! nothing is known.
 
 pub(crate) mod leader_term;
 pub(crate) mod proposer;

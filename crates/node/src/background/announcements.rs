@@ -39,7 +39,7 @@ struct State {
     listeners: BTreeMap<NodeId, Listener>,
 }
 
-/// What was said last, and since when it is so.
+/// The newest announcement, and since when it has been so.
 struct Said {
     /// Without what changes all the time.
     lasting: AnnounceRequest,
@@ -117,8 +117,8 @@ impl Announcements {
     }
 }
 
-/// What is worth to be said at once: all but how long ago a replica heard of its primary region, as
-/// long as it is in touch.
+/// The part of an announcement whose change is sent at once: all but how long ago a replica heard
+/// of its primary region, as long as it is in touch.
 fn lasting(request: &AnnounceRequest) -> AnnounceRequest {
     let stale_ms = RelayConfig::DEFAULT.stale_after.as_millis();
     let of = |status: &Status| Status {

@@ -12,7 +12,7 @@ use crate::host::clocks::Clocks;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 
-/// What is measured at intervals.
+/// The gauges that are measured at intervals.
 pub(crate) struct Gauges {
     node_id: NodeId,
     shards: Arc<ShardTable>,

@@ -1,4 +1,4 @@
-//! What the duties of a node work with, and which logs grow here.
+//! The parts that the duties of a node work with, and the logs that grow here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::replication::snapshot_transfer::StateExchange;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 
-/// What the duties share. Each takes of it what it needs.
+/// The parts that the duties share; each uses some of them.
 pub(crate) struct DutyParts {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,

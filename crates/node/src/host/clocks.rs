@@ -15,7 +15,7 @@ const AWAY_AFTER: Duration = Duration::from_secs(3);
 /// A clock that is further from the others' is worth a look.
 const WORTH_A_WARNING_MS: i64 = 1000;
 
-/// What the clocks say at a moment.
+/// The clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reading {
     /// The middle one of this node's clock and those of the others that were heard of late; of two
@@ -38,7 +38,7 @@ impl Reading {
     }
 }
 
-/// What a leader's logged time is made from. Both may be what they like in tests.
+/// The source of a leader's logged time. Tests set both of its clocks as they like.
 pub(crate) trait TimeSource: Send + Sync {
     /// A clock that does not jump, and goes on while the machine is suspended.
     fn now(&self) -> Duration;
@@ -54,7 +54,7 @@ pub(crate) struct Clocks {
 
 #[derive(Default)]
 struct Inner {
-    /// What each other node of the cluster has said last, and when that was heard.
+    /// The last clock that each other node of the cluster announced, and when it was heard.
     heard: Mutex<BTreeMap<NodeId, Option<(u64, Duration)>>>,
     is_away: AtomicBool,
 }
@@ -95,7 +95,7 @@ impl Clocks {
         }
     }
 
-    /// What a status says of this node's clock, if it is far from the others'.
+    /// The warning in a node's status that its clock is far from the others'.
     pub(crate) fn warning(&self) -> Option<String> {
         let reading = self.reading();
         let (offset_ms, others) = (reading.offset_ms(), reading.others);

@@ -1,4 +1,4 @@
-//! What room the disk of the data folder has, and what is done when it has little.
+//! The room on the disk of the data folder, and the measures when there is little.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -40,13 +40,13 @@ const BALLAST_BYTES: u64 = 64 << 20;
 /// reason to refuse writes.
 const BALLAST_AT_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 
-/// What may be written.
+/// The writes that the disk has room for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Room {
     /// Everything.
     #[default]
     Enough,
-    /// What only deletes: it makes room.
+    /// Writes that only delete: they make room.
     Low,
     /// Nothing.
     Exhausted,
@@ -71,13 +71,13 @@ impl Room {
     }
 }
 
-/// What room the disk had when it was last looked at.
+/// The room that the last check of the disk found.
 #[derive(Default)]
 pub(crate) struct DiskGuard {
     room: AtomicU8,
     takes_nothing: AtomicBool,
     takes_no_change: AtomicBool,
-    /// What memtables held then.
+    /// The bytes in memtables at that check.
     unflushed_bytes: AtomicU64,
 }
 
@@ -111,7 +111,7 @@ impl DiskGuard {
         self.takes_no_change.store(takes_no_change, Ordering::Relaxed);
     }
 
-    /// What an operator is to know of it.
+    /// The warning for operators when the disk has little room.
     pub(crate) fn warning(&self) -> Option<String> {
         let refused = match self.room() {
             Room::Enough => return None,
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(pause(plenty, WRITES_BYTES), LOOK);
         assert_eq!(pause(plenty - (1 << 20), 0), LOOK);
         assert_eq!(pause(0, 0), LOOK);
-        // What was written is told from what memtables hold, also when they were flushed.
+        // Writes are told from the bytes in memtables, also when these were flushed.
         let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
         assert_eq!(guard.check(folder.path(), WRITES_BYTES), LOOK);
         assert_eq!(guard.check(folder.path(), 0), LOOK);
@@ -270,7 +270,7 @@ mod tests {
         );
         guard.check(folder.path(), u64::MAX);
         assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, true));
-        // What this disk has moves while others use it.
+        // The free space of this disk moves while others use it.
         let leaving =
             |bytes| guard.check(folder.path(), free_bytes(folder.path()).unwrap() - bytes);
         let (mut takes, between) = (Vec::new(), |less: u64, more| less.midpoint(more));

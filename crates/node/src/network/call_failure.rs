@@ -17,7 +17,7 @@ pub(crate) enum Failed {
 }
 
 impl Failed {
-    /// What failed before a connection was there did nothing; any other failure may have.
+    /// A call that failed before there was a connection did nothing; any other failure may have.
     pub(crate) fn from_status(status: Status) -> Self {
         let message = status.message().to_owned();
         match status {

@@ -50,7 +50,7 @@ impl Departure {
         }
     }
 
-    /// What it was before.
+    /// Changes the state if the message is still here. Returns the state before.
     fn turn_from_here(&self, to: u8) -> u8 {
         self.0
             .compare_exchange(HERE, to, Ordering::SeqCst, Ordering::SeqCst)

@@ -9,7 +9,7 @@ use tonic::codegen::http::uri::Authority;
 /// Behind the id of a cluster, in the authority of a call.
 const SUFFIX: &str = ".meridian";
 
-/// What calls to nodes of this cluster are addressed to. `None`: that is not the id of a cluster.
+/// The address of calls to nodes of this cluster. `None`: that is not the id of a cluster.
 pub(crate) fn origin(cluster: &str) -> Option<Uri> {
     format!("http://{cluster}{SUFFIX}").parse().ok()
 }

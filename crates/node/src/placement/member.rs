@@ -10,7 +10,7 @@ use meridian_types::NodeId;
 use crate::cluster_view::view::Directory;
 use crate::shard::voter::Voter;
 
-/// What has to vouch for a member before it takes part.
+/// The authority that has to vouch for a member before it takes part.
 pub(crate) enum VoteAuthority {
     /// The other members alone: the directory's own group.
     ByOthers,

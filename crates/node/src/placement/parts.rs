@@ -1,4 +1,4 @@
-//! What the reconcilers of all shards share, and the node's report.
+//! The parts that the reconcilers of all shards share, and that the node's report reads.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
 use crate::shard::table::ShardTable;
 
-/// What a node's shards are opened with.
+/// The parts that a node's shards are opened with.
 pub(crate) struct PlacementParts {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,

@@ -85,7 +85,7 @@ struct Reconciler {
     parts: Arc<PlacementParts>,
     shard: ShardId,
     state: Arc<ShardState>,
-    /// What this node takes as a replica.
+    /// The batches that this node takes as a replica.
     log: ShippedLog,
     followers: Arc<Followers>,
 }

@@ -1,4 +1,4 @@
-//! What a node says of itself to the directory with each renewal of its lease.
+//! The report of a node to the directory, sent with each renewal of its lease.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use crate::shard::local::LocalShard;
 /// Between two times that the disk is asked.
 const READ_EVERY: Duration = Duration::from_secs(1);
 
-/// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the
-/// disk tells is read aside, now and then.
+/// The source of a node's report. Leases depend on it, so it waits for no disk: facts that only the
+/// disk knows are read aside, now and then.
 pub(crate) struct Standing {
     parts: Arc<PlacementParts>,
     read: Mutex<Read>,
     orphans: Mutex<KnownOrphans>,
 }
 
-/// What the disk told last.
+/// The facts that the disk told last.
 #[derive(Default)]
 struct Read {
     /// Databases that are being deleted, and are dropped here in this epoch. That stays so.
@@ -152,8 +152,8 @@ fn voters_confirmed_at(parts: &PlacementParts, group: &RaftGroup) -> u64 {
     }
 }
 
-/// What the directory's reports of failovers wait for: how much this node, which voted before, has
-/// beyond their bases.
+/// The losses that the directory's reports of failovers wait for: how much this node, which voted
+/// before, has beyond their bases.
 fn lost(parts: &PlacementParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
     let known = parts.directory.known();
     let mut waiting = Vec::new();

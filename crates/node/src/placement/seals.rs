@@ -1,4 +1,4 @@
-//! What a node has promised about the end of epochs, on its disk. The position that it said when it
+//! A node's promises about the end of epochs, on its disk. The position that it answered when it
 //! was sealed is final: the base of the next epoch is chosen by it, so no restart may undo it.
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use meridian_storage::schema::{META_FAMILY, seal_key};
 use meridian_storage::{Durability, Engine, StorageError, WriteBatch};
 use meridian_types::{Epoch, ShardId};
 
-/// What was written down of this epoch.
+/// The seal of this epoch that was recorded.
 pub(crate) fn of(
     engine: &Arc<dyn Engine>,
     shard: ShardId,

@@ -23,7 +23,7 @@ const RPC_PORT_OFFSET: u16 = 100;
 /// Before a node that was not ready is asked again, should it have said so at once.
 const READY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What to start.
+/// The options of a development cluster.
 pub struct DevOptions<'a> {
     pub data_dir: &'a Path,
     pub layout: DevLayout<'a>,
@@ -33,7 +33,7 @@ pub struct DevOptions<'a> {
     pub wan: Option<WanPlan>,
     /// A new cluster's databases fail over by themselves.
     pub automatic_failover: bool,
-    /// What all nodes together may take in memory. `None`: as one process that was told nothing.
+    /// The memory limit of all nodes together. `None`: that of one process without a setting.
     pub max_memory_mb: Option<u64>,
     /// Where the gateways listen, if not on loopback.
     pub listen_host: Option<&'a str>,

@@ -1,5 +1,5 @@
-//! What a configuration comes to: listeners, memory, channels to peers, tokens, the options of a
-//! gateway.
+//! Conversion of a configuration to listeners, memory, channels to peers, tokens, and the options
+//! of a gateway.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ pub(crate) fn peer_channels(
     Ok(Arc::new(PeerChannels::with_control(cluster, dial, control).map_err(invalid)?))
 }
 
-/// What the tokens of a configuration open.
+/// The access that the tokens of a configuration give.
 pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartError> {
     let grants = tokens
         .iter()

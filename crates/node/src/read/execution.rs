@@ -19,13 +19,13 @@ use crate::read::refusal::ReadRefusal;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// A read that is not done by then is given up: its caller has left.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// What one entry takes at most.
+/// The most bytes of one entry.
 const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BYTES + 256;
-/// What an entry takes beside its key and value.
+/// The bytes that an entry takes beside its key and value.
 const ENTRY_BYTES: usize = 256;
 const SMALL_BYTES: usize = 256 << 10;
-/// What a read is given to hold. Most need the first only; a read that needs more gives back what
-/// it has, waits for the next, and begins anew, so that no read waits that holds anything.
+/// A read's bytes, try by try. Most need the first only; a read that needs more gives back what it
+/// has, waits for the next, and begins anew, so that no read waits that holds anything.
 const ALLOTMENTS: [usize; 3] = [SMALL_BYTES, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
 
 /// So much of the bytes that reads may hold, and beside them, is for reads at once.
@@ -183,7 +183,7 @@ impl Reads {
     }
 }
 
-/// What an entry costs to hold, in bytes.
+/// The bytes that an entry takes in memory.
 pub(crate) fn weight(entry: &Entry) -> usize {
     entry.key.len() + entry.value.data.len() + ENTRY_BYTES
 }

@@ -16,7 +16,7 @@ use crate::read::refusal::{NotServed, ReadRefusal};
 use crate::read::shared_call::SharedCall;
 use crate::time_budget::READ_INDEX_TIMEOUT;
 
-/// What a strong read needs to have applied.
+/// The position that must be applied before a strong read is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReadIndex {
     pub(crate) sequence: u64,

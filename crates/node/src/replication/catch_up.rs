@@ -39,7 +39,7 @@ pub(crate) async fn leave_one_turn() -> SemaphorePermit<'static> {
     PULLS.acquire_many(TURNS - 1).await.unwrap()
 }
 
-/// What a catch-up writes to. Nothing else writes there meanwhile.
+/// The target of a catch-up, to which nothing else writes meanwhile.
 pub(crate) struct Target<'a> {
     pub(crate) state: &'a Arc<ShardState>,
     pub(crate) log: &'a ShippedLog,
@@ -47,7 +47,7 @@ pub(crate) struct Target<'a> {
     pub(crate) disk: &'a Arc<DiskGuard>,
 }
 
-/// What a catch-up asks of its surroundings.
+/// The surroundings of a catch-up, as it asks for them.
 pub(crate) struct Surroundings<S, W, I> {
     /// The nodes that may be asked now.
     pub(crate) sources: S,
@@ -66,7 +66,7 @@ impl Drop for Fetch {
     }
 }
 
-/// What the disk has no room for would stop the process, and at its next start again.
+/// A write to a full disk would stop the process, and again at its next start.
 fn has_room(disk: &DiskGuard) -> Result<(), String> {
     if disk.takes_nothing() {
         Err("this node's disk has no room for it".to_owned())
@@ -101,8 +101,8 @@ where
         if let Some(failure) = machine.take_failure() {
             tracing::debug!(shard = %target.state.shard(), %failure, "a source is of no use");
         }
-        // What the machine refuses is dropped before another source is asked, and with it its turn: tasks
-        // that held one and waited for a second would keep all turns for ever.
+        // Batches that the machine refuses are dropped before another source is asked, with their
+        // turn: tasks that held one and waited for a second would keep all turns for ever.
         if !matches!(action, CatchUpAction::WriteBatches) {
             batches = None;
         }
@@ -168,7 +168,7 @@ async fn wait_until(start: Instant, at: Option<Duration>) {
     }
 }
 
-/// What a source's log has behind a position.
+/// The batches behind a position, from a source's log.
 struct LogRead {
     previous: Position,
     batches: Vec<Shipped>,

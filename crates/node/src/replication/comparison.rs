@@ -62,7 +62,7 @@ impl Comparison {
     }
 }
 
-/// What this node's state comes to.
+/// The digest of this node's state, with its position.
 pub(crate) fn checkpoint(own: NodeId, state: &ShardState) -> wire::Checkpoint {
     let (at, digest) = state.checkpoint();
     wire::Checkpoint {

@@ -21,13 +21,13 @@ const LEVEL: i32 = 1;
 /// How far back a stream refers: 64 KiB. Twice as much takes twice the memory, and makes shipments
 /// of JSON smaller by 0 to 3 %.
 const WINDOW_LOG: u32 = 16;
-/// What the memory of a stream comes to where it is compressed, and where it is decompressed.
+/// The memory of a stream at its compressing end, and at its decompressing end.
 const COMPRESSOR_BYTES: usize = 576 << 10;
 pub(crate) const DECOMPRESSOR_BYTES: usize = 384 << 10;
 /// Decompressed batches of one message at most.
 const MAX_STORED_BYTES: u32 = 64 << 20;
-/// What a frame begins with. Frames of earlier versions of zstd, which are read too, have no bound
-/// on their window.
+/// The first bytes of a frame. Frames of earlier versions of zstd, which are read too, have no
+/// bound on their window.
 const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Why a part is not what follows. Nothing that comes behind it can be read.
@@ -137,8 +137,8 @@ impl Decompressor {
         Self { memory, frame: None, due: Some(0) }
     }
 
-    /// What the next part holds: encoded batches, and never more than it says. Whether they are
-    /// what was sent is for their own checksums to say.
+    /// The content of the next part: encoded batches, and never more bytes than it claims. Their
+    /// own checksums say whether they are as they were sent.
     ///
     /// # Errors
     /// When it is not the next part, or holds what it may not. Everything behind it is refused

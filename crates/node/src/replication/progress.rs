@@ -1,5 +1,5 @@
-//! What a voter knows of the followers of its shard: positions, lag, and what the log must keep for
-//! them.
+//! A voter's view of the followers of its shard: positions, lag, and the part of the log that they
+//! still need.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -33,9 +33,9 @@ pub(crate) struct Followers {
 
 struct Inner {
     history: CommitHistory,
-    /// What this node has proposed and not applied yet, and when.
+    /// Batches that this node has proposed and not applied yet, and when.
     proposed: VecDeque<(u64, u64)>,
-    /// What is applied here.
+    /// The newest applied sequence.
     newest: u64,
     positions: BTreeMap<NodeId, Follower>,
 }
@@ -165,7 +165,7 @@ impl Followers {
             let copying =
                 follower.copying.filter(|copying| now.duration_since(copying.at) < COPY_STALLED);
             let copying = match copying {
-                // What it copies is not older than what this node begins to keep now.
+                // Its copy is not older than the log that this node begins to keep now.
                 None if status.fetching_snapshot => {
                     Some(Copying { after: newest.saturating_sub(KEEP_BATCHES), at: now })
                 }
@@ -193,7 +193,7 @@ impl Followers {
             .min()
     }
 
-    /// What room the node has said that its disk has. A node that is away keeps what it said last.
+    /// The room on the node's disk, as it announced it last. A node that is away keeps its last.
     pub(crate) fn room(&self, node: NodeId) -> Room {
         self.inner.lock().positions.get(&node).map(|follower| follower.room).unwrap_or_default()
     }

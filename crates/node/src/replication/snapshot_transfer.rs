@@ -43,7 +43,7 @@ pub(crate) trait States: Send + Sync {
 pub(crate) struct StateExchange {
     states: Arc<dyn States>,
     offers: Mutex<HashMap<String, Offer>>,
-    /// What was begun here and not finished: the next fetch of the same snapshot goes on with it.
+    /// Unfinished fetches: the next fetch of the same snapshot goes on with one.
     begun: Mutex<HashMap<GroupId, Begun>>,
     /// Held by the fetch for a group.
     fetching: Mutex<HashMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
@@ -303,7 +303,7 @@ impl StateExchange {
             let mut chunks = match opened {
                 Ok(response) => response.into_inner(),
                 Err(status) if status.code() == tonic::Code::NotFound => {
-                    // What has come is of no use any more.
+                    // The rows received so far are of no use any more.
                     discard(fetch.begun.take());
                     return Err(refused(status.message().to_owned()));
                 }
@@ -373,7 +373,7 @@ impl StateTransfer for StateExchange {
     }
 }
 
-/// What lies behind the key `after`. `read` is called with each chunk.
+/// The rows behind the key `after`, in chunks. `read` is called with each chunk.
 fn chunks(
     snapshot: Arc<StateSnapshot>,
     id: String,

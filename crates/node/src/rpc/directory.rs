@@ -229,7 +229,7 @@ mod tests {
         address
     }
 
-    /// What it says not to exist may be in the directory, which the node that it follows has lost.
+    /// A database unknown to a cut-off node may be in the directory, which that node has lost.
     #[tokio::test]
     async fn gateway_is_current_once_a_node_in_touch_with_the_directory_has_nothing_newer() {
         let cluster =

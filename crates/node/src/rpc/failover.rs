@@ -1,5 +1,5 @@
-//! What other nodes ask of this one when an epoch ends: to seal, to come to a position, and for what it
-//! has of a shard.
+//! Calls from other nodes at the end of an epoch: to seal, to come to a position, and to read this
+//! node's part of a shard.
 
 use std::collections::VecDeque;
 use std::pin::Pin;

@@ -175,7 +175,7 @@ impl ShippingService {
         Ok(())
     }
 
-    /// What another node says of itself.
+    /// Takes the announcement of another node.
     pub(crate) fn heard(&self, request: wire::AnnounceRequest) {
         let wire::AnnounceRequest {
             statuses,
@@ -228,7 +228,7 @@ impl LocalShard {
             .ok_or_else(|| Status::unavailable("this node does not follow the shard at present"))
     }
 
-    /// What this node says of itself.
+    /// The status of this node in the shard.
     pub(crate) fn own_status(&self, node: NodeId) -> NodeStatus {
         match self {
             // A voter without a leader is second choice as a source, not a wrong one.
@@ -376,7 +376,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// What the log has behind `after`. Nothing, though there was to be something, is a log that
+    /// Reads the log behind `after`. An empty answer, where there was to be one, means that the log
     /// has ended.
     async fn read(&mut self, after: Position, max_bytes: u64) -> Result<SenderEvent, Ended> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! What this node is in one shard, a voter or a replica, and what both can be asked.
+//! The part of this node in one shard, a voter or a replica, and the questions that both answer.
 
 use std::sync::Arc;
 

@@ -23,7 +23,7 @@ use crate::read::execution::Reads;
 use crate::read::freshness::serves_alone;
 use driver::Driver;
 
-/// What a replica knows of itself and its source, for others to ask.
+/// A replica's view of itself and its source, for others to ask.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaStatus {
     pub(crate) status: Status,
@@ -39,7 +39,7 @@ pub(crate) struct ReplicaStatus {
     caught_up: bool,
 }
 
-/// What the node asks of a replica.
+/// The commands of the node to a replica.
 enum Command {
     /// The shard has gone on: what its history is now.
     History(EpochHistory),
@@ -52,7 +52,7 @@ enum Command {
         through: Position,
         reply: oneshot::Sender<Result<Position, String>>,
     },
-    /// What is durable is applied when it answers, and nothing is written any more.
+    /// Durable batches are applied when it answers, and nothing is written any more.
     Stop {
         reply: oneshot::Sender<()>,
     },
@@ -72,7 +72,7 @@ pub(crate) struct Replica {
     started: Instant,
 }
 
-/// What a replica works with.
+/// The parts that a replica works with.
 pub(crate) struct ReplicaParts {
     pub(crate) node_id: NodeId,
     pub(crate) history: EpochHistory,
@@ -209,7 +209,7 @@ impl Replica {
         after: u64,
         max_bytes: usize,
     ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
-        // What is applied is durable.
+        // Applied batches are durable.
         let through = self.applied.borrow().sequence;
         if after < self.purged() {
             return Ok(None);

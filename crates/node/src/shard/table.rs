@@ -36,7 +36,7 @@ impl ShardTable {
         );
     }
 
-    /// What the node is in the shard from now on.
+    /// Sets the part of this node in the shard from now on.
     pub(crate) fn set(&self, shard: ShardId, local: Option<LocalShard>) {
         if let Some(entry) = self.shards.write().get_mut(&shard) {
             entry.local = local;

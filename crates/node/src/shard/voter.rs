@@ -37,8 +37,8 @@ pub(crate) struct Voter {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,
     pub(crate) history: EpochHistory,
-    /// What this node took as a replica of the epochs before, up to the base, as far as it was
-    /// kept.
+    /// The batches that this node took as a replica of the epochs before, up to the base, as far as
+    /// they were kept.
     pub(crate) shipped: ShippedLog,
     directory: Arc<Directory>,
     lease: EpochLease,
@@ -51,7 +51,7 @@ pub(crate) struct Voter {
     pub(crate) stop: CancellationToken,
 }
 
-/// What a voter works with.
+/// The parts that a voter works with.
 pub(crate) struct VoterParts {
     pub(crate) group: RaftGroup,
     pub(crate) history: EpochHistory,

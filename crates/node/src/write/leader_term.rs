@@ -4,9 +4,9 @@
 //! earlier terms committed: requests are held or declined, and nothing is decided. From then on a
 //! session carries the term, until leadership is lost or the session ends it.
 //!
-//! What may be dropped, and what not: the futures that wait ([`LeaderTask::before_first_entry`],
-//! [`TermSession::next`]) are dropped whenever leadership is lost meanwhile, and must lose nothing
-//! then. What an event leads to ([`TermSession::handle`]) is never dropped half done.
+//! Cancellation: the futures that wait ([`LeaderTask::before_first_entry`], [`TermSession::next`])
+//! are dropped whenever leadership is lost meanwhile, and must lose nothing then. The work on an
+//! event ([`TermSession::handle`]) is never dropped half done.
 
 use std::ops::ControlFlow;
 
@@ -30,7 +30,7 @@ pub(crate) trait LeaderTask {
     fn begin(&mut self, term: u64) -> Self::Session<'_>;
 }
 
-/// What a leader knows and does in one term. It dies with the term.
+/// The state and the work of a leader in one term. It dies with the term.
 pub(crate) trait TermSession {
     type Event;
     type End;

@@ -46,7 +46,7 @@ pub(crate) use refusal::WriteRefusal;
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// What became of a write at one node.
+/// The outcome of a write at one node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WriteReply {
     Done(Fenced<WriteOutcome>),
@@ -76,7 +76,7 @@ pub(crate) struct WriteRequest {
     pub(crate) retry: bool,
 }
 
-/// What a request has, and until when, while it waits.
+/// The bytes that a request holds while it waits, and until when.
 #[derive(Clone)]
 pub(crate) struct Reserved {
     held: Arc<Held>,
@@ -92,7 +92,7 @@ pub(crate) struct Proposer {
     budget: ByteBudget,
 }
 
-/// What the proposer works with.
+/// The parts that the proposer works with.
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct ProposerParts {
     pub(crate) group: RaftGroup,

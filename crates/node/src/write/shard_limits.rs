@@ -51,7 +51,7 @@ fn refusal_for_room(leader: Room, others: &[Room], only_deletes: bool) -> Option
     }
     let full = others.iter().filter(|room| !takes(**room)).count();
     let voters = others.len() + 1;
-    // What they cannot append stops them: as many as a majority can do without, and no more.
+    // Full voters stop at the next batch: as many may as a majority can do without.
     let refuses = full > 0 && voters - full < voters / 2 + 1;
     refuses.then_some(WriteRefusal::VoterDisksLow { full, min_free_bytes })
 }

@@ -39,7 +39,7 @@ use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::voter::VoterParts;
 use crate::write::proposer::AdmitAll;
 
-/// What looks after a node that has no shards yet.
+/// The parts of the duties of a node that has no shards yet.
 fn maintenance(folder: &std::path::Path) -> DutyParts {
     let cluster =
         DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -360,7 +360,7 @@ async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
     let maintenance = DutyParts { engine: engine.clone(), ..maintenance(folder.path()) };
     let (stop, disk) = (maintenance.stop.clone(), Arc::clone(&maintenance.disk));
-    // What others write meanwhile moves it.
+    // The free space moves while other processes write.
     let leave = |bytes| {
         let free = crate::host::disk::free_bytes(folder.path()).unwrap();
         engine.unflushed.store(free - bytes, Ordering::SeqCst);

@@ -159,7 +159,7 @@ impl Process {
         }
     }
 
-    /// What lies in the log of a replica, and up to where that was purged.
+    /// The ends of a replica's log, and the sequence up to which it was purged.
     fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
         let log = &self.reconciler.log;
         let ends = log.first().unwrap().zip(log.last().unwrap());
@@ -259,7 +259,7 @@ impl Process {
     }
 }
 
-/// What the directory does not know may be a wiped folder, or of a node whose promises are over.
+/// A folder that the directory does not know may be wiped, or its node's promises may be over.
 #[tokio::test]
 async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_granted_it_a_lease() {
     let engine = Arc::new(MemoryEngine::default());
@@ -280,8 +280,7 @@ async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_grante
     until("it votes", async || again.voter().group.votes()).await;
 }
 
-/// What nodes say of themselves becomes the number that writes are refused by: that of the best
-/// node elsewhere.
+/// Announcements become the number that writes are refused by: the lag of the best node elsewhere.
 #[tokio::test]
 async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_they_have() {
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
@@ -440,7 +439,7 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
     assert_eq!(process.voter().group.id().epoch, Epoch(3));
 }
 
-/// What was recorded of commits before may be of others than those that follow now.
+/// Commits recorded before may be others than those that follow now.
 #[tokio::test]
 async fn node_with_a_new_role_counts_the_lag_of_others_anew() {
     let process = Process::open(4, Arc::<MemoryEngine>::default());

@@ -61,7 +61,7 @@ const RECOVERY: Duration = Duration::from_secs(3);
 /// where they go to.
 const STREAMS_PART: usize = 8;
 
-/// What the floors share.
+/// The parts that the floors of a node share.
 pub(super) struct Floors {
     pub(super) config: NodeConfig,
     started: Instant,
@@ -72,8 +72,8 @@ pub(super) struct Floors {
     pub(super) syncer: Arc<Syncer>,
     high_water: Arc<HighWater>,
     incarnation: Bytes,
-    /// What the directory's first leader commits, and whether this node founds the directory's
-    /// group with the others.
+    /// The cluster that the directory's first leader commits, and whether this node founds the
+    /// directory's group with the others.
     first: Cluster,
     founds: bool,
     pub(super) control: ControlRuntime,
@@ -95,7 +95,7 @@ pub(super) struct Floors {
 }
 
 impl Floors {
-    /// What lies on the disk, and the cluster as the node knew it, or as its configuration has it.
+    /// Opens the data folder, with the cluster as the node knew it, or as its configuration has it.
     ///
     /// # Errors
     /// [`StartError`], naming the folder that cannot be used.
@@ -219,7 +219,7 @@ impl Floors {
         }
     }
 
-    /// What every shard of the node works with.
+    /// The parts that every shard of the node works with.
     pub(super) fn placement(&self) -> Arc<PlacementParts> {
         let config = &self.config;
         Arc::new(PlacementParts {

@@ -226,7 +226,7 @@ async fn a_small_answer_of_another_node_waits_behind_no_large_one() {
     assert_eq!(reads.small.used_bytes(), SMALL_BYTES);
     drop((small, all));
     assert_eq!(reads.small.used_bytes(), 0);
-    // What finds no room there is taken with the large ones.
+    // A small answer that finds no room there is taken with the large ones.
     drop(waiting.await.unwrap());
     let _all_of_the_small = reads.small.take(reads.small.total_bytes(), PATIENCE).await.unwrap();
     assert!(reads.take_now(SMALL_BYTES).is_some());

@@ -31,7 +31,7 @@ fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-/// What it serves of its state comes late, or comes to no end.
+/// A source whose state comes late, or without an end.
 struct Slow {
     service: FailoverService,
     by: Duration,
@@ -153,7 +153,7 @@ impl Node {
         }
     }
 
-    /// What others ask of it.
+    /// The calls that others make to this node.
     fn service(&self) -> FailoverService {
         let shards = Arc::new(ShardTable::default());
         shards.add(Arc::clone(&self.state), Followers::watch(&self.state));
@@ -348,8 +348,7 @@ async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
     }
 }
 
-/// What lies beyond the base was lost, and what lies before it is read from a node that has nothing
-/// else.
+/// Batches beyond the base were lost, and those before it are read from a node that has no others.
 #[tokio::test]
 async fn a_node_that_has_left_the_shards_history_is_no_source() {
     use failover_server::Failover;
@@ -368,6 +367,6 @@ async fn a_node_that_has_left_the_shards_history_is_no_source() {
         .err()
         .unwrap();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-    // What it keeps of the lost branch is written before the folder goes.
+    // The replica writes its divergence before the folder goes.
     node.replica.stop().await;
 }

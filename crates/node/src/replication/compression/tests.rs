@@ -18,7 +18,7 @@ fn at(sequence: u64) -> Position {
     Position::new(Epoch(1), sequence)
 }
 
-/// What keeps the window of one stream, on both sides.
+/// A pair that keeps the window of one stream, on both sides.
 fn pair() -> (ByteBudget, Compressor, Decompressor) {
     let memory = ByteBudget::new("streams", 1 << 20);
     let decompressor = Decompressor::new(Some(memory.try_take(DECOMPRESSOR_BYTES).unwrap()));

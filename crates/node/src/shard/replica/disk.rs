@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::divergence::collect;
 use crate::replication::shipped_batch::Shipped;
 
-/// What was done.
+/// The work that the thread has done.
 pub(super) enum Written {
     /// Everything up to here is fsynced, and then applied: what is reported can be served.
     Durable(Position),
@@ -40,7 +40,7 @@ enum Job {
     Idle(oneshot::Sender<()>),
 }
 
-/// What the thread works with.
+/// The parts that the thread works with.
 pub(super) struct DiskParts {
     pub(super) state: Arc<ShardState>,
     pub(super) log: ShippedLog,

@@ -70,7 +70,7 @@ pub(super) struct Driver {
     stream: Option<OpenStream>,
     /// To be appended to the log next, together.
     unsynced: Vec<Shipped>,
-    /// What is durable and was not yet said.
+    /// The newest durable position that was not yet reported.
     unreported: Option<(StreamId, Position)>,
     /// The fetch of a snapshot, while there is one, and its number.
     staged: Option<(u64, tokio::task::JoinHandle<()>)>,
@@ -381,7 +381,7 @@ impl Driver {
         let now = self.now();
         let own = self.receiver.status(now, self.parts.node_id);
         let source = self.election.choose(now, &own);
-        // What the disk has no room for would stop the process, and at its next start again.
+        // A write to a full disk would stop the process, and again at its next start.
         let source = source.filter(|_| !self.parts.disk.takes_nothing());
         self.step(ReceiverEvent::Source(source), None);
     }

@@ -110,9 +110,9 @@ struct Source {
     shipments: Arc<Mutex<VecDeque<Vec<Bytes>>>>,
     /// Or these, as they are.
     parts: Arc<Mutex<VecDeque<Vec<wire::Batches>>>>,
-    /// What each subscriber said that it has.
+    /// The position that each subscriber named.
     asked: Arc<Mutex<Vec<wire::Position>>>,
-    /// What they said to be durable since.
+    /// The positions that they have acknowledged since.
     acknowledged: Arc<Mutex<Vec<wire::Position>>>,
 }
 
@@ -407,7 +407,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let parts = from_elsewhere(2).await;
     let Some(Part::Head(head)) = parts.first() else { panic!("no answer: {parts:?}") };
     assert_eq!((head.epoch, head.sequence), (1, 5));
-    // What it read has left the history meanwhile.
+    // The answer that it read has left the history meanwhile.
     begins(&[(1, 0), (2, 5), (3, 5), (4, 3)]);
     let refused = here(3).await.err();
     assert!(
@@ -481,7 +481,7 @@ async fn a_state_that_is_being_copied_to_a_replica_stops_when_its_disk_is_full()
     source.shipments.lock().extend([(1..=3).map(stored).collect()]);
     let node = Node::following(&source, Arc::new(Stalls(Arc::clone(&fetching)))).await;
     node.until("it follows", || node.state.position() == at(3)).await;
-    // What it has is not of the second epoch.
+    // Its batches are not in the history of the second epoch.
     node.replica.follow(EpochHistory::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
     let idle = 2;
     node.until("it fetches a state", || Arc::strong_count(&fetching) > idle).await;

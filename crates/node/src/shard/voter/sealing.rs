@@ -33,8 +33,8 @@ impl Voter {
         self.sealed(term, drained_in)
     }
 
-    /// What concerns the voter of an action. `term`: where the group's term is put, which it will
-    /// not leave; it is read before the group stops.
+    /// The voter's side of an action. `term`: where the group's final term is put; it is read
+    /// before the group stops.
     pub(crate) async fn carry_out(&self, action: SealAction, term: &mut u64) -> Option<SealEvent> {
         match action {
             SealAction::CloseVoter => {
@@ -64,7 +64,7 @@ impl Voter {
         }
     }
 
-    /// What the answer may claim of a voter that has drained in a term, or has not.
+    /// The answer of a voter that has drained in a term, or has not.
     pub(crate) fn sealed(&self, term: u64, drained: Option<u64>) -> Sealed {
         let knows_voters = self
             .directory

@@ -155,7 +155,7 @@ async fn read_index_covers_what_is_shown_while_a_batch_takes_effect() {
             before,
             "it has not taken effect in full"
         );
-        // What the group has committed is known to be so: its lease is enough.
+        // The batch is known to be committed in the group: its lease is enough.
         let index = loop {
             let gate = ReadGate::confirmed();
             if let Ok(index) = gate.index(&alone.voter.group).await {

@@ -13,7 +13,7 @@ use super::refusal::WriteRefusal;
 /// How long the next batch is held back at most, when replication lags by as much as may be lost.
 const MAX_SLOWING: Duration = Duration::from_millis(100);
 
-/// What a leader does with a write.
+/// A leader's decision on a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Admission {
     Now,
@@ -22,7 +22,7 @@ pub(crate) enum Admission {
     Refuse(WriteRefusal),
 }
 
-/// What a leader's writes are admitted by, beside its epoch lease.
+/// The conditions on which a leader admits writes, beside its epoch lease.
 pub(crate) trait AdmissionPolicy: Send + Sync {
     /// Why writes are refused, if they are: all, or all but mere deletes.
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal>;
@@ -49,7 +49,7 @@ impl AdmissionPolicy for AdmitAll {
     }
 }
 
-/// What one batch admits writes by.
+/// The conditions on which one batch admits writes.
 pub(super) struct Conditions {
     /// Of writes that do not only delete.
     pub(super) refusal: Option<WriteRefusal>,

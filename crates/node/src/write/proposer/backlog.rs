@@ -26,7 +26,7 @@ pub(super) struct Queued {
     pub(super) held: Arc<Held>,
 }
 
-/// What the task has taken from the queue and not evaluated yet, in order.
+/// The requests that the task has taken from the queue and not evaluated yet, in order.
 #[derive(Default)]
 pub(super) struct Backlog {
     requests: VecDeque<Queued>,
@@ -102,7 +102,7 @@ pub(super) fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
     drop(reply.send(answer));
 }
 
-/// What a request takes in memory, about.
+/// The bytes that a request takes in memory, about.
 pub(super) fn size(request: &WriteRequest) -> usize {
     use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
     /// Of a check, a mutation or the request, beside its bytes.
@@ -251,7 +251,7 @@ mod tests {
         let taken = backlog.next().unwrap();
         tokio::time::sleep(PATIENCE + Duration::from_millis(50)).await;
         assert!(!answered.is_finished());
-        // What was evaluated for nothing is evaluated again, or refused.
+        // A request that was evaluated for nothing is evaluated again, or refused.
         backlog.put_back(vec![taken]);
         let taken = backlog.next().unwrap();
         let outcome = WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![1])));

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use meridian_types::{DatabaseId, Position};
 
-/// What one term's leader knows of databases that were dropped. All that an earlier term logged is
-/// applied when the term begins, so nothing of these is ever logged behind the drop, however old
-/// the directory is that a leader knows.
+/// The dropped databases that one term's leader knows. All drops that an earlier term logged are
+/// applied when the term begins, so nothing of these databases is ever logged behind its drop,
+/// however old the directory is that a leader knows.
 pub(super) struct Dropped {
     applied: HashSet<DatabaseId>,
     in_flight: Vec<(Position, DatabaseId)>,

@@ -13,7 +13,7 @@ use super::internal::{InternalWriter, Seen};
 /// How often it is looked whether something has expired. With [`super::TICK`], at least every
 /// 250 ms.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
-/// What one batch removes of what has expired, at most.
+/// The most expired values that one batch removes.
 const SWEEP_ROWS: usize = 2000;
 const SWEEP_BYTES: usize = 1 << 20;
 
@@ -57,7 +57,7 @@ impl InternalWriter for Expiry {
             let unindex = Effect::Unindex { key: key.clone(), expire_at_ms };
             (rows, bytes) = (rows + 1, bytes + 2 * unindex.size());
             effects.push(unindex);
-            // What a batch in flight writes there is newer than what has expired.
+            // A value that a batch in flight writes there is newer than the expired one.
             if is_current && overlay.get(database, &key).is_none() {
                 effects.push(Effect::Delete { key });
             }

@@ -9,8 +9,8 @@ use meridian_storage::ShardState;
 use meridian_txn::Overlay;
 use meridian_types::{DatabaseId, Effect};
 
-/// What a writer sees of the shard: the applied state, and over it what the batches in flight
-/// write.
+/// A writer's view of the shard: the applied state, and over it the effects of the batches in
+/// flight.
 pub(super) struct Seen<'a> {
     pub(super) state: &'a Arc<ShardState>,
     pub(super) overlay: &'a Overlay,
@@ -36,7 +36,7 @@ pub(super) trait InternalWriter {
     /// thread that may block: clients wait meanwhile.
     async fn collect(&mut self, seen: Seen<'_>) -> BTreeMap<DatabaseId, Vec<Effect>>;
 
-    /// What was collected last is in the log. Where this is not called, nothing of it is, or that
-    /// is unknown: then it is collected anew.
+    /// The effects that were collected last are in the log. Where this is not called, none of them
+    /// is, or that is unknown: then they are collected anew.
     fn proposed(&mut self);
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::host::clocks::Reading;
 
-/// What the clocks may be ahead of the logged time without being asked twice: the logged time
-/// catches up with it, a little faster than time passes.
+/// The lead of the clocks over the logged time that is believed at once: the logged time catches up
+/// with it, a little faster than time passes.
 const TOLERANCE: Duration = Duration::from_secs(1);
 /// The part of the time that passes by which the logged time may catch up, from one look at the
 /// clocks to the next.
@@ -50,7 +50,7 @@ pub(super) struct LoggedTime {
 #[derive(Debug)]
 struct Ahead {
     since: Duration,
-    /// What they said then.
+    /// Their time then.
     clock: Duration,
 }
 
@@ -271,13 +271,13 @@ mod tests {
         leader.time.begin(START_MS, Duration::from_millis(leader.passed_ms));
         leader.others = 2;
         assert_eq!(leader.once(0), leader.right_ms());
-        // What it logged itself is never taken back.
+        // A time that it logged itself is never taken back.
         leader.time.begin(leader.right_ms() + 500, Duration::from_millis(leader.passed_ms));
         assert_eq!(leader.once(0), leader.right_ms() + 500);
     }
 
-    /// What is logged goes no further than what has passed, whatever the clocks said for a look or
-    /// two.
+    /// The logged time advances no further than time has passed, whatever the clocks said for a
+    /// look or two.
     #[test]
     fn time_catches_up_by_one_look_at_most_however_long_no_look_was_taken() {
         for ahead_ms in [HOUR_MS / 2, DAY_MS] {

@@ -9,13 +9,13 @@ use meridian_types::{CommittedTransaction, DatabaseId, Versionstamp, limits::MAX
 /// no more than [`BATCH_BYTES`] and the largest transaction.
 const BATCH_REQUESTS: usize = 2048;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
-/// What evaluating a batch may read, where a look-up counts as [`LOOKUP_BYTES`].
+/// The bytes that the evaluation of a batch may read, where a look-up counts as [`LOOKUP_BYTES`].
 const BATCH_READ_BYTES: usize = 64 << 20;
 /// About a block of the store.
 const LOOKUP_BYTES: usize = 4 << 10;
 
-/// What still goes into a batch. Small requests can come to large effects, and to much reading that
-/// comes to nothing; both are counted as they come up.
+/// The room left in a batch. Small requests can have large effects, or much reading without an
+/// effect; both are counted as they come up.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     requests: usize,

@@ -1,4 +1,4 @@
-//! What a leader knows in one term: evaluates requests, proposes batches, and answers what commits.
+//! A leader's term: it evaluates requests, proposes batches, and answers those that commit.
 
 mod drops;
 mod internal_batches;
@@ -31,7 +31,7 @@ use crate::cluster_view::epoch_lease::EpochLease;
 pub(super) enum TermEnd {
     /// Nothing is in flight.
     Drained,
-    /// What was in flight may commit or not.
+    /// The batches that were in flight may commit or not.
     Left,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Session<'a> {
     time_ms: u64,
     /// The batch of an internal writer that is in flight.
     pub(super) internal: Option<Position>,
-    /// What the batches in flight write, over the applied state.
+    /// The effects of the batches in flight, over the applied state.
     pub(super) overlay: Overlay,
     /// Oldest first. They commit in this order.
     in_flight: VecDeque<InFlight>,
@@ -269,7 +269,7 @@ impl<'a> Session<'a> {
         Instant::now() < self.not_before
     }
 
-    /// What a client may be told now: an outcome leaves only under the epoch lease.
+    /// The reply that a client may be given now: an outcome leaves only under the epoch lease.
     pub(super) fn release(&self, outcome: WriteOutcome) -> WriteReply {
         self.lease.release(outcome).map_or(WriteReply::Unknown, WriteReply::Done)
     }
@@ -400,7 +400,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What is done with a request that its batch comes to.
+/// The next step for a request whose turn in a batch has come.
 enum NextStep {
     /// It is refused, or was decided before, in whatever way.
     Answer(WriteReply),

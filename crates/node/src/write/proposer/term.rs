@@ -51,7 +51,7 @@ pub(super) struct Term<'a> {
     pub(super) refused: bool,
 }
 
-/// What a term waits for.
+/// The events that a term waits for.
 pub(super) enum Event {
     /// The oldest batch in flight was applied, or failed.
     Completed(Result<(), ProposalFailure>),

@@ -381,7 +381,7 @@ async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
         "{refused:?}"
     );
     assert_eq!(leader.value("k").unwrap(), "2");
-    // What was done is told all the same.
+    // Writes are taken again once the lag is gone.
     leader.lag_ms.store(0, Ordering::Relaxed);
     assert!(leader.commit(set("k", "3")).await > before);
 }

@@ -5,7 +5,7 @@ use super::*;
 /// Set for the process that is to die.
 const CHILD: &str = "MERIDIAN_TEST_FAILING_DISK";
 
-/// What a child process says before it is aborted; `test` is this test's name.
+/// The output of a child process until it is aborted; `test` is this test's name.
 fn last_words_of_child(test: &str, how: &str) -> String {
     let (_, module) = module_path!().split_once("::").unwrap();
     let child = std::process::Command::new(std::env::current_exe().unwrap())

@@ -7,7 +7,7 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
     for (taken, log, purged) in [
         // They end alike, and what there is stays.
         (5, Some((1, 5)), None),
-        // What lies between was applied as a voter.
+        // The batches in between were applied as a voter.
         (3, None, Some(5)),
         (0, None, Some(5)),
     ] {
@@ -28,8 +28,8 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
     assert_eq!(process.shipped(), (None, Some(5)));
 }
 
-/// What a voter took as a replica of the present epoch would be applied on top of what the leader
-/// sends.
+/// Batches that a voter took as a replica of the present epoch would be applied on top of the
+/// leader's.
 #[tokio::test]
 async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
     for (taken, log, purged) in [(5, Some((1, 5)), None), (6, None, Some(6)), (7, None, Some(7))] {

@@ -1,4 +1,4 @@
-//! What a node said when it was sealed is final, over restarts.
+//! The answer of a sealed node is final, over restarts.
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn a_seal_of_a_voter_holds_over_a_restart() {
     }
 }
 
-/// What is committed while a voter is sealed, and how far, is part of what it answers.
+/// Batches committed during the seal, and the commit position, are part of a voter's answer.
 #[tokio::test]
 async fn what_was_written_while_a_voter_was_sealed_outlives_its_answer() {
     for planned in [false, true] {

@@ -17,7 +17,7 @@ use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::replication::shipped_batch::{Shipped, unpack};
 use crate::replication::wire::{heartbeat_from_wire, position_to_wire};
 
-/// What comes over a stream, with the batch where it is one.
+/// An event of a stream, with the batch where it is one.
 pub(super) struct Incoming {
     pub(super) stream: StreamId,
     pub(super) event: StreamEvent,

@@ -12,8 +12,8 @@ use crate::write::proposer::{WriteRefusal, WriteReply};
 const AT_ONCE: usize = 64;
 
 impl Session<'_> {
-    /// What a request for a database is told that is not, or no longer, in this shard. To be asked
-    /// only for requests of which nothing is known: what committed before the drop is answered so.
+    /// The reply to a request for a database that is not, or no longer, in this shard. Only for
+    /// requests without a known outcome: those that committed before the drop are answered so.
     ///
     /// Once the drop is committed no leader lets an earlier try of the request take effect: the
     /// refusal binds. Before, and where the directory that is known here may be too old to know the

@@ -1,4 +1,4 @@
-//! What is bounded in bytes, and in work.
+//! Bounds of the proposer in bytes, and in work.
 
 use meridian_types::limits::{self, MAX_VALUE_BYTES};
 

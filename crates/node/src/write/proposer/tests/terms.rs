@@ -1,4 +1,4 @@
-//! What a term of leadership begins from, and what is said in it.
+//! Terms of leadership: the state that each begins from, and its answers.
 
 use std::task::Poll;
 
