@@ -73,7 +73,7 @@ async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     let replicas: Vec<NodeId> =
         [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
     for id in [1, 2] {
-        poll::until("what is committed is shipped", DEADLINE, async || {
+        poll::until("committed batches are shipped", DEADLINE, async || {
             let leads = cluster.shard_status(1, id).await.map_err(|status| status.to_string())?;
             for node in &replicas {
                 let copy =

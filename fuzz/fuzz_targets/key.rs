@@ -6,9 +6,9 @@ use meridian_values::{Key, inspect, json};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(key) = Key::decode(data) else { return };
-    let written = key.encode().expect("what was read fits");
+    let written = key.encode().expect("a key that was read fits");
     assert!(written.len() <= data.len());
-    let again = Key::decode(&written).expect("what was written is read");
+    let again = Key::decode(&written).expect("a written key is read");
     // By its text, since NaN is not equal to itself.
     assert_eq!(again.to_string(), key.to_string());
     inspect::key(&key, true);

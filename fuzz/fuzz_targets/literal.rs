@@ -12,7 +12,7 @@ fuzz_target!(|text: &str| {
     let Ok(value) = literal::parse(text) else { return };
     let shown = inspect::stored(&value, false);
     if let Stored::V8(graph) = value {
-        let stored = v8::read(&v8::write(&graph)).expect("what was written is read");
+        let stored = v8::read(&v8::write(&graph)).expect("a written value is read");
         assert_eq!(inspect::stored(&Stored::V8(stored), false), shown);
     }
 });

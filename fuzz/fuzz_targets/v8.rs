@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(portable.len(), data.len());
     let Ok(graph) = v8::read(data) else { return };
     let written = v8::write(&graph);
-    let again = v8::read(&written).expect("what was written is read");
+    let again = v8::read(&written).expect("a written value is read");
     assert_eq!(v8::write(&again), written);
     let text = inspect::stored(&Stored::V8(graph), false);
     let told = v8::read(&portable).expect("the portable format is read");

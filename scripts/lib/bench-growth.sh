@@ -73,7 +73,7 @@ voter_mb() {
     sort -g | tail -n 1
 }
 
-# What the voter has on disk that has most, in MB; without the file that only keeps room.
+# The disk usage of the voter with the most, in MB, without the ballast.
 disk_mb() {
   local node
   # Files come and go while this looks.
@@ -100,7 +100,7 @@ settle() {
   done
 }
 
-# What the machine has worked so far, for everybody.
+# The machine's CPU time so far, of all processes.
 busy_ticks() { awk '/^cpu / {print $2 + $3 + $4 + $7 + $8 + $9; exit}' /proc/stat; }
 
 # measure QUANTITY NUMBER: in the cluster in $at, whose connect URLs are in $urls and which has $keys keys in each of
@@ -131,7 +131,7 @@ measure() {
     spent=$(($(cpu_ns "$at") - spent))
     client=$(awk '{print $1 + $2}' "$folder/client")
     after=$(busy_ticks)
-    # What others had meanwhile is what the machine had, without the nodes and the client.
+    # The CPU time of others is the machine's, without that of the nodes and the client.
     awk -F' *[|] *' -v point="$2" -v ticks=$((after - before)) -v ns="$spent" -v client="$client" \
       -v from="$started" -v to="$EPOCHREALTIME" -v hz="$(getconf CLK_TCK)" -v operation="$operation" -v idle="$idle" '
       NR == 1 { for (i = 2; i < NF; i++) at[$i] = i }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the ways of scripts/bench share: programs, a folder that goes away again, clusters, CPU time, medians.
+# The parts that the ways of scripts/bench share: programs, a folder that goes away again, clusters, CPU time, medians.
 # To be sourced after environment.sh. A file bench-WAY.sh here is what `scripts/bench --WAY` runs, and its header is
 # the help on it.
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every script shares: where builds are cached, and how to get what is missing.
+# The environment of every script: where builds are cached, and how to get missing tools.
 # To be sourced, after `set -euo pipefail`. Sourcing it sets variables and installs nothing.
 
 MERIDIAN_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)

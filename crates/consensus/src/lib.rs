@@ -23,7 +23,7 @@
 //! - A member that holds less than the others remember, or than its own mark says, does not vote
 //!   until it is sent the rest.
 //! - A group begins at a base that its founders' states have; a member without it gets a snapshot.
-//! - What the state says of Raft counts in the group that it names only; a state that left the
+//! - The Raft position in a state counts in the group that it names only; a state that left the
 //!   shard's history is neither announced nor applied to.
 //! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is
 //!   cut.

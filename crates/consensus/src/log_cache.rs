@@ -223,7 +223,7 @@ mod tests {
         };
         assert_eq!((indexes(&quiet, 3), indexes(&quiet, 2)), (Some(vec![3, 4, 5]), None));
         quiet.push([entry(9, 1)]);
-        assert_eq!(indexes(&quiet, 3), None, "what is not contiguous is not kept");
+        assert_eq!(indexes(&quiet, 3), None, "entries before a gap are not kept");
         drop(busy);
         quiet.clear();
         assert_eq!(cache.used_bytes(), 0);

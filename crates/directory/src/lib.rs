@@ -13,7 +13,7 @@
 //! - A change is made whole or refused; a refused change leaves the cluster as it was.
 //! - The voters of a shard lie in its primary region, each in a data center of its own.
 //! - No id of a node, shard or token is given twice.
-//! - What is stored of a cluster can be read by later versions: fields are only ever added.
+//! - A stored cluster can be read by later versions: fields are only ever added.
 //!
 //! Absent on purpose: tokio, storage, clocks, randomness, addresses being dialled, and *when* a
 //! shard fails over, which `meridian-failover` decides.

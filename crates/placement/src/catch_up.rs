@@ -9,7 +9,7 @@
 //! - Nothing is taken that is not in the shard's history as it is now: a source that lags behind the
 //!   directory may hold what was lost.
 //! - Nothing is taken past `through`: beyond it the next epoch begins.
-//! - What was begun to be written is finished, whatever the time.
+//! - A write that was begun is finished, whatever the time.
 
 use std::time::Duration;
 

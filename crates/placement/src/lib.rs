@@ -14,7 +14,7 @@
 //! Invariants:
 //! - A node founds a group only while the directory says that the group is being formed, and only
 //!   with a state that stands at the base.
-//! - What is beyond a base is kept before anything takes its place.
+//! - Batches beyond a base are kept before anything takes their place.
 //! - A batch or a state that another node sent is taken only where it lies in the shard's history,
 //!   and not past the position that is asked for.
 //! - A seal is durable before it is answered, and what it answers stays true over a restart.

@@ -207,7 +207,7 @@ fn cut_and_crashed() {
         let lost = tokio::time::timeout(Duration::from_secs(5), ask(&mut stream, 2)).await;
         assert!(lost.is_err(), "a cut link lets nothing through");
         kernel::heal(client, server);
-        assert_eq!(stream.read_u8().await.unwrap(), 3, "what was sent is sent again");
+        assert_eq!(stream.read_u8().await.unwrap(), 3, "held bytes are sent again");
         kernel::crash(server, Crash::Processes);
         assert!(ask(&mut stream, 3).await.is_err(), "the kernel of the killed server says so");
         assert_eq!(dial().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);

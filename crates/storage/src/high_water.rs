@@ -262,7 +262,7 @@ mod tests {
         marks.lower(group, 4).unwrap();
         assert_eq!(HighWater::open(path.clone()).unwrap().mark(group), 4);
         marks.lower(group, 9).unwrap();
-        assert_eq!(marks.mark(group), 4, "what was cut is not there again");
+        assert_eq!(marks.mark(group), 4, "cut entries are not there again");
         marks.leave(group).unwrap();
         let reopened = HighWater::open(path.clone()).unwrap();
         assert_eq!((reopened.mark(group), reopened.voted(group)), (0, 3));

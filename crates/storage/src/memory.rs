@@ -394,7 +394,7 @@ mod tests {
         for seed in 0..500 {
             let after = engine.crash(seed);
             let log = kept(&after);
-            assert!(log.starts_with(&[0, 1]), "what was synced is gone: {log:?}");
+            assert!(log.starts_with(&[0, 1]), "synced writes are gone: {log:?}");
             let twins =
                 (0..10u8).filter(|number| after.get("log", &[100 + number]).unwrap().is_some());
             assert_eq!(log, twins.collect::<Vec<_>>(), "half of a batch");

@@ -6,7 +6,7 @@
 //! | [`modules`] | the order of a crate's modules, circles among them, their heads and their lists |
 //! | [`sources`] | the length of files, the names of modules, clocks and files in pure crates |
 //! | [`stored_keys`] | literals of stored keys outside of their registry |
-//! | [`words`] | words and names that are not the field's |
+//! | [`words`] | words, names and comments that are not the field's |
 //! | [`documents`] | links, names of code, and durations in documents |
 //! | [`tree`] | the files of this tree |
 //!

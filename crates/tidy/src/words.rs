@@ -19,6 +19,10 @@ static IN_NAMES: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(&format!(r"\bfn (?:\w*_)?(?:{words})(?:_\w*)?\(")).ok()
 });
 
+/// A comment, or a point of a list in it, that begins with a clause in the place of its subject.
+static HEADLESS: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"^\s*//[/!]? (?:- )?What\b").ok());
+
 /// The longest name of a test, in characters.
 const MAX_TEST_NAME: usize = 90;
 
@@ -38,6 +42,16 @@ pub fn violations(file: &File) -> Vec<String> {
         }
     }
     violations
+}
+
+/// Lines of comments that begin with "What" and name nothing: "What a file holds" is "The contents of
+/// a file".
+pub fn headless(file: &File) -> Vec<String> {
+    let Some(pattern) = &*HEADLESS else { return Vec::new() };
+    let lines = file.text.lines().zip(1..).filter(|(line, _)| pattern.is_match(line));
+    let violation =
+        |(_, number)| format!("{}:{number}: name the subject in the place of \"What\"", file.path);
+    lines.map(violation).collect()
 }
 
 /// Names of functions that are too long to be read at once.
@@ -76,6 +90,23 @@ mod tests {
             ["// whose lease is over", "// the whole state", "let whole = 1;", "fn whole() {"]
         {
             assert_eq!(found(good), 0, "{good}");
+        }
+    }
+
+    #[test]
+    fn comments_that_begin_with_a_clause_are_found() {
+        let found = |line: &str| {
+            headless(&File { path: "a.rs".to_owned(), text: format!("fn a() {{}}\n{line}\n") })
+        };
+        for marker in ["///", "//!", "    //", "//! -"] {
+            let bad = format!("{marker} What a file holds.");
+            let place = "a.rs:2: name the subject in the place of \"What\"";
+            assert_eq!(found(&bad), [place], "{bad}");
+        }
+        for good in
+            ["/// The contents of a file.", "/// Says what it holds.", "let a = \"// What\";"]
+        {
+            assert!(found(good).is_empty(), "{good}");
         }
     }
 

@@ -206,7 +206,7 @@ async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
-    assert!(!lease_trust.holds(), "what it noted may be ahead by as much");
+    assert!(!lease_trust.holds(), "the noted time may be ahead by as much");
 }
 
 /// A member that is well is not given up: all that was sent would be sent again, and again take too

@@ -80,7 +80,7 @@ async fn a_bit_that_flips_on_the_way_to_a_member_is_found_and_sent_again() {
     let rows = nodes[0].rows();
     assert!(
         rows.iter().any(|(_, value)| value.ends_with(VALUE)),
-        "what was written is what is stored"
+        "the stored value is the written one"
     );
     let digests: Vec<_> = nodes.iter().map(|node| node.state.applied().digest).collect();
     assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");

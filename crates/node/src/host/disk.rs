@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(
             takes,
             [(true, true), (false, true), (false, false)],
-            "what leaders took still commits"
+            "batches that leaders took still commit"
         );
     }
 }

@@ -44,7 +44,7 @@ fn a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn() {
     assert_eq!(
         fs::metadata(wal(&original)).unwrap().len(),
         synced,
-        "what is logged waits for its fsync"
+        "logged writes wait for their fsync"
     );
     engine.write_out().unwrap();
     let whole = fs::read(wal(&original)).unwrap();

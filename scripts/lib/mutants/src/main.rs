@@ -31,13 +31,13 @@ use crate::rewrite::Source;
 use crate::tree::Tree;
 use crate::trial::Trials;
 
-/// What scripts/mutants passes on.
+/// The options, as scripts/mutants passes them on.
 struct Options {
     /// The tree to be tested.
     tree: PathBuf,
     /// Where the copy and everything that is found are kept.
     work: PathBuf,
-    /// What `cargo mutants --list --json` printed.
+    /// The output of `cargo mutants --list --json`.
     mutants: PathBuf,
     jobs: usize,
     budget: Duration,
@@ -146,7 +146,7 @@ fn build(
     })
 }
 
-/// What the traces of tests are about: the tree, and the numbers of the mutants in it.
+/// The subject of the tests' traces: the tree, and the numbers of the mutants in it.
 fn subject(tree: &Tree, mutants: &[Mutant], forms: &[Form]) -> u64 {
     let mut hasher = DefaultHasher::new();
     tree.hash.hash(&mut hasher);

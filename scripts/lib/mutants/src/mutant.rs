@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What the switch crate has room for.
+/// The number of mutants that the switch crate has room for.
 const MAX_MUTANTS: usize = 65_535;
 
 /// Why a function's value is not replaced where another one would be of another type.
@@ -27,7 +27,7 @@ pub struct Mutant {
     pub returns: String,
     /// The kind, in the words of cargo-mutants: `FnValue`, `BinaryOperator` and so on.
     pub genre: String,
-    /// What comes into the place of the text.
+    /// The text that replaces the original one.
     pub replacement: String,
     /// Line and column, from 1, the column in characters.
     pub start: (usize, usize),
@@ -40,7 +40,7 @@ impl Mutant {
     }
 }
 
-/// What the switch of the mutant at `index` is called at run time: 0 is none.
+/// The number of the mutant at `index`, as its switch has it at run time: 0 is none.
 pub fn number(index: usize) -> u32 {
     u32::try_from(index + 1).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! What a run has found, for people and for scripts/mutants.
+//! The results of a run, for people and for scripts/mutants.
 
 use std::collections::BTreeMap;
 use std::fs;

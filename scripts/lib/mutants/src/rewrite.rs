@@ -41,7 +41,7 @@ struct Switch {
     edits: Vec<Edit>,
 }
 
-/// What a mutant does to the text.
+/// The change of a text by a mutant.
 #[derive(Debug)]
 struct Edit {
     /// The index of the mutant.

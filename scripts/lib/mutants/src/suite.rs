@@ -17,7 +17,8 @@ use crate::viable::Artifact;
 /// The package whose tests start whole clusters.
 const CLUSTERS: &str = "meridian-tests";
 
-/// What a test may map: a mutant that allocates without an end should not take the machine along.
+/// A test's address space: a mutant that allocates without an end should not take the machine
+/// along.
 const MAX_ADDRESS_SPACE_BYTES: u64 = 12 << 30;
 
 /// How long a test may take that runs without a mutant.
@@ -49,7 +50,7 @@ pub enum Outcome {
     TimedOut,
 }
 
-/// What a process of a test runs with.
+/// The mode that a process of a test runs in.
 #[derive(Debug, Clone, Copy)]
 pub enum Mode<'a> {
     /// A mutant, by its index.
@@ -119,7 +120,7 @@ impl Seat {
         Self { folder }
     }
 
-    /// What the last test has printed.
+    /// The output of the last test.
     pub fn output(&self) -> PathBuf {
         self.folder.join("output")
     }
@@ -156,7 +157,7 @@ impl Seat {
         let mut child = command.spawn().context("timeout, of coreutils, does not run")?;
         let outcome = wait(&mut child, began + limit)?;
         let took = began.elapsed();
-        // What the test has started, and the test itself if its time was over.
+        // Ends the processes that the test has started, and the test itself if its time was over.
         if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
             // Fails where none of them is left.
             rustix::process::kill_process_group(group, Signal::KILL).ok();

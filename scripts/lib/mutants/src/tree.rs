@@ -16,7 +16,7 @@ const SWITCH_CRATE: &str = "mutant_switch";
 const SWITCH_MANIFEST: &str = "[package]\nname = \"mutant_switch\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\npath = \"lib.rs\"\n";
 const SWITCH_SOURCE: &str = include_str!("../switch/lib.rs");
 
-/// What a mutant may do and the compiler would refuse as certain to fail.
+/// Lints against code that is certain to fail: a mutant may have it.
 const ALLOWED_LINTS: &str = "arithmetic_overflow = \"allow\"\nunconditional_panic = \"allow\"\n";
 
 /// The copy.

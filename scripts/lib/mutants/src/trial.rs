@@ -16,7 +16,7 @@ use crate::suite::{Mode, Outcome, Seat, Test};
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
-/// What a test does without a mutant.
+/// The run of a test without a mutant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Base {
     pub test: String,
@@ -26,7 +26,7 @@ pub struct Base {
     pub reached: Vec<usize>,
 }
 
-/// What became of a mutant.
+/// The fate of a mutant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fate {
     /// A test fails, twice.
@@ -57,7 +57,7 @@ pub struct Verdict {
     pub seconds: f64,
 }
 
-/// What all trials have in common.
+/// The inputs that all trials share.
 #[derive(Debug)]
 pub struct Trials<'a> {
     pub mutants: &'a [Mutant],

@@ -96,7 +96,7 @@ pub fn build(
     Ok(artifacts)
 }
 
-/// What becomes of the mutants that an error is about.
+/// The new forms of the mutants that an error is about.
 fn blame(
     error: &Diagnostic,
     files: &BTreeMap<&str, Rewritten>,
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::rewrite::tests::{mutant, source};
 
-    /// What an error at `place`, a text of the rewritten file, makes of the mutants.
+    /// The blame for an error at `place`, a text of the rewritten file.
     fn blamed(place: &str, code: &str, mutants: &[Mutant]) -> Vec<(usize, Form)> {
         let mut forms = vec![Form::Compact; mutants.len()];
         let rewritten = source(mutants, &mut forms).render(&forms);

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 /// One more than the largest number of a mutant.
 const LIMIT: usize = 65_536;
 
-/// What `ACTIVE` holds before the environment was read.
+/// The value of `ACTIVE` before the environment was read.
 const UNREAD: u32 = u32::MAX;
-/// What it holds where no mutant is on, and every switch that is reached is written down.
+/// Its value where no mutant is on, and every switch that is reached is recorded.
 const TRACING: u32 = u32::MAX - 1;
 
 static ACTIVE: AtomicU32 = AtomicU32::new(UNREAD);

@@ -278,7 +278,7 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
     scenario.run_until_active(2);
     let (region, base, lost) = outcome(&scenario);
     assert_eq!((region.as_str(), base), ("b", at(1, 110)));
-    assert_eq!(lost, 80, "what it said is known to be lost");
+    assert_eq!(lost, 80, "the reported commits are known to be lost");
 }
 
 #[test]

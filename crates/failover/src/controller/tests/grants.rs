@@ -41,7 +41,7 @@ fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
     assert_eq!(
         holders(&grants, 3149),
         [1, 2, 3].map(NodeId),
-        "what a predecessor granted is not known"
+        "a predecessor's grants are not known"
     );
     assert!(holders(&grants, 3150).is_empty());
     grants.grant(MS * 5000, NodeId(2), &[(SHARD, Epoch(1))]);
@@ -52,7 +52,11 @@ fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
     assert_eq!(holders(&grants, 8149), [NodeId(2)]);
     assert!(holders(&grants, 8150).is_empty());
     grants.forget(MS * 8150);
-    assert_eq!(grants.granted_at(NodeId(2), SHARD, Epoch(1)), None, "what is over takes no memory");
+    assert_eq!(
+        grants.granted_at(NodeId(2), SHARD, Epoch(1)),
+        None,
+        "a lease that is over takes no memory"
+    );
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn voters_that_answer_and_never_seal_hold_a_failover_up_for_a_while_only() {
     assert_eq!(
         scenario.shard().reports[0].loss.transactions,
         100,
-        "what they said they had is known to be lost"
+        "the reported commits are known to be lost"
     );
 }
 

@@ -268,7 +268,7 @@ async fn no_crash_after_a_groups_purge_loses_what_was_acknowledged() {
     for seed in 0..40 {
         let (folder, after) = (tempfile::tempdir().unwrap(), Arc::new(engine.crash(seed)));
         let (maintenance, leader) = directory(&after, folder.path()).await;
-        until("what was acknowledged is there", async || {
+        until("the acknowledged batches are there", async || {
             let position = leader.voter.state.position();
             if position >= acknowledged { Ok(()) } else { Err((seed, position, acknowledged)) }
         })

@@ -174,7 +174,7 @@ async fn lists_of_the_largest_values_stay_within_the_budget() {
                         all <= total,
                         "{all} bytes were found and not sent, of at most {total}"
                     );
-                    assert!(reads.bytes.used_bytes() >= all, "what is held is counted");
+                    assert!(reads.bytes.used_bytes() >= all, "held bytes are counted");
                     tokio::task::yield_now().await;
                     held.fetch_sub(bytes, Ordering::SeqCst);
                     drop(view);

@@ -134,7 +134,7 @@ impl Hooks for Meanwhile {
         {
             assert!(
                 self.asked.fetch_add(1, Ordering::SeqCst) < 10,
-                "what is not there is asked for again and again"
+                "an absent family is asked for again and again"
             );
             if let Some(happens) = { self.next.lock().take() } {
                 happens();
@@ -149,7 +149,7 @@ type Question = fn(&ShardState) -> Result<bool, StorageError>;
 
 /// The answer is yes for a state whose second batch puts a key, and drops a database.
 const QUESTIONS: [(&str, Question); 4] = [
-    ("what was flushed", |state| Ok(state.flush()?.position.sequence == 2)),
+    ("the flushed position", |state| Ok(state.flush()?.position.sequence == 2)),
     ("a key", |state| Ok(state.at(0).get(DATABASE, b"new")?.is_some())),
     ("a request", |state| Ok(state.request(RequestId([2; 16]))?.is_some())),
     ("which databases are dropped", |state| Ok(!state.dropped_databases()?.is_empty())),

@@ -161,7 +161,7 @@ impl<'a> Writer<'a> {
             return self.compact(switch, compact, below);
         }
         self.region(RegionKind::Switch, indices(&copied), |writer| {
-            // What is there first, so that the compiler takes the type from it.
+            // The original comes first, so that the compiler takes the type from it.
             let numbers: Vec<String> =
                 copied.iter().map(|edit| number(edit.mutant).to_string()).collect();
             writer.put(&format!("(if ::mutant_switch::off([{}]) {{ (", numbers.join(", ")));

@@ -13,7 +13,11 @@ async fn a_seal_of_a_voter_holds_over_a_restart() {
         // It has saved the cluster from before it was sealed, and so would be a member like others.
         let after = Process::start(1, Arc::new(engine.crash(seed))).await;
         // Nor was there a moment at which it would have been: it is not even found.
-        assert_eq!(after.refuses_appends().await, Some(Code::NotFound), "what it said was final");
+        assert_eq!(
+            after.refuses_appends().await,
+            Some(Code::NotFound),
+            "the answered position is final"
+        );
         assert!(after.is_sealed_voter().await);
         let again = after.seal(false).await;
         assert_eq!((again.position, again.term), (said.position, said.term));

@@ -181,7 +181,7 @@ async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written(
     session.propose_internal(&mut expiry).await.unwrap();
     assert!(
         !session.is_idle() && !session.admits(&expiry),
-        "what it removes is there still, and would be found again"
+        "the expired value is there still, and would be found again"
     );
     engine.release_syncs();
     complete_one(&mut session).await;

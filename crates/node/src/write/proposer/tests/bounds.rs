@@ -67,7 +67,7 @@ async fn small_requests_do_not_make_large_batches() {
         let Some(WriteOutcome::Committed(stamp)) = reply.outcome() else { panic!("{reply:?}") };
         stamps.push(*stamp);
     }
-    assert!(stamps.is_sorted(), "what a batch had no room for has kept its place");
+    assert!(stamps.is_sorted(), "a write that a batch had no room for has kept its place");
     let sizes = sizes(&leader, before + 1);
     assert!(
         sizes.len() >= 40 * 30 * MAX_VALUE_BYTES / (room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES),

@@ -31,7 +31,7 @@ async fn a_refusal_waits_for_the_batches_in_flight_that_it_may_have_seen() {
         assert!(futures::poll!(refused.as_mut()).is_pending());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(leader.state.position(), before, "what it was evaluated against is in flight");
+    assert_eq!(leader.state.position(), before, "the write that refuses it is in flight");
     assert_eq!(futures::poll!(refused.as_mut()), Poll::Pending);
     engine.release_syncs();
     assert!(matches!(first.await.outcome(), Some(WriteOutcome::Committed(_))));
