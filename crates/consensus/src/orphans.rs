@@ -15,7 +15,7 @@ use crate::log_store::LogStore;
 use crate::type_config::LogId;
 use crate::{membership, wire};
 
-/// The bytes of log entries held in memory at a time.
+/// The bytes of log entries that are held in memory at a time, about.
 const READ_BYTES: usize = 2 << 20;
 
 /// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in

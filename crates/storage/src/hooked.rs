@@ -20,7 +20,7 @@ pub enum Call<'a> {
     CompactRange(&'a str),
 }
 
-/// The hooks around the calls of a [`HookedEngine`]. Each does nothing unless it is overridden.
+/// The hooks around the calls of a [`HookedEngine`]. By default they change nothing.
 pub trait Hooks: Send + Sync + 'static {
     /// Before `inner` is asked, which it is not if this fails.
     fn before(&self, inner: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
