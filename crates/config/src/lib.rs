@@ -127,7 +127,7 @@ impl Default for RaftConfig {
     }
 }
 
-/// Sizes in MiB, each between 1 and 1048576. What is taken in memory follows from `max_memory_mb`.
+/// Sizes in MiB, each between 1 and 1048576. Budgets of memory follow from `max_memory_mb`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageConfig {

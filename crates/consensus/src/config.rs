@@ -65,11 +65,11 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         // The leader's lease.
         election_timeout_max: timing.election_timeout_max_ms,
         // A member that was wiped, or lost an end of its log, comes back with a shorter one, and
-        // must be sent everything again. What was committed with what it acknowledged before is not
-        // lost: it does not vote, or not before its log is as long as it was, so later leaders are
-        // elected by others that hold it. What it acknowledges from now on counts, which is right
-        // only since it acknowledges nothing to a leader of an earlier term than the votes that it
-        // may have forgotten: see `RaftGroup::may_follow`.
+        // must be sent everything again. Entries that its earlier acknowledgements committed are
+        // not lost: it does not vote, or not before its log is as long as it was, so later leaders
+        // are elected by others that hold them. New acknowledgements count, which is right only
+        // since it gives none to a leader of an earlier term than the votes that it may have
+        // forgotten: see `RaftGroup::may_follow`.
         allow_log_reversion: Some(true),
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),

@@ -66,8 +66,8 @@ struct Shared {
 impl Shared {
     fn truncate_after(&self, last_log_id: Option<LogId>) -> Result<(), StorageError> {
         if let Some(marks) = &self.high_water {
-            // Not held for the disk: the only thread that syncs logs waits for it. What was
-            // appended before raises the mark before this, or not at all.
+            // Not held for the disk: the only thread that syncs logs waits for it. An earlier
+            // append raises the mark before this, or not at all.
             *self.truncations.lock() += 1;
             marks.lower(self.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }

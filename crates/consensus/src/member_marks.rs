@@ -7,9 +7,9 @@
 //! high-water marks; a candidate, and a member that is asked for its vote, compares. The log of a
 //! member that is behind grows again as its leader sends what it lacks, and then it votes.
 //!
-//! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may
-//! not have been told to others, and a member that loses power forgets up to a second of what it
-//! was told.
+//! No append waits for this. An acknowledgement in the last heartbeat before a member stopped may
+//! not have been told to others, and a member that loses power forgets up to a second of the marks
+//! that it was told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -341,7 +341,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Ok(response)
     }
 
-    /// Pipelined, see [`AppendStream`]. What is to come alone goes over the stream that is kept.
+    /// Pipelined, see [`AppendStream`]. Single requests go over the stream that is kept.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,

@@ -20,8 +20,8 @@ const READ_BYTES: usize = 2 << 20;
 
 /// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in
 /// order: its sequence, the id of its entry, its stored bytes, and whether this node knows that it
-/// was committed. What is not known to be committed may have been: the leader alone knows before
-/// the others hear of it.
+/// was committed. A batch that is not known to be committed may have been: the leader alone knows
+/// before the others hear of it.
 ///
 /// Where batches right behind `after_sequence` were purged, those visited begin later, or there are
 /// none: the caller, which knows what the state has, says so.
@@ -87,8 +87,7 @@ pub fn has_log(engine: &Arc<dyn Engine>, group: GroupId) -> Result<bool, Storage
 }
 
 /// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and
-/// marks. What is kept says that it never votes in that group again, since it does not know any
-/// more what it voted.
+/// marks. A record stays that it never votes in that group again, since it has forgotten its votes.
 ///
 /// May be called again, also after a crash in between.
 pub fn forget_group(

@@ -29,7 +29,7 @@ pub struct ReadOutput {
 #[derive(Debug, Clone)]
 pub struct Watch {
     pub database: DatabaseId,
-    /// Which writes its first news shows. What follows is as fast and as late as eventual reads.
+    /// Which writes its first news shows. Later news are as fast and as late as eventual reads.
     pub consistency: Consistency,
     /// A key may be there twice.
     pub keys: Vec<Bytes>,

@@ -1,5 +1,5 @@
 //! Connections of control: they begin with a mark, by which the side that accepts tells them from
-//! all others and serves them on another runtime. What follows the mark is gRPC, as on every other
+//! all others and serves them on another runtime. Behind the mark comes gRPC, as on every other
 //! connection.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! Puts Meridian together: one node, or a stateless gateway, from its configuration.
 //!
-//! Its rooms are the floors of a house. What happens on one floor uses those below it and nothing
-//! above; a test of the tree says so. From the top:
+//! Its rooms are the floors of a house. The work on one floor uses those below it and none above; a
+//! test of the tree checks it. From the top:
 //!
 //! | module | what happens there |
 //! |---|---|

@@ -55,8 +55,8 @@ pub struct Vote {
     pub voters: BTreeSet<NodeId>,
     /// It has just founded the group, and so has neither been wiped nor promised anything in it.
     pub founder: bool,
-    /// Other members reach it. What a node said when it was sealed for good is final: it acknowledges
-    /// nothing any more, not even to a leader that has not heard of the seal.
+    /// Other members reach it. The answer of a node that was sealed for good is final: it
+    /// acknowledges nothing any more, not even to a leader that has not heard of the seal.
     pub answers: bool,
     /// It stands for election at once: no election timeout is waited for when a group is new.
     pub stands_first: bool,

@@ -67,9 +67,9 @@ struct Heard {
 /// Follows a shard's log on a node that is not a voter of it.
 ///
 /// Kept always: `durable <= received`, both in this log's history; only `durable` is reported;
-/// batches are handed out to be persisted in order and without gaps, each once. What was handed out
-/// stays pending across streams and epochs until it is persisted, so a new stream, which begins at
-/// the durable position, may bring it again: it is skipped.
+/// batches are handed out to be persisted in order and without gaps, each once. A batch that was
+/// handed out stays pending across streams and epochs until it is persisted, so a new stream, which
+/// begins at the durable position, may bring it again: it is skipped.
 #[derive(Debug)]
 pub struct Receiver {
     config: ReceiverConfig,

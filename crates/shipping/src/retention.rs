@@ -22,8 +22,8 @@ pub struct Retention {
 ///
 /// It keeps what any replica (the archive is one) still lacks, unless the byte bound forbids:
 /// `floor`, from [`CommitHistory::floor`](crate::CommitHistory::floor), is then purged through and
-/// the slowest are dropped. What is not flushed into the state (`flushed_sequence`) is needed by
-/// this node itself and is never purged, whatever the bound says.
+/// the slowest are dropped. Batches that are not flushed into the state (`flushed_sequence`) are
+/// needed by this node itself and are never purged, whatever the bound says.
 pub fn retain(
     replicas: &[ReplicaPosition],
     flushed_sequence: u64,

@@ -252,8 +252,8 @@ impl Sender {
         }
     }
 
-    /// Whether the subscriber certainly stands outside this log's history. What only the log itself
-    /// can say is found by the first read.
+    /// Whether the subscriber certainly stands outside this log's history. Differences that only
+    /// the log itself shows are found by the first read.
     fn is_off_history(&self, purged: Position, available: Position) -> bool {
         let at_same =
             |ours: Position| self.sent.sequence == ours.sequence && self.sent.epoch != ours.epoch;

@@ -28,8 +28,8 @@ pub enum Crash {
     Power,
 }
 
-/// Begins the simulation of this process, of which there is one, in the present thread. What the
-/// present thread does from now on is simulated, on the first machine.
+/// Begins the simulation of this process, of which there is one, in the present thread. From now on
+/// the present thread is simulated, on the first machine.
 ///
 /// # Panics
 /// When there was a simulation, or when this program was linked without the functions in place of
@@ -195,7 +195,7 @@ pub fn cut(from: MachineId, to: MachineId) {
     hold().link(from.0, to.0).is_cut = true;
 }
 
-/// Ends a [`cut`]. What was sent meanwhile is sent again.
+/// Ends a [`cut`]. Bytes sent meanwhile are sent again.
 pub fn heal(from: MachineId, to: MachineId) {
     let mut kernel = hold();
     if std::mem::take(&mut kernel.link(from.0, to.0).is_cut) {

@@ -21,8 +21,8 @@
 //! | `control` | the scenario's side: machines, crashes, pauses, cuts |
 //!
 //! Invariants: the state is touched by the thread that holds the baton and by no other, and only a
-//! thread that blocks passes the baton on. What a simulation does is a function of its seed and of
-//! the program. A machine that is killed runs no instruction any more: its threads are never
+//! thread that blocks passes the baton on. The course of a simulation is a function of its seed and
+//! of the program. A machine that is killed runs no instruction any more: its threads are never
 //! scheduled again, and no destructor runs.
 //!
 //! Absent on purpose: files (the system's own are used, but an fsync takes simulated time), memory

@@ -168,8 +168,8 @@ pub trait Engine: Send + Sync + 'static {
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot>;
 
-    /// How many snapshots are open. What was deleted after one was taken stays on the disk until it
-    /// is gone.
+    /// How many snapshots are open. Rows deleted after one was taken stay on the disk until it is
+    /// gone.
     fn open_snapshots(&self) -> u64;
 
     /// The rows of a state family that may be dropped: the engine drops them when it next compacts.

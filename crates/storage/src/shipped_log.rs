@@ -177,7 +177,7 @@ impl ShippedLog {
     }
 
     /// Applies what the log holds behind the state. To be called before anything is judged by the
-    /// state's position. What lies behind a hole is deleted.
+    /// state's position. Batches behind a hole are deleted.
     ///
     /// # Errors
     /// When storage fails, or the log does not connect to the state.

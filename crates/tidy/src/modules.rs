@@ -1,9 +1,9 @@
 //! Modules of a crate: no circle among those of one folder, no import from a room to one above it,
 //! and every module in the list at the head of its crate.
 //!
-//! An import counts from the module beside another: `crate::a::b::f` in `a/c.rs` is an arrow from `b`'s
-//! neighbour `c` to `b` in the folder `a`, and in `d/e.rs` one from `d` to `a` in the crate. What only
-//! tests use does not count.
+//! An import counts from the module beside another: `crate::a::b::f` in `a/c.rs` is an arrow from
+//! `b`'s neighbour `c` to `b` in the folder `a`, and in `d/e.rs` one from `d` to `a` in the crate.
+//! Uses in tests alone do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -112,7 +112,7 @@ const LADDER: &[(&str, Allowed)] = &[
 const OWNED: &[(&str, &str)] =
     &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
 
-/// The rooms of node, from the lowest floor. What happens in one uses those below it.
+/// The rooms of node, from the lowest floor. The code of one uses those below it.
 const NODE_STAIR: &[&str] = &[
     "time_budget",
     "host",

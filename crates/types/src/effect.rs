@@ -99,8 +99,8 @@ impl CommittedTransaction {
 pub struct Batch {
     pub position: Position,
     /// The shard's time, as its leader logs it, in milliseconds since the Unix epoch. It never goes
-    /// back from one batch to the next. What expires at or before it is gone in every state that
-    /// has applied the batch.
+    /// back from one batch to the next. Values that expire at or before it are gone in every state
+    /// that has applied the batch.
     pub time_ms: u64,
     pub transactions: Vec<CommittedTransaction>,
 }

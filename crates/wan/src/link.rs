@@ -95,7 +95,7 @@ impl Link {
             .send_if_modified(|controls| controls.set_cuts(forward, backward, Instant::now()));
     }
 
-    /// Heals both directions. What was held arrives one delay later, in order.
+    /// Heals both directions. Held bytes arrive one delay later, in order.
     pub fn heal(&self) {
         self.controls.send_modify(Controls::heal);
     }

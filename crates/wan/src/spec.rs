@@ -36,8 +36,8 @@ impl FromStr for WanPlan {
 
     /// Reads round trips in ms from the first region to the second, the third and so on, and
     /// options: `jitter=MS` (each way, between regions) and `dc=MS` (the round trip between data
-    /// centers of a region). What is not given is as in [`WanPlan::default`]; the empty text is all
-    /// of the default.
+    /// centers of a region). Values that are not given are those of [`WanPlan::default`]; the empty
+    /// text is all of the default.
     fn from_str(spec: &str) -> Result<Self, InvalidWanSpec> {
         let mut plan = Self::default();
         if spec.trim().is_empty() {

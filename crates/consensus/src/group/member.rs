@@ -183,10 +183,10 @@ impl RaftGroup {
     ///
     /// A leader counts an acknowledgement for a commit, and for its lease, as the word of a member
     /// that has voted in no later term. A member that was wiped after it voted for another would
-    /// let both lead, and commit. What it acknowledged before, and lost, does no harm: it gives no
+    /// let both lead, and commit. Acknowledgements of entries that it lost do no harm: it gives no
     /// vote, or none before its log is as long as it was, so every later leader is elected by
     /// others that hold what was committed. A log that is merely shorter ([`VoteGate::Behind`])
-    /// comes with all its votes, and has to be filled again: what it acknowledges, it holds.
+    /// comes with all its votes, and has to be filled again: it holds what it acknowledges.
     pub(crate) fn may_follow(&self, term: u64) -> Result<(), NoVote> {
         self.member.votes.may_follow(term)
     }

@@ -20,13 +20,12 @@ use crate::state_machine::StateMachine;
 use crate::votes::Votes;
 
 impl RaftGroup {
-    /// Opens the member from what its disk holds, and starts. What was committed and not flushed is
-    /// applied again by and by, see [`RaftGroup::recovered`]. It neither votes nor leads before
-    /// [`RaftGroup::take_part`].
+    /// Opens the member from what its disk holds, and starts. Entries that were committed and not
+    /// flushed are applied again by and by, see [`RaftGroup::recovered`]. It neither votes nor
+    /// leads before [`RaftGroup::take_part`].
     ///
     /// A node that did not form the group, and is not in it, waits for a leader that has it as a
-    /// member. What state it has is replaced by the leader's, even if it went further in an earlier
-    /// epoch.
+    /// member. Its state is replaced by the leader's, even if it went further in an earlier epoch.
     ///
     /// # Errors
     /// When storage fails.

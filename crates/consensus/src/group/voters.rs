@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Why Raft did not take a step.
 type StepError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
-/// Why the voters were not changed. What was begun stays begun: call again, on the leader.
+/// Why the voters were not changed. A change that was begun stays so: call again, on the leader.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeVotersFailure {
     #[error(transparent)]

@@ -86,7 +86,7 @@ pub(crate) fn has_logged(node: &Node, sequence: u64) -> bool {
 
 /// A leader stands still, with its followers' answers in its sockets. Another is elected, and
 /// acknowledges a write. Then the first goes on: it is asked for a read, and finds those answers,
-/// one after the other. What the read says, and whether it shows less than what was acknowledged
+/// one after the other. Returns the read's outcome, and whether it shows less than was acknowledged
 /// before it began; `None` where it found no answers, or led no more.
 async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
     let timing =

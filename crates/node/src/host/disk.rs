@@ -23,8 +23,8 @@ const NOTHING_BYTES: u64 = 64 << 20;
 /// Less than this, and not even of the directory's changes, which are few and small, and without
 /// which no failover ends.
 const NOT_EVEN_OF_THE_DIRECTORY_BYTES: u64 = 8 << 20;
-/// Between two looks at the disk, while writes come or little is free. What a fast disk writes in
-/// this time is well below what is kept free.
+/// Between two looks at the disk, while writes come or little is free. A fast disk writes far less
+/// in this time than is kept free.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// While this process hardly writes, and others could not fill the disk until then.
 const IDLE_LOOK: Duration = Duration::from_millis(500);

@@ -72,8 +72,8 @@ impl GroupVoters {
         }
     }
 
-    /// Since when, on the directory's clock, this node leads, if it does. What it knew of the
-    /// cluster before may have been taken back since, and settled by the leader before it.
+    /// Since when, on the directory's clock, this node leads, if it does. Changes of the cluster
+    /// that it knew before may have been taken back since, and settled by the leader before it.
     fn leads_since(&self, shard: ShardId, voter: &Voter) -> Option<Duration> {
         let (epoch, term) = (voter.group.id().epoch, voter.group.leadership().ok()?.term);
         let (now, mut leading) = (self.directory.now(), self.leading.lock());

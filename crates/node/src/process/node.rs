@@ -129,8 +129,8 @@ impl Node {
         Ok(())
     }
 
-    /// Hands over what it leads, finishes requests, and flushes. What is not finished by then is
-    /// safe: it is in the log, or was never acknowledged.
+    /// Hands over what it leads, finishes requests, and flushes. An unfinished write is safe: it is
+    /// in the log, or was never acknowledged.
     pub async fn stop(self) {
         let directory = self.directory_voter.read().clone();
         hand_over(self.node_id, &self.shards, directory).await;

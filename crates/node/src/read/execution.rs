@@ -84,8 +84,8 @@ impl Reads {
         ranges: &[ReadRange],
     ) -> Result<ReadView, ReadRefusal> {
         // Most reads are small, and their rows are in memory: a thread of their own would cost them
-        // more, and they do not wait behind large ones for bytes. What they find may wait for
-        // their caller as long as any other.
+        // more, and they do not wait behind large ones for bytes. Their answers may wait for the
+        // caller as long as any other.
         if let Some(mut view) = or_fatal(state.read_cached(database, ranges, 0))
             && let Some(Ok(held)) = self
                 .small

@@ -1,6 +1,6 @@
 //! The compression of log batches on their way between nodes: one zstd stream for each
-//! subscription. What is shipped refers back to what was shipped before, so that small shipments
-//! take as little as large ones.
+//! subscription. Shipments refer back to earlier ones, so that small shipments take as little as
+//! large ones.
 //!
 //! Both sides of a stream have its state, and belong to one subscription: they end with it, and
 //! with whatever is refused. A frame ends where nothing was shipped for a while, and both sides

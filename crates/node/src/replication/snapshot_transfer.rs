@@ -122,8 +122,8 @@ impl StateExchange {
         }
     }
 
-    /// `None`: as many as may be are being read. What is offered again is not read by that: to a
-    /// node that is away the same is offered for ever, and would hold the log for as long.
+    /// `None`: as many as may be are being read. A repeated offer does not count as a read: a node
+    /// that is away is offered the same for ever, which would hold the log for as long.
     fn keep(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> Option<String> {
         let mut offers = self.offers.lock();
         let known = offers

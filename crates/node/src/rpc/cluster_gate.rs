@@ -18,8 +18,8 @@ use tower_layer::Layer;
 use crate::cluster_view::view::Directory;
 use crate::network::identity::meant;
 
-/// Operators and nodes that join know only an address. What they may call says which cluster it is
-/// about.
+/// Operators and nodes that join know only an address. The calls open to them say which cluster
+/// they concern.
 fn is_open(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
     match (parts.next(), parts.next()) {

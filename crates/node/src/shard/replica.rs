@@ -92,7 +92,7 @@ pub(crate) struct ReplicaParts {
 }
 
 impl Replica {
-    /// Begins to follow. What the log holds behind the state was applied again, see
+    /// Begins to follow. The batches of the log behind the state were applied again before, see
     /// [`ShippedLog::replay`].
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Replica {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Ends it. What is durable is applied on return, and nothing is written any more.
+    /// Ends it. Durable batches are applied on return, and nothing is written any more.
     pub(crate) async fn stop(&self) {
         let (reply, stopped) = oneshot::channel();
         if self.commands.send(Command::Stop { reply }).is_ok() {

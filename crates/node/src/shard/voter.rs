@@ -135,7 +135,7 @@ impl Voter {
         self.gate.confirm(&self.group).await
     }
 
-    /// Takes no part any more. What was not flushed is flushed: the log is not read again.
+    /// Takes no part any more. The state is flushed whole: the log is not read again.
     pub(crate) async fn retire(&self) {
         self.proposer.seal();
         self.group.seal();
@@ -160,8 +160,8 @@ impl Voter {
     }
 
     /// Waits for a leader, and then writes through the proposer. At a voter that knows no leader
-    /// the write waits for one, for up to 600 ms; only then is it queued. What the proposer has not
-    /// evaluated 700 ms after the write came is refused.
+    /// the write waits for one, for up to 600 ms; only then is it queued. A write that the proposer
+    /// has not evaluated 700 ms after it came is refused.
     ///
     /// `late`: a leader that does not answer the caller. While no other is known, and nothing is
     /// received from it here either, it is waited for: the answer that there is none would take as

@@ -6,7 +6,7 @@ use meridian_types::{Epoch, NodeId, Position};
 
 use crate::{Heartbeat, Source};
 
-/// Names one stream of a receiver. What arrives late on an older stream is ignored.
+/// Names one stream of a receiver. Late messages of an older stream are ignored.
 pub type StreamId = u64;
 
 #[derive(Debug, Clone)]

@@ -56,8 +56,8 @@ pub(super) fn database_options() -> Options {
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
     // Logged writes wait in memory for the fsync that makes them durable, and are written with it:
-    // no caller relies on them before. What is not followed by one is written out with the next
-    // mark of what is committed, or each second.
+    // no caller relies on them before. Writes without one are written out with the next commit
+    // mark, or each second.
     database.set_manual_wal_flush(true);
     // Threads that wait for another's write sleep: spinning takes the cores from the processes
     // beside.

@@ -28,9 +28,9 @@ pub struct Expired {
 }
 
 impl ShardState {
-    /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of
-    /// the state's last batch, if that is later) is left out. It delays no writer, and no writer
-    /// delays it.
+    /// Begins a read of all ranges from one state. Values that have expired at `now_ms` (or at the
+    /// time of the state's last batch, if that is later) are left out. It delays no writer, and no
+    /// writer delays it.
     pub fn begin_read(
         &self,
         database: DatabaseId,

@@ -2,9 +2,9 @@
 //!
 //! Deno writes format 16 from 2.8 on; Node, Python and older versions of Deno read up to 15, and
 //! refuse the rest by the byte of the version alone. The formats differ in the lengths of buffers
-//! and views: 16 writes them in up to 64 bits, 15 in 32. A length of what is there is far below
-//! that in any value that fits under a key. What is not there is the length up to which a resizable
-//! buffer may grow: a value in which that is 4 GiB or more can only be said in 16.
+//! and views: 16 writes them in up to 64 bits, 15 in 32. The lengths of present bytes are far below
+//! that in any value that fits under a key. The limit of a resizable buffer's growth need not be: a
+//! value in which it is 4 GiB or more can only be written in 16.
 
 use bytes::Bytes;
 

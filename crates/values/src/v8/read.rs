@@ -13,7 +13,7 @@ use crate::text::Text;
 use super::input::{Cut, Input};
 use super::{NEWEST_VERSION, VIEW_TAGS, error_tag, tag};
 
-/// Values within values. What is deeper is not read.
+/// Values within values. Deeper values are not read.
 pub const MAX_DEPTH: usize = 400;
 
 /// Host objects have had a tag of their own since 13, so that any other tag is an error.

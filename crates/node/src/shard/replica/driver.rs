@@ -447,8 +447,8 @@ impl Driver {
         }
     }
 
-    /// Says what is durable, unless it is said already. What finds no room is said with the next
-    /// look: a source that never hears of the last batch would wait for it.
+    /// Reports the durable position, unless it was reported. A report without room goes with the
+    /// next look: a source that never hears of the last batch would wait for it.
     fn report_again(&mut self) {
         let Some((stream, position)) = self.unreported else { return };
         let open = self.stream.as_ref().filter(|open| open.id == stream);

@@ -1,7 +1,7 @@
 //! Whether a write may be proposed now: the epoch lease, room on disks, and the recovery point of
 //! its database.
 //!
-//! A decision is a value, [`Admission`]. What it is made from is looked at once for each batch, in
+//! A decision is a value, [`Admission`]. Its grounds are read once for each batch, into
 //! [`Conditions`]; the session carries the decision out.
 
 use std::time::Duration;

@@ -23,8 +23,8 @@ pub(super) struct Seen<'a> {
 /// It is asked between batches of clients, whenever it is due and another batch may be in flight;
 /// first, so that a busy shard does not starve it. It yields by bounds: one batch of internal
 /// writers is in flight at a time, so that clients have the others, and each is bounded in rows and
-/// bytes by the writer. What it collects is logged as effects like any others, so that all replicas
-/// do the same; it must not depend on what this node alone knows.
+/// bytes by the writer. The effects that it collects are logged like any others, so that all
+/// replicas apply the same; they must not depend on knowledge of this node alone.
 pub(super) trait InternalWriter {
     /// Whether its effects can only make room: then it goes on while a disk is low.
     const ONLY_DELETES: bool;
@@ -32,8 +32,8 @@ pub(super) trait InternalWriter {
     /// Asked before every batch, so cheap.
     fn is_due(&self, now: Instant) -> bool;
 
-    /// The effects of its next batch; none where there is nothing to do. What takes long goes to a
-    /// thread that may block: clients wait meanwhile.
+    /// The effects of its next batch; none where there is nothing to do. Long work goes to a thread
+    /// that may block: clients wait meanwhile.
     async fn collect(&mut self, seen: Seen<'_>) -> BTreeMap<DatabaseId, Vec<Effect>>;
 
     /// The effects that were collected last are in the log. Where this is not called, none of them

@@ -28,8 +28,8 @@ const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
 /// By a new shard, when there is no clock but this node's: others have not been heard yet.
 const FOUNDING_ALONE: Duration = Duration::from_secs(1);
 
-/// The time that a leader logs. What expires by it is gone, everywhere and for good, so that no
-/// clock may move it much by being wrong for a while: see `docs/adr/0015-time-and-expiry.md`.
+/// The time that a leader logs. Values that expire by it are gone, everywhere and for good, so no
+/// clock that is wrong for a while may move it much: see `docs/adr/0015-time-and-expiry.md`.
 ///
 /// It does not go back. It follows the middle of the nodes' clocks, but moves only as far as time
 /// has passed here since it was last known, on a clock that does not jump. Clocks that are ahead of
@@ -72,9 +72,8 @@ impl LoggedTime {
         }
     }
 
-    /// This node begins to lead, and goes on from the log. What it came to when it led before and
-    /// did not log is no time of the shard: it may come from the last looks of a leader that heard
-    /// no clock any more.
+    /// This node begins to lead, and goes on from the log. A time that it reached before, and did
+    /// not log, is none of the shard's: it may stem from looks without other clocks.
     pub(super) fn begin(&mut self, logged_ms: u64, now: Duration) {
         self.learn(logged_ms, now);
         (self.time, self.at) = self.logged;
