@@ -65,6 +65,15 @@ impl Cluster {
         self.nodes.get(&id).filter(|node| !node.removed)
     }
 
+    /// The voters of the directory, those of `region` first.
+    pub fn directory_voters_near(&self, region: &str) -> Vec<NodeId> {
+        let mut voters: Vec<_> = self.directory_voters.iter().copied().collect();
+        let is_far =
+            |voter: &NodeId| self.nodes.get(voter).is_none_or(|node| node.region != region);
+        voters.sort_by_key(|voter| (is_far(voter), *voter));
+        voters
+    }
+
     /// The shard that the database lives in. `None`: there is no such database.
     pub fn shard_of(&self, database: DatabaseId) -> Option<(ShardId, &Shard)> {
         let id = self.databases.get(&database)?.shard;

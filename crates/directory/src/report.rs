@@ -40,6 +40,11 @@ impl FailoverReport {
         self.voter_sets().any(|voters| voters.contains(&node))
     }
 
+    /// Whether this node has to show yet what it had beyond the base.
+    pub fn waits_for(&self, node: NodeId) -> bool {
+        !self.planned && self.is_judged_by(node) && !self.loss.shown_by.contains(&node)
+    }
+
     /// Whether so many have shown what they had beyond the base that more than their most was not
     /// lost.
     pub fn is_bounded(&self) -> bool {

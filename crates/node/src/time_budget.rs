@@ -6,22 +6,15 @@
 use std::time::Duration;
 
 use meridian_consensus::RaftTiming;
-use meridian_failover::ControllerConfig;
+use meridian_failover::{
+    ASK_TIMEOUT, ControllerConfig, LEADER_SILENT, RENEW, RENEW_TIMEOUT, SEARCH,
+};
 use meridian_placement::{DRAIN_TIMEOUT, ORDER_TIMEOUT};
 use meridian_shipping::RelayConfig;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 
 // Leases on epochs.
 
-/// Between two renewals of the epoch lease, while the directory's leader is known.
-pub(crate) const RENEW: Duration = Duration::from_millis(500);
-/// Instead, while no leader is known.
-pub(crate) const SEARCH: Duration = Duration::from_millis(250);
-/// A leader that has granted nothing for so long is looked for elsewhere.
-pub(crate) const LEADER_SILENT: Duration = Duration::from_secs(1);
-/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its
-/// quorum.
-pub(crate) const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A leader whose lease ends sooner hands over. Looked for each [`ANNOUNCE`].
 pub(crate) const LEASE_LOW: Duration = Duration::from_millis(1200);
 /// The leadership is not handed to a voter whose lease ends sooner. Beyond [`LEASE_LOW`] by more
@@ -35,7 +28,7 @@ const _: () = {
     // A renewal that gets no answer leaves time for another; a leader that falls silent is found to
     // have done so, and another is asked, within one lease.
     assert!(ms(RENEW) + ms(RENEW_TIMEOUT) < LEASE_TTL_MS);
-    assert!(ms(LEADER_SILENT) + ms(SEARCH) + ms(RENEW_TIMEOUT) / 2 < LEASE_TTL_MS);
+    assert!(ms(LEADER_SILENT) + ms(SEARCH) + ms(ASK_TIMEOUT) < LEASE_TTL_MS);
     assert!(ms(SEARCH) < ms(RENEW));
     // Leases that are renewed in time are good; good and low ones are further apart than renewals.
     assert!(ms(LEASE_GOOD) + ms(RENEW) <= LEASE_TTL_MS);

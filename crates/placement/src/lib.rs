@@ -6,6 +6,8 @@
 //!   what is taken of the answer, and when the whole state is fetched instead.
 //! - `seal`: [`Seal`] and [`Sealing`], what a node writes down, waits for and answers when the epoch
 //!   ends.
+//! - `divergence`: [`DivergenceCount`] and [`shown`], how much of what a node holds the shard's
+//!   history does not.
 //!
 //! The node drives these machines over tokio, gRPC and RocksDB; the simulation drives the same ones
 //! over its own network, clock and disks. A machine gets an event, and returns actions; the driver
@@ -23,6 +25,7 @@
 //! an arbitrary start of this process (monotonic).
 
 mod catch_up;
+mod divergence;
 mod role;
 mod seal;
 
@@ -30,5 +33,6 @@ pub use catch_up::{
     CALL_TIMEOUT, CHUNK_TIMEOUT, CatchUp, CatchUpAction, CatchUpEvent, CatchUpFailure, NotASource,
     ORDER_TIMEOUT, PULL_PAUSE, PULL_ROUNDS, check_source, check_state, sources,
 };
+pub use divergence::{DivergenceCount, Kept, Missing, Reached, Shown, Stretch, shown};
 pub use role::{Local, Role, RoleAction, RoleChange, RoleEvent, Vote};
 pub use seal::{DRAIN_TIMEOUT, Seal, SealAction, SealEvent, Sealing, knows_voters};

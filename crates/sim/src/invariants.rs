@@ -72,6 +72,8 @@ pub(crate) struct Observer {
     /// Each version of the cluster, as it was first committed.
     clusters: BTreeMap<u64, Arc<Cluster>>,
     newest: Option<Arc<Cluster>>,
+    /// Of each proposal, the versions on the way to the cluster that is committed.
+    steps: Vec<(Arc<Cluster>, Vec<Arc<Cluster>>)>,
     /// The committed batches of each epoch, from the first sequence on.
     truth: BTreeMap<Epoch, History>,
     /// The newest position told to any client, and the newest of each epoch.
@@ -113,11 +115,24 @@ impl Observer {
         self.truth.get(&epoch).map_or(&[], Vec::as_slice)
     }
 
+    /// A leader proposes a cluster that several changes may have led to, by these steps.
+    pub(crate) fn cluster_proposed(&mut self, next: &Arc<Cluster>, steps: Vec<Arc<Cluster>>) {
+        self.steps.push((Arc::clone(next), steps));
+    }
+
     /// Some voter of the directory has learnt that this is committed.
     pub(crate) fn cluster_committed(&mut self, cluster: &Arc<Cluster>) {
         if self.clusters.contains_key(&cluster.version) {
             return one_primary_per_epoch::same_cluster(self, cluster);
         }
+        let proposed = self.steps.iter().position(|(next, _)| Arc::ptr_eq(next, cluster));
+        let steps = proposed.map(|at| self.steps.swap_remove(at).1).unwrap_or_default();
+        self.steps.retain(|(next, _)| next.version > cluster.version);
+        steps.iter().for_each(|step| self.next_cluster(step));
+        self.next_cluster(cluster);
+    }
+
+    fn next_cluster(&mut self, cluster: &Arc<Cluster>) {
         one_primary_per_epoch::next_cluster(self, cluster);
         promoted_prefix::next_cluster(self, cluster);
         committed_and_shipped_is_never_lost::next_cluster(self, cluster);

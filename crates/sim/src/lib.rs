@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `world` | nodes, clients, the network and real time; `world::chaos` breaks things, `world::operator` changes voters |
-//! | `node` | one process and its disk, around the **real** `RoleChange`, `CatchUp`, `Sealing`, `Receiver`, `Sender`, `RelayElection`, `LeaseHolder`, `Controller` and `Cluster` |
+//! | `node` | one process and its disk, around the **real** `RoleChange`, `CatchUp`, `Sealing`, `Receiver`, `Sender`, `RelayElection`, `LeaderSearch`, `LeaseHolder`, `DirectoryLeader` and `Cluster` |
 //! | `raft` | a small Raft with joint consensus, for the shard's groups and for the directory |
 //! | `invariants`, `heals` | what has to hold, each in a file of its own; that a world without faults recovers |
 //! | `client`, `message`, `network`, `clock`, `rng`, `topology` | what surrounds the nodes |

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Lease, ProgressHint, SealAnswer};
+use meridian_failover::{Lease, LostTail, ProgressHint, SealAnswer};
 use meridian_shipping::{Heartbeat, Status, StreamId};
 use meridian_types::{Epoch, NodeId, Position, ShardReport};
 
@@ -57,12 +57,12 @@ pub(crate) enum Tail {
     Nothing,
 }
 
-/// The size of the divergence that a node has shown beyond the base of an epoch.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Shown {
-    pub(crate) committed: u64,
-    pub(crate) at_most: u64,
-    pub(crate) last_time_ms: u64,
+/// A wish for a lease, as its answer names it: of which life of the process it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question {
+    pub(crate) incarnation: u64,
+    pub(crate) number: u64,
+    pub(crate) sent_at: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,120 +76,38 @@ pub(crate) enum Operation {
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     // Within the group of a shard.
-    Shard {
-        epoch: Epoch,
-        raft: RaftMessage<Batch>,
-    },
-    NeedSeed {
-        epoch: Epoch,
-    },
-    Seed {
-        epoch: Epoch,
-        history: Arc<History>,
-        founders: Members,
-        log: Vec<Entry<Batch>>,
-    },
+    Shard { epoch: Epoch, raft: RaftMessage<Batch> },
+    NeedSeed { epoch: Epoch },
+    Seed { epoch: Epoch, history: Arc<History>, founders: Members, log: Vec<Entry<Batch>> },
     // Within the directory.
     Directory(RaftMessage<Arc<Cluster>>),
     // Of nodes to the directory, and back.
-    Renew {
-        incarnation: u64,
-        sent_at: Duration,
-        report: Option<ShardReport>,
-        shown: Vec<(Epoch, Shown)>,
-    },
-    Lease {
-        incarnation: u64,
-        sent_at: Duration,
-        lease: Lease,
-        cluster: Arc<Cluster>,
-        hints: Vec<ProgressHint>,
-    },
-    NotLeader {
-        leader: Option<NodeId>,
-    },
+    Renew { question: Question, report: Option<ShardReport>, lost: Vec<LostTail> },
+    Lease { question: Question, lease: Lease, cluster: Arc<Cluster>, hints: Vec<ProgressHint> },
+    NotLeader { question: Question, leader: Option<NodeId> },
     Cluster(Arc<Cluster>),
     Order(Change),
     // Of the directory's leader to nodes, and back.
-    Seal {
-        term: u64,
-        epoch: Epoch,
-        planned: bool,
-    },
-    Sealed {
-        term: u64,
-        answer: SealAnswer,
-    },
-    Drain {
-        term: u64,
-        epoch: Epoch,
-        source: NodeId,
-        through: Position,
-    },
-    Drained {
-        term: u64,
-        epoch: Epoch,
-        position: Position,
-    },
-    ReadLog {
-        after: Position,
-        through: Position,
-    },
-    LogRead {
-        after: Position,
-        tail: Tail,
-    },
-    ReadState {
-        incarnation: u64,
-        fetch: u64,
-    },
-    StateRead {
-        incarnation: u64,
-        fetch: u64,
-        history: Option<Arc<History>>,
-    },
+    Seal { term: u64, epoch: Epoch, planned: bool },
+    Sealed { term: u64, answer: SealAnswer },
+    Drain { term: u64, epoch: Epoch, source: NodeId, through: Position },
+    Drained { term: u64, epoch: Epoch, position: Position },
+    ReadLog { after: Position, through: Position },
+    LogRead { after: Position, tail: Tail },
+    ReadState { incarnation: u64, fetch: u64 },
+    StateRead { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
     // Shipping.
-    Subscribe {
-        link: Link,
-        from: Position,
-    },
-    Unsubscribe {
-        link: Link,
-    },
-    Ack {
-        source: NodeId,
-        link: Link,
-        durable: Position,
-    },
-    ToReceiver {
-        source: NodeId,
-        link: Link,
-        event: Shipped,
-    },
+    Subscribe { link: Link, from: Position },
+    Unsubscribe { link: Link },
+    Ack { source: NodeId, link: Link, durable: Position },
+    ToReceiver { source: NodeId, link: Link, event: Shipped },
     Status(Status),
-    FetchSnapshot {
-        incarnation: u64,
-        fetch: u64,
-        epoch: Epoch,
-    },
-    Snapshot {
-        incarnation: u64,
-        fetch: u64,
-        history: Option<Arc<History>>,
-    },
+    FetchSnapshot { incarnation: u64, fetch: u64, epoch: Epoch },
+    Snapshot { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
     // Of clients, and back.
-    Request {
-        call: u64,
-        operation: Operation,
-        floor: Position,
-    },
-    Answer {
-        call: u64,
-    },
-    NotHere {
-        call: u64,
-        leader: Option<NodeId>,
-    },
+    Request { call: u64, operation: Operation, floor: Position },
+    Answer { call: u64 },
+    NotHere { call: u64, leader: Option<NodeId> },
 }
 
 /// An event that a process asked its machine for.

@@ -7,25 +7,26 @@ use std::time::Duration;
 
 use meridian_directory::{Cluster, Shard};
 use meridian_failover::{LeaseHolder, ProgressHints};
-use meridian_placement::{RoleAction, RoleChange, Seal};
+use meridian_placement::{Kept, RoleAction, RoleChange, Seal};
 use meridian_shipping::Sender;
 use meridian_types::{Epoch, NodeId, Position};
 
 use crate::bugs::Bug;
 use crate::clock::{Clock, Instant, MS};
 use crate::invariants::Observer;
-use crate::message::{Batch, History, Link, Message, Shown, Wakeup, end_of};
+use crate::message::{Batch, History, Link, Message, Wakeup, end_of};
 use crate::node::catch_up::{Pulling, Whole};
 use crate::node::directory::Member;
 use crate::node::orders::{Order, SealAsk};
 use crate::node::part::Part;
-use crate::node::renewal::Renewal;
+use crate::node::renewal::Renewals;
 use crate::raft::RaftDisk;
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
 mod catch_up;
 mod directory;
+mod divergence;
 mod members;
 mod orders;
 mod part;
@@ -100,9 +101,9 @@ pub(crate) struct Disk {
     /// Of the epoch in which this node votes.
     pub(crate) group: Option<(Epoch, RaftDisk<Batch>)>,
     pub(crate) sealed: Option<Seal>,
-    /// The epoch up to whose base the history was looked through, and what was found beyond each.
+    /// The epoch up to whose base the logs were looked through, and what was kept beyond each.
     pub(crate) examined: Epoch,
-    pub(crate) shown: BTreeMap<Epoch, Shown>,
+    pub(crate) kept: BTreeMap<Epoch, Vec<Kept>>,
     pub(crate) directory: RaftDisk<Arc<Cluster>>,
 }
 
@@ -125,7 +126,7 @@ pub(crate) struct Node {
     hints: ProgressHints,
     /// Numbers the whole states that are fetched in place of a tail.
     fetches: u64,
-    renewal: Renewal,
+    renewals: Renewals,
     senders: BTreeMap<Link, Sender>,
     /// Where each request is in the history.
     requests: BTreeMap<u64, Position>,
@@ -141,7 +142,7 @@ impl Node {
             group: None,
             sealed: None,
             examined: Epoch::FIRST,
-            shown: BTreeMap::new(),
+            kept: BTreeMap::new(),
             directory: RaftDisk::default(),
         };
         Self {
@@ -160,7 +161,7 @@ impl Node {
             lease: LeaseHolder::default(),
             hints: ProgressHints::default(),
             fetches: 0,
-            renewal: Renewal::default(),
+            renewals: Renewals::default(),
             senders: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_status: Duration::ZERO,
@@ -173,7 +174,7 @@ impl Node {
         self.clock = Clock::at_boot(context.now, context.rng);
         self.lease = LeaseHolder::default();
         self.hints = ProgressHints::default();
-        self.renewal = Renewal::default();
+        self.renewals = Renewals::default();
         self.next_status = Duration::ZERO;
         self.requests =
             self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
@@ -271,20 +272,18 @@ impl Node {
                 self.take_seed(context, epoch, &history, founders, log);
             }
             Message::Directory(raft) => self.directory_message(context, from, raft),
-            Message::Renew { incarnation, sent_at, report, shown } => {
-                self.asked_to_renew(
-                    context,
-                    directory::Asked { from, incarnation, sent_at, report, shown },
-                );
+            Message::Renew { question, report, lost } => {
+                let asked = directory::Asked { from, question, report, lost };
+                self.asked_to_renew(context, asked);
             }
-            Message::Lease { incarnation, sent_at, lease, cluster, hints } => {
-                if incarnation == self.incarnation {
-                    hints.into_iter().for_each(|hint| self.hints.observe(hint));
-                    self.renewed(context, sent_at, &lease);
+            Message::Lease { question, lease, cluster, hints } => {
+                if self.granted(context, question, &lease, hints) {
                     self.adopt(context, cluster);
                 }
             }
-            Message::NotLeader { leader } => self.renewal.not_leader(from, leader),
+            Message::NotLeader { question, leader } => {
+                self.not_leader(context, question, leader);
+            }
             Message::Cluster(cluster) => self.adopt(context, cluster),
             Message::Order(change) => self.ordered(context, change),
             Message::Seal { term, epoch, planned } => {

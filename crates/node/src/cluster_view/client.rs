@@ -1,13 +1,13 @@
 //! A process's side of the directory: following the cluster, and renewing the node's lease.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meridian_directory::Cluster;
-use meridian_failover::Lease;
+use meridian_failover::{ASK_TIMEOUT, Inquiry, LeaderSearch, Lease, Next, RENEW_TIMEOUT, Reply};
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
 use meridian_proto::{node_id, shard_report_to_wire};
 use meridian_types::{Epoch, NodeId, ShardId, ShardReport};
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::view::Directory;
 use crate::network::peers::PeerChannels;
-use crate::time_budget::{FOLLOW_TIMEOUT, LEADER_SILENT, RENEW, RENEW_TIMEOUT, SEARCH};
+use crate::time_budget::FOLLOW_TIMEOUT;
 
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -106,8 +106,8 @@ pub(crate) struct LeaseRenewal {
     pub(crate) report: Report,
     /// Why the directory wants nothing of this node, once it has said so.
     pub(crate) refused: watch::Sender<Option<String>>,
-    /// The node that granted the newest lease, and when.
-    pub(crate) leader: Mutex<Option<(NodeId, Instant)>>,
+    /// Of the directory's leader.
+    pub(crate) search: Mutex<LeaderSearch>,
 }
 
 impl LeaseRenewal {
@@ -119,7 +119,7 @@ impl LeaseRenewal {
             tokio::spawn(async move {
                 drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew()).await)
             });
-            let pause = if this.present_leader().is_some() { RENEW } else { SEARCH };
+            let pause = this.search.lock().next_in(this.directory.now());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -128,49 +128,44 @@ impl LeaseRenewal {
         }
     }
 
-    /// The node that has granted a lease of late.
-    fn present_leader(&self) -> Option<NodeId> {
-        self.leader
-            .lock()
-            .filter(|(_, granted)| granted.elapsed() < LEADER_SILENT)
-            .map(|(leader, _)| leader)
-    }
-
-    /// Asks the leader; while none is known, all nodes that may know it, so that a leader that was lost with
-    /// its data center costs no lease.
+    /// One try.
     async fn renew(&self) {
-        let asked = match self.present_leader() {
-            Some(leader) => vec![leader],
-            None => self.directory.voters_near(&self.region),
-        };
+        let voters = || self.directory.voters_near(&self.region);
+        let inquiries = self.search.lock().begin(self.directory.now(), voters);
         let mut asks: FuturesUnordered<_> =
-            asked.into_iter().map(|node| self.renew_with(node)).collect();
-        while let Some(granted) = asks.next().await {
-            if granted {
+            inquiries.into_iter().map(|inquiry| self.inquire(inquiry)).collect();
+        while let Some(is_done) = asks.next().await {
+            if is_done {
                 return;
             }
         }
     }
 
-    /// Asks a node, and the node that it points to; whether one of them granted a lease.
-    async fn renew_with(&self, first: NodeId) -> bool {
-        let mut node = first;
-        for _ in 0..3 {
-            match self.ask(node).await {
-                Asked::Done => {
-                    *self.leader.lock() = Some((node, Instant::now()));
-                    return true;
+    /// Asks a node, and those that it points to; whether the try has come to its end.
+    async fn inquire(&self, mut inquiry: Inquiry) -> bool {
+        loop {
+            let reply = self.ask(inquiry.asked()).await;
+            let now = self.directory.now();
+            let next = self.search.lock().replied(now, &mut inquiry, reply);
+            match next {
+                Next::Ask(_) => {}
+                Next::Done => return true,
+                Next::Over { again } => {
+                    if let Some(pause) = again {
+                        let directory = Arc::clone(&self.directory);
+                        tokio::spawn(async move {
+                            tokio::time::sleep(pause).await;
+                            directory.renew_now();
+                        });
+                    }
+                    return false;
                 }
-                Asked::Elsewhere(Some(leader)) if leader != node => node = leader,
-                Asked::Elsewhere(_) | Asked::Nothing => break,
             }
         }
-        self.leader.lock().take_if(|(leader, _)| *leader == first);
-        false
     }
 
-    async fn ask(&self, node: NodeId) -> Asked {
-        let Some(channel) = self.peers.control(node) else { return Asked::Nothing };
+    async fn ask(&self, node: NodeId) -> Reply {
+        let Some(channel) = self.peers.control(node) else { return Reply::Nothing };
         let (reports, orphans) = (self.report)();
         let request = wire::RenewRequest {
             node_id: self.node.0,
@@ -182,8 +177,7 @@ impl LeaseRenewal {
         let sent_at = self.directory.now();
         let mut client = DirectoryClient::new(channel)
             .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
-        // A node that is cut off does not say so: half of the time is for another.
-        let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
+        let asked = tokio::time::timeout(ASK_TIMEOUT, client.renew(request)).await;
         match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
             Some(renew_response::Result::Lease(lease)) => {
                 if lease
@@ -191,7 +185,7 @@ impl LeaseRenewal {
                     .as_ref()
                     .is_some_and(|cluster| !learn(&self.directory, cluster, node))
                 {
-                    return Asked::Nothing;
+                    return Reply::Nothing;
                 }
                 let hints: Vec<_> = lease
                     .furthest
@@ -205,31 +199,14 @@ impl LeaseRenewal {
                     Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
                 self.directory.observe_hints(hints);
                 self.directory.renewed(sent_at, &lease);
-                Asked::Done
+                Reply::Granted
             }
-            Some(renew_response::Result::NotLeader(leader)) => {
-                let leader = node_id(leader);
-                if leader.is_none() && !self.directory.was_granted() {
-                    // This node's incarnation is being committed.
-                    let directory = Arc::clone(&self.directory);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(PAUSE / 4).await;
-                        directory.renew_now();
-                    });
-                }
-                Asked::Elsewhere(leader)
-            }
+            Some(renew_response::Result::NotLeader(leader)) => Reply::NotLeader(node_id(leader)),
             Some(renew_response::Result::Refused(reason)) => {
                 self.refused.send_replace(Some(reason));
-                Asked::Done
+                Reply::Refused
             }
-            None => Asked::Nothing,
+            None => Reply::Nothing,
         }
     }
-}
-
-enum Asked {
-    Done,
-    Elsewhere(Option<NodeId>),
-    Nothing,
 }

@@ -268,10 +268,6 @@ impl Directory {
         self.asked_at.lock().is_some_and(|asked| asked >= time)
     }
 
-    pub(crate) fn was_granted(&self) -> bool {
-        *self.granted.borrow() > 0
-    }
-
     /// Waits until the directory has granted this process a lease on this very epoch: it knows the
     /// node's folder, and had not sealed the epoch when it was asked.
     pub(crate) async fn granted(&self, shard: ShardId, epoch: Epoch) {
@@ -298,12 +294,7 @@ impl Directory {
 
     /// Nodes of the directory group, to be asked in this order by a process in `region`.
     pub(crate) fn voters_near(&self, region: &str) -> Vec<NodeId> {
-        let known = self.known.borrow();
-        let mut voters: Vec<NodeId> = known.cluster.directory_voters.iter().copied().collect();
-        voters.sort_by_key(|voter| {
-            (known.cluster.nodes.get(voter).is_none_or(|node| node.region != region), *voter)
-        });
-        voters
+        self.known.borrow().cluster.directory_voters_near(region)
     }
 }
 

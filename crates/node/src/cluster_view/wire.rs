@@ -1,8 +1,9 @@
 //! What nodes and the directory's leader say to each other, from the wire and to it.
 
-use meridian_directory::{Change, Cluster};
-use meridian_failover::{Lease, ProgressHint, SealAnswer};
-use meridian_proto::directory as wire;
+use meridian_directory::Cluster;
+use meridian_failover::{Lease, LostTail, ProgressHint, Renewal, Renewed, SealAnswer};
+use meridian_proto::directory::{self as wire, renew_response};
+use meridian_proto::shard_report;
 use meridian_types::{CommitProgress, Epoch, NodeId, ShardId};
 
 use crate::replication::wire::position;
@@ -23,7 +24,7 @@ fn to_json(cluster: &Cluster) -> wire::ClusterState {
 }
 
 /// Without the cluster, and how far shards came.
-pub(crate) fn lease_to_wire(lease: &Lease) -> wire::Lease {
+fn lease_to_wire(lease: &Lease) -> wire::Lease {
     let leased = |(shard, epoch): &(ShardId, Epoch)| wire::LeasedShard {
         shard: shard.0,
         epoch: epoch.0.into(),
@@ -36,7 +37,7 @@ pub(crate) fn lease_to_wire(lease: &Lease) -> wire::Lease {
     }
 }
 
-pub(crate) fn progress_hint_to_wire(hint: &ProgressHint) -> wire::Furthest {
+fn progress_hint_to_wire(hint: &ProgressHint) -> wire::Furthest {
     let ProgressHint { shard, epoch, progress: CommitProgress { transactions, time_ms } } = *hint;
     wire::Furthest { shard: shard.0, epoch: epoch.0.into(), transactions, time_ms }
 }
@@ -70,20 +71,39 @@ pub(crate) fn seal_answer(
     })
 }
 
-/// What a node shows of a lost tail, if it is news.
-pub(crate) fn shown(cluster: &Cluster, node: NodeId, orphans: &wire::Orphans) -> Option<Change> {
-    let shard = ShardId(orphans.shard);
-    let epoch = Epoch(u16::try_from(orphans.epoch).ok()?);
-    let report = cluster.shards.get(&shard)?.reports.iter().find(|report| report.epoch == epoch)?;
-    if report.loss.shown_by.contains(&node) {
-        return None;
+/// Malformed reports are left out.
+pub(crate) fn renewal(request: wire::RenewRequest) -> Renewal {
+    Renewal {
+        node: NodeId(request.node_id),
+        incarnation: request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect(),
+        reports: request.reports.into_iter().filter_map(shard_report).collect(),
+        lost: request.orphans.iter().filter_map(lost_tail).collect(),
     }
-    Some(Change::ShowLoss {
-        shard,
-        epoch,
-        node,
-        transactions: orphans.transactions,
-        at_most: orphans.at_most,
-        last_time_ms: orphans.last_time_ms,
+}
+
+fn lost_tail(wire: &wire::Orphans) -> Option<LostTail> {
+    Some(LostTail {
+        shard: ShardId(wire.shard),
+        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
+        transactions: wire.transactions,
+        at_most: wire.at_most,
+        last_time_ms: wire.last_time_ms,
     })
+}
+
+/// With the cluster, for a node that knows an older one.
+pub(crate) fn renewed_to_wire(renewed: Renewed, known_version: u64) -> renew_response::Result {
+    match renewed {
+        Renewed::Granted { lease, cluster, hints } => {
+            let newer = (known_version < cluster.version).then(|| cluster_to_wire(&cluster));
+            let furthest = hints.iter().map(progress_hint_to_wire).collect();
+            renew_response::Result::Lease(wire::Lease {
+                cluster: newer,
+                furthest,
+                ..lease_to_wire(&lease)
+            })
+        }
+        Renewed::NotYet => renew_response::Result::NotLeader(0),
+        Renewed::Refused(reason) => renew_response::Result::Refused(reason),
+    }
 }

@@ -1,14 +1,14 @@
 //! This node's part in the directory's group: what it may be asked while it leads, and what it
 //! publishes to this process.
 //!
-//! `term` is the leader's task; `session` what a leader knows and does in one term: it commits
-//! changes, grants leases, and carries out what the controller decides.
+//! `term` is the leader's task; `session` carries out, in one term, what `DirectoryLeader` of the
+//! crate `failover` decides: which changes are committed, which nodes get leases or are asked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Contact, ControllerConfig, Progress};
+use meridian_failover::{Contact, ControllerConfig, ExecuteFailure, Executed, Progress};
 use meridian_proto::directory::{self as wire, renew_response};
 use meridian_proto::node_id_to_wire;
 use meridian_types::NodeId;
@@ -27,18 +27,6 @@ mod term;
 use term::Task;
 
 const QUEUE: usize = 1024;
-
-/// What became of a change.
-pub(crate) type Executed = Result<Cluster, ExecuteFailure>;
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum ExecuteFailure {
-    Refused(String),
-    /// Nothing was done here.
-    NotLeader,
-    /// It may have been made, or be made yet.
-    Unknown,
-}
 
 /// What only the leader can tell.
 #[derive(Default)]

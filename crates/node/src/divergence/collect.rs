@@ -1,10 +1,12 @@
 //! What a later epoch's history does not hold: kept in orphan files before anything replaces it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
 use meridian_consensus::{forget_group, is_in_use, log_batches_beyond};
+use meridian_placement::{DivergenceCount, Missing, Reached};
 use meridian_proto::batch_header;
 use meridian_storage::{
     Applied, GroupId, HighWater, RaftApplied, ShardState, ShippedLog, StorageError, decode_batch,
@@ -22,10 +24,10 @@ pub(crate) fn keep_shipped(
     history: &EpochHistory,
     log: &ShippedLog,
 ) -> Result<u64, StorageError> {
-    let mut tail = LostTail::new(data_dir, state.shard(), history);
-    tail.state = Some(state.applied());
+    let reached = Some(reached(&state.applied()));
+    let mut keeper = Keeper::new(data_dir, state.shard(), history, reached, 0..0);
     if let Some(oldest) = log.first()?
-        && let Some(lowest) = lowest_base(history, header(tail.shard, &oldest.bytes)?.epoch)
+        && let Some(lowest) = lowest_base(history, header(state.shard(), &oldest.bytes)?.epoch)
     {
         let mut next = lowest.sequence + 1;
         loop {
@@ -34,11 +36,11 @@ pub(crate) fn keep_shipped(
             next = last.sequence + 1;
             for batch in &batches {
                 // Only what was committed is shipped.
-                tail.push(&batch.bytes, true)?;
+                keeper.push(&batch.bytes, true)?;
             }
         }
     }
-    tail.finish()
+    keeper.finish()
 }
 
 /// Keeps what the logs of groups of earlier epochs hold beyond where the shard's history left
@@ -59,19 +61,21 @@ pub(crate) fn examine_old_groups(
             continue;
         }
         apply_committed(state, group, lowest)?;
-        let mut tail = LostTail::new(data_dir, shard, history);
-        tail.state = Some(state.applied()).filter(|applied| applied.raft.epoch == Some(*old));
+        let applied = state.applied();
+        let reached = (applied.raft.epoch == Some(*old)).then(|| reached(&applied));
         let shipped = ShippedLog::open(engine, shard)?;
-        if let (Some(first), Some(last)) = (shipped.first()?, shipped.last()?) {
-            tail.elsewhere = first.sequence..last.sequence + 1;
-        }
+        let elsewhere = match (shipped.first()?, shipped.last()?) {
+            (Some(first), Some(last)) => first.sequence..last.sequence + 1,
+            _ => 0..0,
+        };
+        let mut keeper = Keeper::new(data_dir, shard, history, reached, elsewhere);
         log_batches_beyond(
             engine,
             group,
             lowest.sequence,
-            &mut |_, _, bytes: Bytes, committed| tail.push(&bytes, committed),
+            &mut |_, _, bytes: Bytes, committed| keeper.push(&bytes, committed),
         )?;
-        let batches = tail.finish()?;
+        let batches = keeper.finish()?;
         if batches > 0 {
             tracing::warn!(%group, %lowest, batches, "kept what this node's log held and the shard's history lost");
         }
@@ -121,101 +125,74 @@ fn header(shard: ShardId, batch: &[u8]) -> Result<Position, StorageError> {
     Ok(batch_header(batch).map_err(corrupt)?.0)
 }
 
-/// What this node has, and the shard's history does not: one file for each epoch that cut some of
-/// it off.
-struct LostTail<'a> {
+/// Keeps what one log has, and the shard's history does not: one file for each epoch that cut some
+/// of it off.
+struct Keeper<'a> {
     data_dir: &'a Path,
     shard: ShardId,
     history: &'a EpochHistory,
-    /// What the state reflects, if it is made of the same batches.
-    state: Option<Applied>,
-    /// Sequences of another log, which are kept from there.
-    elsewhere: Range<u64>,
-    stretches: Vec<Stretch>,
-    /// The last batch.
-    end: Position,
+    count: DivergenceCount<'a>,
+    files: BTreeMap<Epoch, OrphanWriter>,
 }
 
-/// The batches that one epoch cut off.
-struct Stretch {
-    writer: OrphanWriter,
-    first: u64,
-    /// Transactions that the state has, and committed ones that it has not yet.
-    applied: u64,
-    ahead: u64,
-}
-
-impl<'a> LostTail<'a> {
-    fn new(data_dir: &'a Path, shard: ShardId, history: &'a EpochHistory) -> Self {
-        let (state, stretches, end) = (None, Vec::new(), Position::ZERO);
-        Self { data_dir, shard, history, state, elsewhere: 0..0, stretches, end }
+impl<'a> Keeper<'a> {
+    /// `reached`: by the state, if it is made of the same batches. `elsewhere`: sequences of another
+    /// log, which are kept from there.
+    fn new(
+        data_dir: &'a Path,
+        shard: ShardId,
+        history: &'a EpochHistory,
+        reached: Option<Reached>,
+        elsewhere: Range<u64>,
+    ) -> Self {
+        let count = DivergenceCount::new(history, reached, elsewhere);
+        Self { data_dir, shard, history, count, files: BTreeMap::new() }
     }
 
-    /// The next batch of a log.
+    /// The next batch of the log.
     fn push(&mut self, bytes: &[u8], committed: bool) -> Result<(), StorageError> {
         let position = header(self.shard, bytes)?;
         let Some((epoch, base)) = self.history.leaves(position) else { return Ok(()) };
-        self.end = position;
-        let mut stretch = self.stretch(epoch, base, position.sequence)?;
-        let transactions = stretch.writer.push(bytes, committed)?;
-        let is_applied =
-            self.state.as_ref().is_some_and(|state| position.sequence <= state.position.sequence);
-        if is_applied {
-            stretch.applied += transactions;
-        } else if committed {
-            stretch.ahead += transactions;
-        }
-        self.stretches.push(stretch);
+        let mut file = take_file(&mut self.files, self.data_dir, self.shard, epoch, base)?;
+        let transactions = file.push(bytes, committed)?;
+        self.files.insert(epoch, file);
+        self.count.add(position, transactions, committed);
         Ok(())
     }
 
-    /// Takes out that of `epoch`, or begins it with the batch `first`.
-    fn stretch(
-        &mut self,
-        epoch: Epoch,
-        base: Position,
-        first: u64,
-    ) -> Result<Stretch, StorageError> {
-        if let Some(at) =
-            self.stretches.iter().position(|stretch| stretch.writer.header().epoch == epoch)
-        {
-            return Ok(self.stretches.swap_remove(at));
-        }
-        let writer = OrphanWriter::create(self.data_dir, self.shard, epoch, base)?;
-        Ok(Stretch { writer, first, applied: 0, ahead: 0 })
-    }
-
     /// Makes the files durable. How many batches they hold.
-    fn finish(mut self) -> Result<u64, StorageError> {
-        let state = self.state.take();
-        let ahead: u64 = self.stretches.iter().map(|stretch| stretch.ahead).sum();
-        // Up to the end of the stretch at hand, if that is known.
-        let mut total = state.as_ref().map(|state| state.total_transactions + ahead);
-        let mut time_ms = state.as_ref().map_or(0, |state| state.time_ms);
-        let mut end = state.map_or(self.end, |state| self.end.max(state.position));
+    fn finish(self) -> Result<u64, StorageError> {
+        let Self { data_dir, shard, count, mut files, .. } = self;
         let mut kept = 0;
-        while let Some((epoch, base)) = self.history.leaves(end) {
-            // One without batches says of what the log was purged.
-            let mut stretch = self.stretch(epoch, base, end.sequence + 1)?;
-            stretch.writer.set_committed_total(total.unwrap_or(0));
-            let next = base.sequence + 1;
-            let from = if self.elsewhere.contains(&next) { self.elsewhere.end } else { next };
-            if stretch.first > from {
-                stretch.writer.set_missing(from, stretch.first - 1, time_ms)?;
+        for stretch in count.finish() {
+            let mut file = take_file(&mut files, data_dir, shard, stretch.epoch, stretch.base)?;
+            file.set_committed_total(stretch.committed_total);
+            if let Some(Missing { from, through, time_ms }) = stretch.missing {
+                file.set_missing(from, through, time_ms)?;
             }
-            let is_whole = stretch.first <= next;
-            total = total
-                .filter(|_| is_whole)
-                .and_then(|total| total.checked_sub(stretch.applied + stretch.ahead));
-            kept += stretch.writer.finish()?.batches;
-            // Below lies what a later epoch cut deeper.
-            (end, time_ms) = (base, 0);
-        }
-        // Of no line that ends here, which should not be: kept all the same.
-        for stretch in self.stretches {
-            kept += stretch.writer.finish()?.batches;
+            kept += file.finish()?.batches;
         }
         Ok(kept)
+    }
+}
+
+/// The file of `epoch`, begun if there is none.
+fn take_file(
+    files: &mut BTreeMap<Epoch, OrphanWriter>,
+    data_dir: &Path,
+    shard: ShardId,
+    epoch: Epoch,
+    base: Position,
+) -> Result<OrphanWriter, StorageError> {
+    let begin = || OrphanWriter::create(data_dir, shard, epoch, base);
+    files.remove(&epoch).map_or_else(begin, Ok)
+}
+
+fn reached(applied: &Applied) -> Reached {
+    Reached {
+        position: applied.position,
+        transactions: applied.total_transactions,
+        time_ms: applied.time_ms,
     }
 }
 

@@ -27,6 +27,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::FailoverReport;
+use meridian_placement::{Kept, shown};
 use meridian_proto::admin as wire;
 use meridian_proto::directory;
 use meridian_storage::StorageError;
@@ -165,14 +166,9 @@ pub(crate) fn is_kept(
     header: &OrphanHeader,
     lacking: &OrphanSummary,
 ) -> Result<bool, StorageError> {
-    let has_it = |stored: &StoredOrphans| match &stored.content {
-        Ok((_, summary)) => {
-            // Files of the first version do not say how far they reach.
-            let reaches =
-                summary.committed_total == 0 || summary.committed_total >= lacking.committed_total;
-            reaches && summary.missing_through < lacking.missing_through
-        }
-        Err(_) => false,
+    let has_it = |stored: &StoredOrphans| {
+        let content = stored.content.as_ref();
+        content.is_ok_and(|(_, summary)| summary.kept().has_what_lacks(&lacking.kept()))
     };
     Ok(list(data_dir)?.iter().any(|stored| stored.name.is_of(header) && has_it(stored)))
 }
@@ -208,44 +204,29 @@ impl KnownOrphans {
         Ok(())
     }
 
-    /// How much this node held beyond the base of `report`. `None` while that cannot be counted:
-    /// with less than it was, a report would become exact that says too little.
+    /// How much this node held beyond the base of `report`. `None` while that cannot be counted,
+    /// or a file not be read.
     pub(crate) fn shown(
         &self,
         shard: ShardId,
         report: &FailoverReport,
     ) -> Option<directory::Orphans> {
-        let mut shown = directory::Orphans {
-            shard: shard.0,
-            epoch: report.epoch.0.into(),
-            ..Default::default()
-        };
-        // Files of which it is not known what came before may hold what no other does.
-        let mut uncounted = 0;
         let name = |base_sequence, number| OrphanName {
             shard,
             epoch: report.epoch,
             base_sequence,
             number,
         };
-        for (_, content) in self.files.range(name(0, 0)..=name(u64::MAX, u32::MAX)) {
-            let summary = content.as_ref().ok()?;
-            let undecided = summary.transactions.saturating_sub(summary.committed_transactions);
-            let mut committed = summary.committed_transactions;
-            if summary.committed_total > 0 {
-                committed =
-                    committed.max(summary.committed_total.saturating_sub(report.base_transactions));
-                shown.at_most = shown.at_most.max(committed + undecided);
-            } else if summary.missing_through > 0 {
-                return None;
-            } else {
-                uncounted += summary.transactions;
-            }
-            shown.transactions = shown.transactions.max(committed);
-            shown.last_time_ms = shown.last_time_ms.max(summary.last_time_ms);
-        }
-        shown.at_most += uncounted;
-        Some(shown)
+        let files = self.files.range(name(0, 0)..=name(u64::MAX, u32::MAX));
+        let kept = files.map(|(_, content)| content.as_ref().ok().map(OrphanSummary::kept));
+        let shown = shown(report, kept.collect::<Option<Vec<_>>>()?)?;
+        Some(directory::Orphans {
+            shard: shard.0,
+            epoch: report.epoch.0.into(),
+            transactions: shown.transactions,
+            at_most: shown.at_most,
+            last_time_ms: shown.last_time_ms,
+        })
     }
 }
 
@@ -403,6 +384,16 @@ impl OrphanSummary {
                 committed_total,
                 ..*read
             }
+    }
+
+    fn kept(&self) -> Kept {
+        Kept {
+            transactions: self.transactions,
+            committed_transactions: self.committed_transactions,
+            last_time_ms: self.last_time_ms,
+            missing_through: self.missing_through,
+            committed_total: self.committed_total,
+        }
     }
 
     /// With one more batch behind.

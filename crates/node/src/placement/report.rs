@@ -160,10 +160,9 @@ fn lost(parts: &PlacementParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans
     for (id, shard) in &known.cluster.shards {
         let settled = parts.examined.lock().get(id).copied();
         for report in &shard.reports {
-            let waits = report.is_judged_by(parts.node_id)
-                && !report.loss.shown_by.contains(&parts.node_id);
             // Its logs must have been looked through, before the files are.
-            if waits && !report.planned && settled.is_some_and(|settled| settled >= report.epoch) {
+            let is_settled = settled.is_some_and(|settled| settled >= report.epoch);
+            if is_settled && report.waits_for(parts.node_id) {
                 waiting.push((*id, report));
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use meridian_directory::Change;
+use meridian_failover::ExecuteFailure;
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
 use meridian_proto::{node_id_to_wire, shard_report_to_wire};
 use parking_lot::RwLock;
@@ -15,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::cluster_view::view::Directory;
 use crate::cluster_view::wire::{cluster_to_show, cluster_to_wire};
-use crate::directory_group::leader::{DirectoryVoter, ExecuteFailure};
+use crate::directory_group::leader::DirectoryVoter;
 use crate::time_budget::FOLLOW_HEARTBEAT;
 
 /// A node that the directory's leader has answered no question of so late may have missed

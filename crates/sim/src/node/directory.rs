@@ -1,17 +1,21 @@
-//! A voter of the directory: a Raft group over clusters, with the real controller on its leader.
+//! A voter of the directory: a Raft group over clusters, which carries out what [`DirectoryLeader`]
+//! decides while this node leads it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Action, Controller, ControllerConfig, Event, SealAnswer};
+use meridian_failover::{
+    ControllerConfig, DirectoryLeader, Event, LeaderAction, LeaderEvent, LostTail, Made, Renewal,
+    Renewed, SealAnswer,
+};
 use meridian_types::{Epoch, NodeId, Position, ShardReport};
 
 use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::clock::{Instant, wall_ms};
-use crate::message::{Message, Shown, Wakeup};
+use crate::message::{Message, Question, Wakeup};
 use crate::raft::{Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
 use crate::topology::SHARD;
@@ -23,10 +27,9 @@ const TIMING: RaftTiming =
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) from: NodeId,
-    pub(super) incarnation: u64,
-    pub(super) sent_at: Duration,
+    pub(super) question: Question,
     pub(super) report: Option<ShardReport>,
-    pub(super) shown: Vec<(Epoch, Shown)>,
+    pub(super) lost: Vec<LostTail>,
 }
 
 /// While it leads.
@@ -34,15 +37,12 @@ struct Leading {
     term: u64,
     /// In real time, for the invariants.
     began: Instant,
-    controller: Controller,
+    leader: DirectoryLeader<()>,
     /// Wishes that came before the round was begun in which leadership is confirmed.
     asked: Vec<(u64, Asked)>,
     /// For the invariants: each node's answer, and when each node was heard.
     answers: BTreeMap<NodeId, (Epoch, Position)>,
     heard: BTreeMap<NodeId, Duration>,
-    /// The version at which a promotion was last proposed. It is proposed again as it is, whatever
-    /// comes.
-    promoted_at: Option<u64>,
 }
 
 pub(super) struct Member {
@@ -115,6 +115,7 @@ impl Node {
 
     fn apply_directory(&mut self, context: &mut Context<'_>) {
         let at = self.at(context);
+        let mut news = None;
         let Some(member) = &mut self.directory else { return };
         while member.applied < member.raft.applicable() {
             let command =
@@ -123,6 +124,7 @@ impl Node {
             let Some(cluster) = command else { continue };
             if cluster.version > member.committed.version {
                 member.committed = cluster;
+                news = Some(Arc::clone(&member.committed));
                 context.observer.cluster_committed(&member.committed);
                 if member.raft.is_leader() {
                     let committed = &member.committed;
@@ -149,26 +151,30 @@ impl Node {
         {
             member.leading = None;
         }
+        let committed = Arc::clone(&member.committed);
         if leads && member.leading.is_none() {
-            context
-                .say(|| format!("n{} leads the directory in term {}", self.id, member.raft.term()));
+            let (term, config) = (member.raft.term(), config(self.id, context.bug));
+            context.say(|| format!("n{} leads the directory in term {term}", self.id));
+            let (present, first) = (Arc::clone(&committed), Cluster::clone(&committed));
+            let name = format!("{:016x}", context.rng.below(u64::MAX));
             member.leading = Some(Leading {
-                term: member.raft.term(),
+                term,
                 began: context.now,
-                controller: Controller::new(config(self.id, context.bug), at),
+                leader: DirectoryLeader::new(config, at, Some(present), first, name),
                 asked: Vec::new(),
                 answers: BTreeMap::new(),
                 heard: BTreeMap::new(),
-                promoted_at: None,
             });
+            self.lead(context, LeaderEvent::Begun);
+        } else if let Some(cluster) = news {
+            self.lead(context, LeaderEvent::Committed(cluster));
         }
-        let committed = Arc::clone(&member.committed);
         self.adopt(context, committed);
     }
 
     pub(super) fn tick_directory(&mut self, context: &mut Context<'_>) {
         self.directory_raft(context, |raft, at, rng, out| raft.tick(at, rng, out));
-        self.controller(context, Event::Tick);
+        self.lead(context, LeaderEvent::Tick);
     }
 
     pub(super) fn directory_synced(&mut self, context: &mut Context<'_>, sync: Sync) {
@@ -187,12 +193,13 @@ impl Node {
     }
 
     pub(super) fn asked_to_renew(&mut self, context: &mut Context<'_>, asked: Asked) {
+        let question = asked.question;
         let Some(member) = &mut self.directory else {
-            return context.send(asked.from, Message::NotLeader { leader: None });
+            return context.send(asked.from, Message::NotLeader { question, leader: None });
         };
         if member.leading.is_none() {
             let leader = member.raft.leader.filter(|leader| *leader != self.id);
-            return context.send(asked.from, Message::NotLeader { leader });
+            return context.send(asked.from, Message::NotLeader { question, leader });
         }
         let mut round = 0;
         self.directory_raft(context, |raft, at, _, out| round = raft.begin_round(at, out));
@@ -204,75 +211,72 @@ impl Node {
 
     /// Answers those that came before leadership was last confirmed.
     fn grant(&mut self, context: &mut Context<'_>) {
-        let at = self.at(context);
         let Some(member) = &mut self.directory else { return };
-        let (confirmed, committed) = (member.raft.confirmed(), Arc::clone(&member.committed));
+        let confirmed = member.raft.confirmed();
         let Some(leading) = &mut member.leading else { return };
         let granted: Vec<_> =
             leading.asked.extract_if(.., |(round, _)| *round <= confirmed).collect();
         for (_, asked) in granted {
-            let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut())
-            else {
-                return;
-            };
-            let mut lease = leading.controller.renew(at, &committed, asked.from);
-            if context.bug == Some(Bug::SkipTheWait) {
-                lease.ttl = ControllerConfig::default().lease_ttl;
-            }
-            leading.heard.insert(asked.from, at);
-            self.take_shown(context, asked.from, &asked.shown);
-            let reports = asked.report.into_iter().collect();
-            self.controller(context, Event::Reported { node: asked.from, reports });
-            let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
-            let hints = leading
-                .map(|leading| leading.controller.progress_hints(&committed))
-                .unwrap_or_default();
-            let (incarnation, sent_at, cluster) =
-                (asked.incarnation, asked.sent_at, Arc::clone(&committed));
-            context
-                .send(asked.from, Message::Lease { incarnation, sent_at, lease, cluster, hints });
+            self.renew_lease_of(context, asked);
         }
     }
 
-    fn take_shown(&mut self, context: &mut Context<'_>, node: NodeId, shown: &[(Epoch, Shown)]) {
-        let Some(member) = &self.directory else { return };
-        let Some(shard) = member.committed.shards.get(&SHARD) else { return };
-        let waits = |epoch: &Epoch| {
-            let mut reports = shard.reports.iter();
-            reports.any(|report| {
-                let waits = report.is_judged_by(node) && !report.loss.shown_by.contains(&node);
-                report.epoch == *epoch && !report.loss.exact && waits
-            })
-        };
-        let Some((epoch, shown)) = shown.iter().find(|(epoch, _)| waits(epoch)).copied() else {
+    fn renew_lease_of(&mut self, context: &mut Context<'_>, asked: Asked) {
+        let (at, time_ms) = (self.at(context), wall_ms(context.now));
+        let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut())
+        else {
             return;
         };
-        let change = Change::ShowLoss {
-            shard: SHARD,
-            epoch,
-            node,
-            transactions: shown.committed,
-            at_most: shown.at_most,
-            last_time_ms: shown.last_time_ms,
+        let Asked { from, question, report, lost } = asked;
+        let (incarnation, reports) = (format!("{:02x}", from.0), report.into_iter().collect());
+        let renewal = Renewal { node: from, incarnation, reports, lost };
+        let (renewed, actions) = leading.leader.renew(at, time_ms, renewal);
+        let answer = match renewed {
+            Renewed::Granted { mut lease, cluster, hints } => {
+                if context.bug == Some(Bug::SkipTheWait) {
+                    lease.ttl = ControllerConfig::default().lease_ttl;
+                }
+                leading.heard.insert(from, at);
+                Message::Lease { question, lease, cluster, hints }
+            }
+            Renewed::NotYet => Message::NotLeader { question, leader: None },
+            Renewed::Refused(reason) => {
+                return context.observer.violated("known_nodes_are_granted", reason);
+            }
         };
-        self.propose(context, &[change]);
+        context.send(from, answer);
+        self.carry_out_lead(context, actions);
     }
 
-    fn controller(&mut self, context: &mut Context<'_>, event: Event) {
-        let at = self.at(context);
-        let Some(member) = &mut self.directory else { return };
-        let committed = Arc::clone(&member.committed);
-        let Some(leading) = &mut member.leading else { return };
-        let actions = leading.controller.step(at, &committed, wall_ms(context.now), event);
-        let term = leading.term;
+    fn lead(&mut self, context: &mut Context<'_>, event: LeaderEvent<()>) {
+        let (at, time_ms) = (self.at(context), wall_ms(context.now));
+        let leading = self.directory.as_mut().and_then(|member| member.leading.as_mut());
+        let Some(leading) = leading else { return };
+        let actions = leading.leader.step(at, time_ms, event);
+        self.carry_out_lead(context, actions);
+    }
+
+    fn carry_out_lead(&mut self, context: &mut Context<'_>, actions: Vec<LeaderAction<()>>) {
+        let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
+        let Some(term) = leading.map(|leading| leading.term) else { return };
         for action in actions {
             match action {
-                Action::Commit { changes } => self.commit(context, &changes),
-                Action::Seal { node, epoch, planned, .. } => {
+                LeaderAction::Propose { next, made } => {
+                    self.observe_decisions(context, &made);
+                    self.propose(context, next, &made);
+                }
+                LeaderAction::Seal { node, epoch, planned, .. } => {
                     self.tell(context, node, Message::Seal { term, epoch, planned });
                 }
-                Action::Drain { node, epoch, source, through, .. } => {
+                LeaderAction::Drain { node, epoch, source, through, .. } => {
                     self.tell(context, node, Message::Drain { term, epoch, source, through });
+                }
+                LeaderAction::Answer { executed: Ok(_), .. } => {}
+                LeaderAction::Answer { executed: Err(failure), .. } => {
+                    context.say(|| format!("not made: {failure:?}"));
+                }
+                LeaderAction::TooLate { reason, .. } => {
+                    context.say(|| format!("too late: {reason}"));
                 }
             }
         }
@@ -283,63 +287,62 @@ impl Node {
         context.send(node, message);
     }
 
-    fn commit(&mut self, context: &mut Context<'_>, changes: &[Change]) {
+    /// For the invariants.
+    fn observe_decisions(&self, context: &mut Context<'_>, made: &[Made]) {
         let at = self.at(context);
+        let Some(member) = &self.directory else { return };
+        let (Some(leading), Some(shard)) = (&member.leading, member.committed.shards.get(&SHARD))
+        else {
+            return;
+        };
         // With this one it judges too soon, to be caught by what comes of it.
-        if context.bug != Some(Bug::SkipTheWait)
-            && let Some(member) = &self.directory
-            && let (Some(leading), Some(shard)) =
-                (&member.leading, member.committed.shards.get(&SHARD))
-        {
+        if context.bug != Some(Bug::SkipTheWait) {
             let leader = (self.id, leading.began);
-            changes
-                .iter()
-                .for_each(|change| context.observer.decided(context.now, leader, shard, change));
+            made.iter().for_each(|made| {
+                context.observer.decided(context.now, leader, shard, &made.change);
+            });
         }
         // There is one shard.
-        if let ([Change::Promote { report, .. }], Some(member)) = (changes, &mut self.directory)
-            && let Some(leading) = &mut member.leading
-            && leading.promoted_at.replace(member.committed.version)
-                != Some(member.committed.version)
-        {
-            let within = ControllerConfig::default().reachable_within;
-            let is_heard = |node: &NodeId| {
-                leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within)
-            };
-            let old = Epoch(report.epoch.0 - 1);
-            let answers =
-                leading.answers.iter().filter(|(node, (epoch, _))| is_heard(node) && *epoch == old);
-            let answers: Vec<_> = answers.map(|(node, (_, position))| (*node, *position)).collect();
-            if !report.planned {
-                context.observer.promote_proposed(old, report.base, &answers);
-            }
-        }
-        self.propose(context, changes);
+        let Some(report) = made.iter().find_map(|made| match &made.change {
+            Change::Promote { report, .. } if !report.planned => Some(report),
+            _ => None,
+        }) else {
+            return;
+        };
+        let within = ControllerConfig::default().reachable_within;
+        let is_heard = |node: &NodeId| {
+            leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within)
+        };
+        let old = Epoch(report.epoch.0 - 1);
+        let answers =
+            leading.answers.iter().filter(|(node, (epoch, _))| is_heard(node) && *epoch == old);
+        let answers: Vec<_> = answers.map(|(node, (_, position))| (*node, *position)).collect();
+        context.observer.promote_proposed(old, report.base, &answers);
     }
 
-    /// One list of changes at a time; the caller of another comes again.
-    fn propose(&mut self, context: &mut Context<'_>, changes: &[Change]) {
+    fn propose(&mut self, context: &mut Context<'_>, next: Arc<Cluster>, made: &[Made]) {
         let Some(member) = &self.directory else { return };
-        let waits = member.applied < member.raft.disk.log.len();
-        if member.leading.is_none() || waits {
-            return;
-        }
-        let mut next = Cluster::clone(&member.committed);
-        match changes.iter().try_for_each(|change| next.apply(change)) {
-            Ok(()) => {
-                if context.bug == Some(Bug::ForgetTheFormerVoters) {
-                    next.shards.values_mut().for_each(|shard| shard.changing = None);
-                }
-                let next = Arc::new(next);
-                self.directory_raft(context, |raft, at, _, out| raft.propose(at, next, out));
-            }
-            Err(refused) => context.say(|| format!("refused: {refused}")),
-        }
+        let last = made.last().map_or(0, |made| made.version);
+        let mut cluster = Cluster::clone(&member.committed);
+        let steps = made.iter().filter(|made| made.version < last).filter_map(|made| {
+            cluster.apply(&made.change).ok().map(|()| Arc::new(cluster.clone()))
+        });
+        let steps = steps.collect();
+        let next = if context.bug == Some(Bug::ForgetTheFormerVoters) {
+            let mut forgetful = Cluster::clone(&next);
+            forgetful.shards.values_mut().for_each(|shard| shard.changing = None);
+            Arc::new(forgetful)
+        } else {
+            next
+        };
+        context.observer.cluster_proposed(&next, steps);
+        self.directory_raft(context, |raft, at, _, out| raft.propose(at, next, out));
     }
 
     pub(super) fn ordered(&mut self, context: &mut Context<'_>, change: Change) {
         context.say(|| format!("n{} is ordered: {change:?}", self.id));
-        self.propose(context, &[change]);
+        let actor = "operator".to_owned();
+        self.lead(context, LeaderEvent::Execute { change, actor, caller: () });
     }
 
     pub(super) fn sealed(
@@ -361,7 +364,7 @@ impl Node {
             let known = leading.answers.entry(from).or_insert((answer.epoch, answer.position));
             *known = (answer.epoch, answer.position).max(*known);
         }
-        self.controller(context, Event::Sealed { node: from, answer });
+        self.lead(context, LeaderEvent::Answered(Event::Sealed { node: from, answer }));
     }
 
     pub(super) fn drained(
@@ -375,7 +378,8 @@ impl Node {
         let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
         if leading.is_some_and(|leading| leading.term == term) {
             context.say(|| format!("n{from} is drained through {position}"));
-            self.controller(context, Event::Drained { node: from, shard: SHARD, epoch, position });
+            let drained = Event::Drained { node: from, shard: SHARD, epoch, position };
+            self.lead(context, LeaderEvent::Answered(drained));
         }
     }
 }

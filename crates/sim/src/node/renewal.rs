@@ -1,78 +1,142 @@
-//! A node asks the leader of the directory for its epoch lease.
+//! A node asks the leader of the directory for its epoch lease: carries out what [`LeaderSearch`]
+//! decides.
 
 use std::time::Duration;
 
-use meridian_failover::Lease;
+use meridian_failover::{
+    ASK_TIMEOUT, Inquiry, LeaderSearch, Lease, Next, ProgressHint, RENEW_TIMEOUT, Reply,
+};
 use meridian_types::{CommitProgress, NodeId, ShardReport};
 
 use super::part::Part;
 use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::clock::wall_ms;
-use crate::message::Message;
-use crate::topology::SHARD;
+use crate::message::{Message, Question};
+use crate::topology::{SHARD, region_of};
 
-const RENEW_EVERY: Duration = Duration::from_millis(500);
-
-/// The node that this one takes for the directory's leader, and when it asks it next.
+/// The search for the directory's leader, and the questions that are under way.
 #[derive(Debug, Default)]
-pub(super) struct Renewal {
-    leader: Option<NodeId>,
+pub(super) struct Renewals {
+    search: LeaderSearch,
     next_at: Duration,
-    answered: bool,
-    turn: usize,
+    /// The number of the newest try, and of the newest question.
+    tries: u64,
+    questions: u64,
+    open: Vec<Open>,
+    /// When it was last looked whether a question is late. An answer that came since then is
+    /// taken, however long the process stood still meanwhile.
+    looked_at: Duration,
 }
 
-impl Renewal {
-    pub(super) fn now(&mut self) {
-        self.next_at = Duration::ZERO;
-    }
+#[derive(Debug)]
+struct Open {
+    question: u64,
+    part_of: u64,
+    began: Duration,
+    asked_at: Duration,
+    inquiry: Inquiry,
+}
 
-    pub(super) fn not_leader(&mut self, from: NodeId, leader: Option<NodeId>) {
-        if self.leader.is_none_or(|known| known == from) {
-            self.leader = leader;
-            self.answered = leader.is_some();
-            self.next_at = Duration::ZERO;
-        }
+impl Renewals {
+    pub(super) fn begin_now(&mut self) {
+        self.next_at = Duration::ZERO;
     }
 }
 
 impl Node {
     pub(super) fn tick_renewal(&mut self, context: &mut Context<'_>) {
         let at = self.at(context);
-        if at < self.renewal.next_at {
+        let looked_at = std::mem::replace(&mut self.renewals.looked_at, at);
+        let lasts = |since: Duration| looked_at.saturating_sub(since);
+        self.renewals.open.retain(|open| lasts(open.began) < RENEW_TIMEOUT);
+        let late = self.renewals.open.extract_if(.., |open| lasts(open.asked_at) >= ASK_TIMEOUT);
+        for open in late.collect::<Vec<_>>() {
+            self.replied(context, open, Reply::Nothing);
+        }
+        if at < self.renewals.next_at {
             return;
         }
-        self.renewal.next_at = at + RENEW_EVERY;
-        let voters: Vec<_> = self.disk.cluster.directory_voters.iter().copied().collect();
-        if !self.renewal.answered {
-            self.renewal.turn += 1;
-            self.renewal.leader = voters.get(self.renewal.turn % voters.len().max(1)).copied();
+        let cluster = &self.disk.cluster;
+        let voters = || cluster.directory_voters_near(region_of(cluster, self.id));
+        let inquiries = self.renewals.search.begin(at, voters);
+        self.renewals.next_at = at + self.renewals.search.next_in(at);
+        self.renewals.tries += 1;
+        for inquiry in inquiries {
+            let (question, part_of) = (0, self.renewals.tries);
+            self.ask(context, Open { question, part_of, began: at, asked_at: at, inquiry });
         }
-        self.renewal.answered = false;
-        let Some(to) = self.renewal.leader else { return };
+    }
+
+    fn ask(&mut self, context: &mut Context<'_>, open: Open) {
+        let at = self.at(context);
+        self.renewals.questions += 1;
+        let number = self.renewals.questions;
         let message = Message::Renew {
-            incarnation: self.incarnation,
-            sent_at: at,
+            question: Question { incarnation: self.incarnation, number, sent_at: at },
             report: self.report(context),
-            shown: self.disk.shown.iter().map(|(epoch, shown)| (*epoch, *shown)).collect(),
+            lost: self.lost(),
         };
-        context.send(to, message);
+        context.send(open.inquiry.asked(), message);
+        self.renewals.open.push(Open { question: number, asked_at: at, ..open });
+    }
+
+    fn replied(&mut self, context: &mut Context<'_>, mut open: Open, reply: Reply) {
+        let (at, renewals) = (self.at(context), &mut self.renewals);
+        match renewals.search.replied(at, &mut open.inquiry, reply) {
+            Next::Ask(_) => self.ask(context, open),
+            Next::Done => renewals.open.retain(|other| other.part_of != open.part_of),
+            Next::Over { again: Some(pause) } => {
+                renewals.next_at = renewals.next_at.min(at + pause);
+            }
+            Next::Over { again: None } => {}
+        }
     }
 
     /// The next tick renews.
     pub(super) fn renew_now(&mut self) {
-        self.renewal.now();
+        self.renewals.begin_now();
     }
 
-    pub(super) fn renewed(&mut self, context: &Context<'_>, sent_at: Duration, lease: &Lease) {
-        self.renewal.answered = true;
-        let counted_from = if context.bug == Some(Bug::CountLeaseFromReceipt) {
-            self.at(context)
-        } else {
-            sent_at
-        };
-        self.lease.renewed(counted_from, lease);
+    pub(super) fn granted(
+        &mut self,
+        context: &mut Context<'_>,
+        question: Question,
+        lease: &Lease,
+        hints: Vec<ProgressHint>,
+    ) -> bool {
+        if context.bug == Some(Bug::CountLeaseFromReceipt)
+            && question.incarnation == self.incarnation
+        {
+            // However late.
+            self.lease.renewed(self.at(context), lease);
+        }
+        let Some(open) = self.take_open(question) else { return false };
+        hints.into_iter().for_each(|hint| self.hints.observe(hint));
+        self.lease.renewed(question.sent_at, lease);
+        self.replied(context, open, Reply::Granted);
+        true
+    }
+
+    pub(super) fn not_leader(
+        &mut self,
+        context: &mut Context<'_>,
+        question: Question,
+        leader: Option<NodeId>,
+    ) {
+        if let Some(open) = self.take_open(question) {
+            self.replied(context, open, Reply::NotLeader(leader));
+        }
+    }
+
+    /// The question, if it is waited for yet. One of this process before it restarted is not.
+    fn take_open(&mut self, question: Question) -> Option<Open> {
+        if question.incarnation != self.incarnation {
+            return None;
+        }
+        let open = &mut self.renewals.open;
+        let at = open.iter().position(|open| open.question == question.number)?;
+        Some(open.swap_remove(at))
     }
 
     fn report(&self, context: &Context<'_>) -> Option<ShardReport> {

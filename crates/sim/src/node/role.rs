@@ -12,7 +12,6 @@ use super::replica::Replica;
 use super::voter::Voter;
 use super::{Context, Node};
 use crate::bugs::Bug;
-use crate::message::{Batch, Shown};
 use crate::raft::{Members, RaftDisk};
 use crate::topology::{SHARD, region_of};
 
@@ -65,7 +64,7 @@ impl Node {
     }
 
     /// A founder's group, or one whose leader sent its state.
-    fn group_of_state(&self) -> Option<Epoch> {
+    pub(super) fn group_of_state(&self) -> Option<Epoch> {
         let group = self.disk.group.as_ref();
         group.filter(|(_, disk)| disk.founders != Members::default()).map(|(epoch, _)| *epoch)
     }
@@ -84,13 +83,13 @@ impl Node {
                 (self.whole, self.order) = (None, None);
             }
             RoleAction::FollowOn(history) => {
-                self.look_through(context, &history);
+                self.keep_divergence(context, &history);
                 self.close_senders(context);
                 (self.whole, self.order) = (None, None);
                 self.learn_epochs(context, history);
             }
             RoleAction::ExamineOldGroups(history) => {
-                self.look_through(context, &history);
+                self.keep_divergence(context, &history);
                 let seal = self.disk.sealed.filter(|seal| seal.epoch == history.epoch());
                 let (position, group) = (self.end(), self.group_of_state());
                 return Step::Learnt(RoleEvent::Examined(Local { position, group, seal }));
@@ -140,31 +139,6 @@ impl Node {
             disk = RaftDisk { term, voted_for, left, ..RaftDisk::default() };
         }
         self.disk.group = Some((epoch, disk));
-    }
-
-    /// Notes what this node has beyond the base of each epoch that it hears of.
-    fn look_through(&mut self, context: &Context<'_>, history: &EpochHistory) {
-        let examined = self.disk.examined;
-        let known = history.bases().iter().filter(|(epoch, _)| *epoch <= examined).copied();
-        // A tail that was shown already, and is still here, was never of a later epoch.
-        let has_left = EpochHistory::new(known.collect()).leaves(self.end()).is_some();
-        let mut end = if has_left { 0 } else { self.end().sequence };
-        for (epoch, base) in history.bases().iter().filter(|(epoch, _)| *epoch > examined) {
-            // Batches beyond one base were not of the next epoch either.
-            let in_log = self.disk.group.take().map_or(0, |(_, group)| end_of_log(&group));
-            let shown = Shown {
-                committed: end.saturating_sub(base.sequence),
-                at_most: end.max(in_log).saturating_sub(base.sequence),
-                last_time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
-            };
-            if shown.at_most > 0 {
-                context
-                    .say(|| format!("n{}: beyond {base}, the base of {epoch}: {shown:?}", self.id));
-            }
-            self.disk.shown.insert(*epoch, shown);
-            self.disk.examined = *epoch;
-            end = end.min(base.sequence);
-        }
     }
 
     fn follow(&mut self, context: &mut Context<'_>, history: EpochHistory, sealed: Option<Epoch>) {
@@ -229,10 +203,4 @@ impl Node {
             self.unwanted(context);
         }
     }
-}
-
-/// The sequence of the last batch in a group's log, decided or not.
-fn end_of_log(group: &RaftDisk<Batch>) -> u64 {
-    let last = group.log.iter().rev().find_map(|entry| entry.command);
-    last.map_or(0, |batch| batch.position.sequence)
 }

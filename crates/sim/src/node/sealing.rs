@@ -153,7 +153,7 @@ impl Node {
                 });
                 let term = voter.raft.term();
                 if !knows {
-                    self.renewal.now();
+                    self.renewals.begin_now();
                 }
                 (Some(term), drained == Some(term) && knows)
             }

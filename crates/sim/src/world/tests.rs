@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use meridian_directory::{Change, FailoverMode, Phase};
+use meridian_failover::ControllerConfig;
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::World;
@@ -34,18 +35,22 @@ fn run(world: &mut World, time: u64) {
 
 fn run_until_sealed(world: &mut World) {
     while !matches!(world.shard().unwrap().phase, Phase::Sealing(_)) {
-        run(world, 10 * MS);
+        // Before any node has been told.
+        run(world, MS / 10);
         assert!(world.now < 30 * SECOND, "{:?}", world.shard());
     }
 }
 
-/// Until it is active in the second epoch, after which region and base.
+/// Until it is active in the second epoch, after which region and base. A transaction of which the
+/// leader told the directory before the other regions had it is waited for first, for
+/// `starved_after`.
 fn outcome(world: &mut World) -> (String, Position) {
-    let began = world.now;
+    let starved_after = ControllerConfig::DEFAULT.starved_after.as_micros();
+    let until = world.now + u64::try_from(starved_after).unwrap() + 10 * SECOND;
     while world.shard().unwrap().phase != Phase::Active || world.shard().unwrap().epoch != Epoch(2)
     {
         run(world, 100 * MS);
-        assert!(world.now < began + 20 * SECOND, "{:?}", world.shard());
+        assert!(world.now < until, "{:?}", world.shard());
     }
     let shard = world.shard().unwrap();
     (shard.primary_region.clone(), shard.base())

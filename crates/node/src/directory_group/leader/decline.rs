@@ -1,10 +1,11 @@
 //! Answers a request of a node that does not lead the directory.
 
+use meridian_failover::ExecuteFailure;
 use meridian_proto::directory::renew_response;
 use meridian_proto::node_id_to_wire;
 use meridian_types::NodeId;
 
-use super::{ExecuteFailure, Request};
+use super::Request;
 
 pub(super) fn decline(request: Request, leader: Option<NodeId>) {
     match request {

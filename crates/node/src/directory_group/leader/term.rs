@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::Event as Observed;
+use meridian_failover::{ExecuteFailure, LeaderEvent};
 use tokio::sync::mpsc;
 use tokio::time::Interval;
 
@@ -63,7 +63,7 @@ impl LeaderTask for Task {
     fn begin(&mut self, term: u64) -> Term<'_> {
         let (internal, events) = mpsc::unbounded_channel();
         let mut session = Session::new(Arc::clone(&self.parts), term, internal);
-        session.commit();
+        session.step(LeaderEvent::Begun);
         Term { session, inbox: &mut self.inbox, events, members: tokio::time::interval(MEMBERS) }
     }
 }
@@ -80,7 +80,7 @@ pub(super) struct Term<'a> {
 pub(super) enum Event {
     Internal(Internal),
     Request(Request),
-    /// The controller is to look at the time.
+    /// The leader is to look at the time.
     Due,
     Members,
 }
@@ -90,38 +90,38 @@ impl TermSession for Term<'_> {
     type End = ();
 
     async fn next(&mut self) -> Option<Event> {
-        let due = self.session.steps_by();
+        let due_in = self.session.due_in();
         Some(tokio::select! {
             biased;
             Some(event) = self.events.recv() => Event::Internal(event),
             request = self.inbox.recv() => Event::Request(request?),
-            () = tokio::time::sleep_until(due) => Event::Due,
+            () = tokio::time::sleep(due_in) => Event::Due,
             _ = self.members.tick() => Event::Members,
         })
     }
 
     async fn handle(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            Event::Internal(Internal::Committed(reply)) => {
-                if self.session.committed(reply).is_err() {
-                    self.session.leave();
+            Event::Internal(Internal::Committed { next, reply }) => {
+                if let Err(known) = self.session.committed(next, reply) {
+                    self.session.leave(known);
                     return ControlFlow::Break(());
                 }
-                self.session.step(Observed::Tick);
             }
-            Event::Internal(Internal::Answer(answer)) => self.session.step(answer),
+            Event::Internal(Internal::Answer(answer)) => {
+                self.session.step(LeaderEvent::Answered(answer));
+            }
             Event::Request(request) => self.session.serve(request),
-            Event::Due => self.session.step(Observed::Tick),
+            Event::Due => self.session.step(LeaderEvent::Tick),
             Event::Members => {
                 self.session.change_members();
-                self.session.end_deletions();
+                self.session.step(LeaderEvent::DeletionsDue);
             }
         }
-        self.session.commit();
         ControlFlow::Continue(())
     }
 
     fn leave(&mut self) {
-        self.session.leave();
+        self.session.leave(ExecuteFailure::Unknown);
     }
 }

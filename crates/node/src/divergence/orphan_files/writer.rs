@@ -61,10 +61,6 @@ impl OrphanWriter {
         Ok(writer)
     }
 
-    pub(crate) fn header(&self) -> OrphanHeader {
-        self.header
-    }
-
     /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have
     /// been. How many transactions it has.
     ///

@@ -299,7 +299,7 @@ impl Floors {
             peers: Arc::clone(&self.peers),
             report: Arc::new(move || standing.report()),
             refused,
-            leader: Mutex::default(),
+            search: Mutex::default(),
         };
         self.tasks.push(self.control.handle().spawn(renewal.run(self.stop.clone())));
         refusals

@@ -4,7 +4,7 @@ use meridian_directory::{Change, Cluster};
 use meridian_types::{DatabaseId, NodeId, ShardId, ShardReport};
 
 /// By the `latest` report of each node on each shard.
-pub(super) fn ended_deletions<'a>(
+pub(super) fn ended<'a>(
     cluster: &Cluster,
     latest: impl Fn(NodeId, ShardId) -> Option<&'a ShardReport>,
 ) -> Vec<Change> {
@@ -23,32 +23,28 @@ pub(super) fn ended_deletions<'a>(
 
 #[cfg(test)]
 mod tests {
-    use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
+    use meridian_directory::testing::{self, DATABASE as ID, SHARD};
     use meridian_types::{CommitProgress, Epoch, Position};
 
     use super::*;
 
     #[test]
     fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {
-        let founded =
-            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let id = DEV_DEFAULT_DATABASE;
-        let mut cluster = founded.after(&Change::DeleteDatabase { id }).unwrap();
-        let shard = cluster.deleting[&id].shard;
+        let mut cluster = testing::cluster().after(&Change::DeleteDatabase { id: ID }).unwrap();
         let report = |dropped: &[DatabaseId]| {
             let none = CommitProgress::NONE;
             ShardReport {
                 dropped: dropped.to_vec(),
-                ..ShardReport::new(shard, Epoch(1), Position::ZERO, none)
+                ..ShardReport::new(SHARD, Epoch(1), Position::ZERO, none)
             }
         };
-        let mut reports: Vec<_> = (1..=7).map(|node| (NodeId(node), report(&[id]))).collect();
+        let mut reports: Vec<_> = (1..=7).map(|node| (NodeId(node), report(&[ID]))).collect();
         let ended_of = |cluster: &Cluster, reports: &[(NodeId, ShardReport)]| {
-            ended_deletions(cluster, |node, _| {
+            super::ended(cluster, |node, _| {
                 reports.iter().find(|(of, _)| *of == node).map(|(_, report)| report)
             })
         };
-        let ended = vec![Change::EndDeletion { id }];
+        let ended = vec![Change::EndDeletion { id: ID }];
         assert_eq!(ended_of(&cluster, &reports), ended);
         reports[6] = (NodeId(7), report(&[]));
         assert_eq!(ended_of(&cluster, &reports), [], "it has not dropped it");
@@ -56,7 +52,7 @@ mod tests {
         assert_eq!(ended_of(&cluster, &reports), [], "it is away");
         cluster = cluster.after(&Change::RemoveNode { node: NodeId(7) }).unwrap();
         assert_eq!(ended_of(&cluster, &reports), ended, "it is gone for good");
-        cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
+        cluster.shards.get_mut(&SHARD).unwrap().epoch = Epoch(2);
         let text = "what was dropped in an epoch before may be lost";
         assert_eq!(ended_of(&cluster, &reports), [], "{text}");
     }
