@@ -210,6 +210,10 @@ impl<'a> Session<'a> {
             room.count_request();
             match self.next_step(&conditions, &queued.request) {
                 NextStep::Answer(reply) => respond(queued.reply, reply),
+                // A request twice in one round: one batch answers both.
+                NextStep::Join(position, outcome) if position == batch.position => {
+                    evaluated.push((queued, outcome));
+                }
                 NextStep::Join(position, outcome) => {
                     self.attach(position, (queued, outcome).into());
                 }
@@ -325,12 +329,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and
-    /// then the last in line of this round.
+    /// Answers `waiter` when the batch in flight at `position` commits.
     fn attach(&mut self, position: Position, waiter: Waiter) {
         match self.in_flight.iter_mut().find(|batch| batch.position == position) {
             Some(batch) => batch.waiters.push(waiter),
-            // A request twice in one round: its second caller is told to ask again.
             None => respond(waiter.reply, WriteReply::Unknown),
         }
     }
