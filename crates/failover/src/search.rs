@@ -32,6 +32,8 @@ pub struct LeaderSearch {
     leader: Option<(NodeId, Duration)>,
     /// Since this process started.
     was_granted: bool,
+    /// When the try begins that a reply has last asked for.
+    again_at: Duration,
 }
 
 /// A question that is under way, and is passed on from node to node.
@@ -97,7 +99,14 @@ impl LeaderSearch {
         self.leader.take_if(|(leader, _)| *leader == inquiry.first);
         // This node's incarnation may be being committed.
         let is_awaited = reply == Reply::NotLeader(None) && !self.was_granted;
-        Next::Over { again: is_awaited.then_some(FIRST_GRANT_AFTER) }
+        // A try has as many questions as there are voters: if each asked for another try while the
+        // directory elects its leader, tries would multiply.
+        let is_the_first = now >= self.again_at;
+        let again = (is_awaited && is_the_first).then_some(FIRST_GRANT_AFTER);
+        if let Some(pause) = again {
+            self.again_at = now + pause;
+        }
+        Next::Over { again }
     }
 
     /// The node that has granted a lease of late.
@@ -150,6 +159,24 @@ mod tests {
         {
             assert_eq!((asked(&begin(&search, now)), search.next_in(ms(now))), (wanted, next));
         }
+    }
+
+    #[test]
+    fn tries_do_not_multiply_while_the_directory_has_no_leader() {
+        let mut search = LeaderSearch::default();
+        let (mut due, mut tries) = (vec![0], 0);
+        while let Some(now) = due.pop().filter(|_| tries < 1000) {
+            tries += 1;
+            for (mut inquiry, after) in begin(&search, now).into_iter().zip([1, 5, 20]) {
+                let reply = search.replied(ms(now + after), &mut inquiry, Reply::NotLeader(None));
+                if let Next::Over { again: Some(pause) } = reply
+                    && now < 1000
+                {
+                    due.push(now + after + u64::try_from(pause.as_millis()).unwrap());
+                }
+            }
+        }
+        assert!((15..=21).contains(&tries), "{tries} tries in a second");
     }
 
     #[test]
