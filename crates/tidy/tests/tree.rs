@@ -133,13 +133,8 @@ const NODE_STAIR: &[&str] = &[
 ];
 
 /// Rooms of node whose comments still begin with clauses ("What a file holds").
-const HEADLESS_ROOMS: &[&str] = &[
-    "crates/node/src/cluster_view",
-    "crates/node/src/directory_group",
-    "crates/node/src/divergence",
-    "crates/node/src/routing",
-    "crates/node/src/watches",
-];
+const HEADLESS_ROOMS: &[&str] =
+    &["crates/node/src/cluster_view", "crates/node/src/routing", "crates/node/src/watches"];
 
 /// Names of code of others in documents.
 const FOREIGN: &[&str] = &[

@@ -1,4 +1,4 @@
-//! What the directory's leader asks of nodes, so many at a time.
+//! Calls of the directory's leader to nodes, so many to each at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::time_budget::{DIRECTORY_CALL_TIMEOUT, TURN_TIMEOUT};
 /// once.
 const CALLS_TO_A_NODE: usize = 64;
 
-/// What is asked: not twice at a time, whatever the controller repeats.
+/// The subject of a call: not asked twice at a time, whatever the controller repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Question {
     Seal { shard: ShardId, planned: bool },
@@ -26,7 +26,7 @@ pub(super) enum Question {
 #[derive(Default)]
 pub(super) struct Calls {
     open: Arc<Mutex<BTreeSet<(NodeId, Question)>>>,
-    /// Seals by themselves: what pulls for seconds keeps none of them back.
+    /// Seals by themselves: drains, which pull for seconds, keep none of them back.
     turns: BTreeMap<(NodeId, bool), Arc<Semaphore>>,
     tasks: JoinSet<()>,
 }

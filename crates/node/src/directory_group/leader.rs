@@ -28,7 +28,7 @@ use term::Task;
 
 const QUEUE: usize = 1024;
 
-/// What only the leader can tell.
+/// Progress of shards and contact with nodes, which only the leader knows.
 #[derive(Default)]
 pub(crate) struct Inspection {
     pub(crate) progress: Vec<Progress>,
@@ -58,12 +58,12 @@ pub(crate) struct DirectoryVoter {
     requests: mpsc::Sender<Request>,
 }
 
-/// What it works with.
+/// The parts that the leader's task works with.
 pub(crate) struct LeaderParts {
     pub(crate) voter: Arc<Voter>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
-    /// What the first leader commits.
+    /// The cluster that the first leader commits.
     pub(crate) first: Cluster,
     pub(crate) config: ControllerConfig,
 }

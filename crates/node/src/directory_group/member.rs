@@ -27,7 +27,7 @@ const CHANGES_BYTES: usize = 64 << 20;
 
 pub(crate) struct DirectoryPart {
     pub(crate) keepers: Arc<PlacementParts>,
-    /// What the first leader commits.
+    /// The cluster that the first leader commits.
     pub(crate) first: Cluster,
     /// This node has never heard of a cluster, and is not to join one: it makes the group with the
     /// others.

@@ -1,4 +1,5 @@
-//! What a later epoch's history does not hold: kept in orphan files before anything replaces it.
+//! Batches that a later epoch's history does not hold, kept in orphan files before others replace
+//! them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -84,9 +85,9 @@ pub(crate) fn examine_old_groups(
     Ok(())
 }
 
-/// What the group had committed and the history holds is in its log, and was not flushed when the
-/// process ended: without it this node may lack what no other node has. It stays the group's state:
-/// after a crash that kept part of it, the rest is applied by the next call.
+/// Applies batches of the group's log that were committed, are in the history, and were not flushed
+/// when the process ended: they may be on no other node. The state stays the group's: after a crash
+/// that kept part of them, the next call applies the rest.
 fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result<(), StorageError> {
     let applied = state.applied();
     if applied.raft.epoch != Some(group.epoch) || applied.position.sequence >= base.sequence {

@@ -1,5 +1,5 @@
-//! What this node held of an epoch beyond the base of the next one, kept for operators in files of
-//! its data folder: `orphans/shard-<id>-epoch-<epoch>-base-<sequence>-<number>.orphans`.
+//! Batches that this node held of an epoch beyond the base of the next one, kept for operators in
+//! files of its data folder: `orphans/shard-<id>-epoch-<epoch>-base-<sequence>-<number>.orphans`.
 //!
 //! A file is `meridian orphans 1\n` and then records: length (4 bytes, little-endian) ‖ crc32c (4)
 //! ‖ payload, of which the length and the checksum are. The first byte of a payload says what
@@ -11,8 +11,8 @@
 //! | 2 | a `meridian.admin.v1.OrphanBatch` | one a batch |
 //! | 3 | the [`OrphanSummary`] | one, last |
 //!
-//! What always holds here: a file under its name is complete and fsynced, and is never written
-//! again. What a crash cut short has another name, is ignored, and is overwritten by the next try.
+//! Invariant: a file under its name is complete and fsynced, and is never written again. A file
+//! that a crash cut short has another name, is ignored, and is overwritten by the next try.
 //! Absent on purpose: deleting a file, which is an operator's business; tokio (all of this blocks).
 
 mod reader;
@@ -54,7 +54,7 @@ pub(crate) struct OrphanHeader {
     pub(crate) base: Position,
 }
 
-/// What a file holds.
+/// Counts of the batches of a file, and which are missing from it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct OrphanSummary {
     pub(crate) batches: u64,
@@ -79,7 +79,7 @@ pub(crate) struct OrphanSummary {
 #[derive(Debug)]
 pub(crate) struct StoredOrphans {
     pub(crate) name: OrphanName,
-    /// What is wrong with a file that cannot be read.
+    /// An error for a file that cannot be read.
     pub(crate) content: Result<(OrphanHeader, OrphanSummary), StorageError>,
 }
 
@@ -134,7 +134,7 @@ impl std::fmt::Display for OrphanName {
 /// All complete files of a node, by shard, epoch, base and number. None if there is no folder.
 ///
 /// # Errors
-/// When the folder cannot be read. What is wrong with one file is said beside its name.
+/// When the folder cannot be read. The error of a single file is beside its name.
 pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> {
     let folder = folder(data_dir);
     let stored = |name: OrphanName| {
@@ -173,7 +173,7 @@ pub(crate) fn is_kept(
     Ok(list(data_dir)?.iter().any(|stored| stored.name.is_of(header) && has_it(stored)))
 }
 
-/// What the files of a node hold. Each is read once: none is ever written again.
+/// The summaries of a node's files. Each file is read once: none is ever written again.
 #[derive(Default)]
 pub(crate) struct KnownOrphans {
     files: BTreeMap<OrphanName, Result<OrphanSummary, StorageError>>,
@@ -183,7 +183,7 @@ impl KnownOrphans {
     /// Looks for new files.
     ///
     /// # Errors
-    /// When the folder cannot be read; nothing has changed. What is wrong with one file is logged.
+    /// When the folder cannot be read; nothing has changed. The error of a single file is logged.
     pub(crate) fn refresh(&mut self, data_dir: &Path) -> Result<(), StorageError> {
         let folder = folder(data_dir);
         let names = names(&folder)?;

@@ -158,7 +158,7 @@ impl Session {
         source: NodeId,
         through: Position,
     ) {
-        // What is pulled there is no work for connections that keep leases.
+        // A drain pulls batches of the log: no work for connections that keep leases.
         let Some(channel) = self.parts.peers.requests(node) else { return };
         let request = wire::DrainRequest {
             shard: shard.0,

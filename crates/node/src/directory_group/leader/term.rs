@@ -76,7 +76,7 @@ pub(super) struct Term<'a> {
     members: Interval,
 }
 
-/// What a term waits for.
+/// The events that a term waits for.
 pub(super) enum Event {
     Internal(Internal),
     Request(Request),

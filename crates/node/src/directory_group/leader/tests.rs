@@ -24,7 +24,7 @@ const TERM: u64 = 7;
 /// Of node 1, as the cluster has it and as the node says it.
 const INCARNATION: (&str, &[u8]) = ("0aff", &[0x0a, 0xff]);
 
-/// What the directory's only voter works with. It neither votes nor leads yet.
+/// The parts of the directory's only voter. It neither votes nor leads yet.
 async fn voter(engine: Arc<dyn Engine>) -> LeaderParts {
     let OnlyVoter { directory, peers, voter } = OnlyVoter::start(&engine, DIRECTORY_GROUP).await;
     let first =
@@ -215,8 +215,8 @@ impl Hooks for Gate {
     }
 }
 
-/// What a leader before it committed, it may not have applied yet: a lease by an older cluster
-/// would be one on an epoch that was sealed since.
+/// A new leader may not have applied yet all that leaders before it committed: a lease by an older
+/// cluster would be one on an epoch that was sealed since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn new_leader_grants_and_shows_nothing_before_it_applied_what_was_committed() {
     let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Gate::default()));

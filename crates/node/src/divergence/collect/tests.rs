@@ -1,4 +1,4 @@
-//! What is kept of logs that a later epoch's history does not hold.
+//! Orphan files for the batches of logs that a later epoch's history does not hold.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Node {
         keep_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
     }
 
-    /// What each file holds, and what it says is missing.
+    /// The name of each file, its batches, and those that it says are missing.
     fn kept(&self) -> Vec<(String, Vec<u64>, (u64, u64))> {
         let file = |stored: orphan_files::StoredOrphans| {
             let name = stored.name.to_string();
@@ -112,8 +112,8 @@ impl Node {
         orphan_files::list(self.folder.path()).unwrap().into_iter().map(file).collect()
     }
 
-    /// What it shows for the report of an epoch that began behind `base`: committed, and at
-    /// most.
+    /// The transactions that it shows for the report of an epoch that began behind `base`:
+    /// committed, and at most.
     fn shown(&self, epoch: u16, base: u64) -> Option<(u64, u64)> {
         let report = report(Epoch(epoch), base, 2 * base);
         let mut known = orphan_files::KnownOrphans::default();
@@ -185,8 +185,8 @@ fn each_epoch_that_cut_a_replica_has_its_own_stretch() {
     assert_eq!((node.shown(2, 10), node.shown(3, 8)), (Some((0, 0)), Some((2, 2))));
 }
 
-/// What was committed was not flushed when the process ended. The next one applies it, and ends
-/// as well; the one behind that finds any part of it.
+/// Committed batches were not flushed when the process ended. The next process applies them, and
+/// ends as well; the one behind that finds any part of them.
 #[tokio::test]
 async fn what_was_committed_is_applied_also_if_a_crash_kept_part_of_it() {
     let (base, written) = (at(1, 8), Arc::new(MemoryEngine::default()));

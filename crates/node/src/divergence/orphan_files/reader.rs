@@ -21,7 +21,7 @@ pub(crate) struct OrphanReader {
     /// Bytes of the file that were not read yet.
     left: u64,
     header: OrphanHeader,
-    /// What was read so far, to be compared with the file's last record.
+    /// The summary of the batches read so far, to be compared with the file's last record.
     read: OrphanSummary,
     ended: bool,
 }

@@ -196,7 +196,7 @@ fn a_file_may_say_only_what_is_missing() {
         (file.batches, file.missing_from, file.missing_through, file.last_time_ms),
         (0, 11, 13, 1013)
     );
-    // What one lacks and another has is not said to be missing.
+    // A batch that one file lacks and another has is not said to be missing.
     let mut other = writer(folder.path());
     other.push(&batch(11, 1), true).unwrap();
     other.set_committed_total(14);
