@@ -20,8 +20,9 @@ const MAX_MUTATIONS = 1000;
 /** How long a server is waited for that does not say whether it is Meridian, in milliseconds. */
 const PATIENCE_MS = 5000;
 
-/** Of before the program could replace it. */
+/** Of before the program could replace them. */
 const request = globalThis.fetch;
+const randomUUID = crypto.randomUUID.bind(crypto);
 
 const marker = Symbol.for("meridian.kv/1");
 
@@ -80,13 +81,24 @@ function install() {
   }
   operation.commit = async function () {
     const state = operations.get(this);
-    // A write of the greatest size has no room for an id.
-    if (state && state.mutations < MAX_MUTATIONS && await isMeridian(state.database)) {
-      setLater.call(this, [MARK, "request", crypto.randomUUID()], null);
-      state.mutations += 1;
-    }
+    if (state) addId(this, state);
+    // Keys and byte arrays are taken as they are when the native commit is called: nothing is awaited before.
     return await commit.call(this);
   };
+
+  function addId(operation, state) {
+    const { database, mutations } = state;
+    if (database.answer === undefined) askAgain(database);
+    if (mutations < MAX_MUTATIONS) {
+      if (database.answer !== true) return;
+      setLater.call(operation, [MARK, "request", newId()], null);
+      state.mutations += 1;
+      state.hasId = true;
+    } else if (state.hasId) {
+      // It would be taken for the write that it was before. One that never had an id goes without.
+      throw new TypeError("This operation was committed before, and has no room for another id: make a new one");
+    }
+  }
 }
 
 /** Runs `action`, so that what it throws is a rejection, as of an asynchronous function. */
@@ -108,10 +120,19 @@ function remote(path) {
   return /^https?:\/\//.test(url) ? new URL(url) : undefined;
 }
 
-/** Whether the server of a database is Meridian; one that has not told is asked again. */
-async function isMeridian(database) {
-  if (database.answer === undefined) database.answer = await ask(database.url);
-  return database.answer === true;
+let ids = 0;
+
+/** The id of a write. `--seed` repeats what is random in every process: time, process and number do not. */
+function newId() {
+  return `${randomUUID()} ${performance.timeOrigin.toString(36)} ${Deno.pid} ${ids++}`;
+}
+
+/** Asks a server that has not told whether it is Meridian, one question at a time. */
+function askAgain(database) {
+  database.asking ??= ask(database.url).then((answer) => {
+    database.answer = answer;
+    database.asking = undefined;
+  });
 }
 
 /** Whether the server at a URL is a Meridian gateway with this interface; `undefined` where it does not tell. */

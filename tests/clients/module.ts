@@ -75,6 +75,33 @@ await twice.commit();
 await twice.commit();
 equal((await kv.get<Deno.KvU64>(key("twice"))).value?.value, 2n, "an operation that was committed twice");
 
+const full = kv.atomic();
+for (let at = 0; at < 999; at++) full.sum(key("full"), 1n);
+await full.commit();
+const counted = await full.commit().then(() => 1998n, () => 999n);
+equal((await kv.get<Deno.KvU64>(key("full"))).value?.value, counted, "a commit that does nothing is an error");
+
+// Ids differ also where the program's chance repeats.
+const chance = crypto.randomUUID;
+crypto.randomUUID = () => "00000000-0000-4000-8000-000000000000";
+for (let round = 0; round < 2; round++) await kv.atomic().sum(key("alike"), 1n).commit();
+crypto.randomUUID = chance;
+equal((await kv.get<Deno.KvU64>(key("alike"))).value?.value, 2n, "two writes that are alike");
+
+// A write is what it is when it is committed, though the program goes on using its key and its bytes.
+const [reused, bytes, writes] = [["module", root, 0], new Uint8Array(1), [] as Promise<unknown>[]];
+for (let at = 0; at < 3; at++) {
+  [reused[2], bytes[0]] = [at, at];
+  writes.push(kv.set(reused, bytes));
+}
+const grows = kv.atomic().set(key("grows"), 1);
+writes.push(grows.commit());
+grows.set(key("later"), 1);
+await Promise.all(writes);
+const kept = await kv.getMany<Uint8Array[]>([0, 1, 2].map((at) => ["module", root, at]));
+equal(kept.map(({ value }) => value?.[0]), [0, 1, 2], "a key and bytes that the program goes on using");
+equal((await kv.get(key("later"))).value, null, "a mutation that was added after the commit");
+
 // Nothing of it is there to be read, and a write of the greatest number of mutations fits.
 const names = [];
 for await (const entry of kv.list({ prefix: [] })) names.push(entry.key[0]);
