@@ -2,12 +2,15 @@
 //! links fail. The thread that begins is simulated from then on, on a machine of its own.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::chance::Chance;
 use crate::doors;
+use crate::durable::Durable;
 use crate::files::Files;
 use crate::kernel::{self, Kernel, State, Wait, broken, hold};
 use crate::machine::{Machine, Power};
@@ -52,6 +55,7 @@ pub fn begin(settings: Settings) -> MachineId {
         futexes: BTreeMap::new(),
         files: Files::default(),
         network: Network::default(),
+        durable: Durable::default(),
         ended: None,
         start_on: None,
         digest: 0xcbf2_9ce4_8422_2325,
@@ -153,6 +157,17 @@ pub fn crash(machine: MachineId, how: Crash) {
         // SAFETY: the descriptor was this kernel's, and no thread that knew it runs any more.
         unsafe { real::close(descriptor) };
     }
+}
+
+/// Takes from a folder, and from all that are in it, what a loss of power takes that comes now.
+///
+/// # Errors
+/// The system's.
+pub fn lose_unsynced(folder: &Path, chance: &mut Chance) -> io::Result<()> {
+    let mut durable = std::mem::take(&mut hold().durable);
+    let lost = durable.lose(folder, chance);
+    hold().durable = durable;
+    lost
 }
 
 /// Lets new threads run on a machine that was lost.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::chance::Chance;
+use crate::durable::Durable;
 use crate::files::Files;
 use crate::machine::Machine;
 use crate::network::{Network, Packet};
@@ -41,6 +42,7 @@ pub(crate) struct Kernel {
     pub(crate) futexes: BTreeMap<usize, VecDeque<usize>>,
     pub(crate) files: Files,
     pub(crate) network: Network,
+    pub(crate) durable: Durable,
     /// The thread of the system that ended last, and may not be gone yet.
     pub(crate) ended: Option<libc::pthread_t>,
     /// Where the next thread is started, if not where the present one runs.

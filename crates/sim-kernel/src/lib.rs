@@ -15,6 +15,7 @@
 //! | `scheduler` | which thread runs next, and the passing of time |
 //! | `machine` | the machines that threads belong to, and their clocks |
 //! | `files`, `readiness` | file descriptors: sockets, `epoll`, `eventfd`, and what is ready |
+//! | `durable` | what fsyncs have made durable of files, and what a loss of power leaves |
 //! | `network`, `transport` | links and connections, and what travels over them |
 //! | `settings` | what all of a simulation has |
 //! | `chance` | numbers from a seed |
@@ -25,9 +26,10 @@
 //! of the program. A machine that is killed runs no instruction any more: its threads are never
 //! scheduled again, and no destructor runs.
 //!
-//! Absent on purpose: files (the system's own are used, but an fsync takes simulated time), memory
-//! that is shared without locks of the standard library (interleavings lie at calls of the kernel),
-//! signals, UDP and IPv6. Linux on 64 bits alone is supported.
+//! Absent on purpose: the content of files (the system's own are used, but an fsync takes simulated
+//! time, and what was not synced can be lost), memory that is shared without locks of the standard
+//! library (interleavings lie at calls of the kernel), signals, UDP and IPv6. Linux on 64 bits alone
+//! is supported.
 
 #![allow(
     unsafe_code,
@@ -37,6 +39,7 @@
 mod chance;
 mod control;
 mod doors;
+mod durable;
 mod files;
 mod kernel;
 mod machine;
@@ -49,7 +52,7 @@ mod transport;
 
 pub use chance::Chance;
 pub use control::{
-    Crash, MachineId, begin, crash, cut, digest, exit, heal, here, is_running, machine, now,
-    on_machine, pause, restart, resume, set_clock, set_link, sever, start, threads,
+    Crash, MachineId, begin, crash, cut, digest, exit, heal, here, is_running, lose_unsynced,
+    machine, now, on_machine, pause, restart, resume, set_clock, set_link, sever, start, threads,
 };
 pub use settings::{LinkProfile, Settings};

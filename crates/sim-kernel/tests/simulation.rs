@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
@@ -16,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Names the test whose simulation this process is, and its seed.
 const CHILD: &str = "MERIDIAN_TEST_SIMULATION";
+const SEED: &str = "MERIDIAN_TEST_SEED";
 const FAR: LinkProfile = LinkProfile { latency_ns: 20_000_000, jitter_ns: 1, lost_ppm: 0 };
 const SERVER: [u8; 4] = [10, 1, 0, 1];
 
@@ -23,7 +26,7 @@ const SERVER: [u8; 4] = [10, 1, 0, 1];
 fn simulated(test: &str, seed: u64, scenario: fn()) -> String {
     if std::env::var(CHILD).is_ok_and(|child| child == test) {
         kernel::begin(Settings {
-            seed: std::env::var("MERIDIAN_TEST_SEED").unwrap().parse().unwrap(),
+            seed: std::env::var(SEED).unwrap().parse().unwrap(),
             link: LinkProfile { latency_ns: 1_000_000, jitter_ns: 500_000, lost_ppm: 0 },
             fsync_ns: 1_000_000..=2_000_000,
             preempted_ppm: 10_000,
@@ -35,12 +38,14 @@ fn simulated(test: &str, seed: u64, scenario: fn()) -> String {
     let child = std::process::Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture"])
         .env(CHILD, test)
-        .env("MERIDIAN_TEST_SEED", seed.to_string())
+        .env(SEED, seed.to_string())
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{test} with seed {seed}: {:?}\n{error}", child.status);
-    String::from_utf8(child.stdout).unwrap()
+    let said = String::from_utf8(child.stdout).unwrap();
+    // The harness may say that a test takes long, which is no word of the simulation.
+    said.lines().filter(|line| !line.starts_with("test ")).map(|line| format!("{line}\n")).collect()
 }
 
 /// Waits as the main thread of a machine, with a runtime like that of a server.
@@ -353,5 +358,53 @@ fn runtimes_with_blocking_threads_do_the_same_again_whatever_crashes() {
     let test = "runtimes_with_blocking_threads_do_the_same_again_whatever_crashes";
     for seed in 0..3 {
         assert_eq!(simulated(test, seed, trouble), simulated(test, seed, trouble));
+    }
+}
+
+fn written() {
+    let machine = kernel::machine("a", [10, 1, 0, 1]);
+    let folder = std::env::temp_dir().join(format!("meridian-sim-kernel-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let to = folder.clone();
+    kernel::start(machine, "writer", move || {
+        let write = |name: &str, content: &str| {
+            let mut file = File::create(to.join(name)).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+            file
+        };
+        let replace = |content: &str| {
+            let file = write("new", content);
+            std::fs::rename(to.join("new"), to.join("replaced")).unwrap();
+            file
+        };
+        write("kept", "all").sync_all().unwrap();
+        replace("before").sync_all().unwrap();
+        File::open(&to).unwrap().sync_all().unwrap();
+        replace("after").sync_all().unwrap();
+        drop(write("lost", "much"));
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    kernel::crash(machine, Crash::Power);
+    let mut chance = kernel::Chance::new(std::env::var(SEED).unwrap().parse().unwrap());
+    kernel::lose_unsynced(&folder, &mut chance).unwrap();
+    let left = |name| std::fs::read_to_string(folder.join(name)).unwrap_or("-".to_owned());
+    println!("\nkept {} replaced {} lost {}", left("kept"), left("replaced"), left("lost"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn loss_of_power_takes_no_synced_content_and_no_synced_name_and_any_other() {
+    let name = "loss_of_power_takes_no_synced_content_and_no_synced_name_and_any_other";
+    let mut seen = BTreeSet::new();
+    for seed in 0..24 {
+        let told = simulated(name, seed, written);
+        let line = told.lines().find(|line| line.starts_with("kept")).unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(words[1], "all", "{line}");
+        assert!(["before", "after"].contains(&words[3]), "{line}");
+        seen.extend([words[3].to_owned(), words[5].to_owned()]);
+    }
+    for possible in ["before", "after", "-", "", "much"] {
+        assert!(seen.contains(possible), "{possible} is not among {seen:?}");
     }
 }

@@ -73,6 +73,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-kv-client",
         ]),
     ),
+    ("meridian-sim-nodes", Allowed::Anything),
     (
         "meridian-drills",
         Allowed::Only(&[

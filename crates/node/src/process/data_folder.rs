@@ -34,6 +34,18 @@ pub(crate) async fn open_engine(
     }
 }
 
+/// Takes a database that is open already.
+///
+/// # Errors
+/// As [`open_engine`].
+pub(crate) fn take_engine(
+    config: &NodeConfig,
+    engine: Arc<dyn Engine>,
+) -> Result<Arc<dyn Engine>, StartError> {
+    claim(&engine, config.node_id).map_err(|error| unusable(config, &error))?;
+    Ok(engine)
+}
+
 /// Opens the database and makes sure that it is this node's.
 fn open_owned(
     path: &Path,
@@ -48,6 +60,12 @@ fn open_owned(
         disk::make_room(folder);
     }
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(path, options)?);
+    claim(&engine, node_id)?;
+    Ok(engine)
+}
+
+/// Makes sure that the database is this node's: a new one becomes it.
+fn claim(engine: &Arc<dyn Engine>, node_id: NodeId) -> Result<(), StorageError> {
     match engine.get(schema::META_FAMILY, schema::NODE_KEY)? {
         None => {
             let mut writes = WriteBatch::default();
@@ -65,7 +83,7 @@ fn open_owned(
             return Err(StorageError::WrongOwner { owner, node: node_id });
         }
     }
-    Ok(engine)
+    Ok(())
 }
 
 pub(crate) fn unusable(config: &NodeConfig, error: &StorageError) -> StartError {

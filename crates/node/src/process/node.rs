@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use meridian_config::{ListenPurpose, NodeConfig};
 use meridian_gateway::{Database, Read};
-use meridian_storage::Syncer;
+use meridian_storage::{Engine, Syncer};
 use meridian_types::{Consistency, DatabaseId, NodeId, ReadRange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -53,10 +53,27 @@ impl Node {
     /// # Errors
     /// [`StartError`], naming the port, folder or shard that cannot be used.
     pub async fn start(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
+        Self::start_with(config, dial, None).await
+    }
+
+    /// As [`Node::start`], with an engine in place of the database in the data folder, which has to
+    /// be there: for simulations.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_on(engine: Arc<dyn Engine>, config: NodeConfig) -> Result<Self, StartError> {
+        Self::start_with(config, None, Some(engine)).await
+    }
+
+    async fn start_with(
+        config: NodeConfig,
+        dial: Option<Dial>,
+        engine: Option<Arc<dyn Engine>>,
+    ) -> Result<Self, StartError> {
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let (rpc_address, kv_address) = (local_address(&rpc)?, local_address(&kv)?);
-        let mut floors = Floors::open(config, dial).await?;
+        let mut floors = Floors::open(config, dial, engine).await?;
         let rpc = floors.answer_nodes(rpc)?;
         let placement = floors.placement();
         floors.take_part(&placement).await?;

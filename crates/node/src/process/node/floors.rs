@@ -33,7 +33,7 @@ use crate::network::peers::{Dial, PeerChannels};
 use crate::placement::parts::PlacementParts;
 use crate::placement::reconciler::reconcile_all;
 use crate::placement::report::Standing;
-use crate::process::data_folder::{open_engine, unusable};
+use crate::process::data_folder::{open_engine, take_engine, unusable};
 use crate::process::settings::{
     configured_access, gateway_options, max_memory_bytes, peer_channels,
 };
@@ -95,17 +95,25 @@ pub(super) struct Floors {
 }
 
 impl Floors {
-    /// Opens the data folder, with the cluster as the node knew it, or as its configuration has it.
+    /// Opens the data folder, or takes the engine that is given, with the cluster as the node knew
+    /// it, or as its configuration has it.
     ///
     /// # Errors
     /// [`StartError`], naming the folder that cannot be used.
-    pub(super) async fn open(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
+    pub(super) async fn open(
+        config: NodeConfig,
+        dial: Option<Dial>,
+        engine: Option<Arc<dyn Engine>>,
+    ) -> Result<Self, StartError> {
         let started = Instant::now();
         let files = capacity::raise_open_files();
         let node_id = config.node_id;
         let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
-        let engine = open_engine(&config, &shares).await?;
+        let engine = match engine {
+            Some(engine) => take_engine(&config, engine)?,
+            None => open_engine(&config, &shares).await?,
+        };
         let folder = |error: StorageError| unusable(&config, &error);
         let first = config.founded_cluster();
         let remembered = load_cluster(&engine).map_err(folder)?;
