@@ -38,8 +38,8 @@ use crate::time_budget::READ_INDEX_TIMEOUT;
 use crate::watches::hub::Hub;
 pub(crate) use crate::watches::watcher::Watcher;
 
-/// What a watch has told of a key last: nothing yet, or the versionstamp of its value, if there was
-/// one.
+/// The state of a key that a watch has told last: nothing yet, or the versionstamp of its value, if
+/// there was one.
 pub(crate) type Shown = Option<Option<Versionstamp>>;
 
 /// A key, and the database that it is of.
@@ -84,7 +84,7 @@ impl Watches {
     ) -> Result<Watcher, NotServed> {
         local.reaches(min_sequence).await?;
         let hub = self.hub(local.state());
-        // What is applied is heard of a moment later.
+        // An applied batch is heard of a moment later.
         let heard = tokio::time::timeout(READ_INDEX_TIMEOUT, hub.hears_of(min_sequence)).await;
         let heard = heard.map_err(|_| ReadRefusal::BehindGateway)?;
         if local.history().leaves(heard).is_some() {

@@ -93,7 +93,7 @@ fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> b
     }
 }
 
-/// What the node says with each renewal.
+/// Makes the reports on shards and orphans that the node sends with each renewal.
 pub(crate) type Report = Arc<dyn Fn() -> (Vec<ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
 
 /// Keeps the node's lease.

@@ -13,7 +13,7 @@ use meridian_storage::GroupId;
 
 use crate::cluster_view::view::Directory;
 
-/// What this node holds, or does not, of a group's epoch at present.
+/// This node's lease on a group's epoch, whether it is held at present or not.
 #[derive(Clone)]
 pub(crate) struct EpochLease {
     directory: Arc<Directory>,
@@ -46,7 +46,7 @@ impl<T> Fenced<T> {
         self.0
     }
 
-    /// What a test takes for an answer, where no lease is part of the scenario.
+    /// An answer for tests, where no lease is part of the scenario.
     #[cfg(test)]
     pub(crate) fn for_test(answer: T) -> Self {
         Self(answer)

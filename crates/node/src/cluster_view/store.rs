@@ -1,4 +1,4 @@
-//! What a node remembers of the directory: its own incarnation, and the cluster as it last knew it.
+//! A node's record of the directory: its own incarnation, and the cluster as it last knew it.
 
 use std::sync::Arc;
 

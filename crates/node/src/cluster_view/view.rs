@@ -1,8 +1,8 @@
-//! What the cluster is at present, as this process knows it: followed from the directory group, and
-//! answered from memory.
+//! The present cluster, as this process knows it: followed from the directory group, and answered
+//! from memory.
 //!
-//! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a
-//! lease: [`EpochLease`].
+//! The view may be old, and does not say so. Answers that must not rest on an old view are guarded
+//! by a lease: [`EpochLease`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ impl Known {
     }
 }
 
-/// What was said is about a cluster that this process is not of.
+/// A message is about a cluster that this process does not belong to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this process is of cluster {}, what was said is of cluster {}", shown(.own), shown(.other))]
 pub(crate) struct ForeignCluster {
@@ -131,7 +131,7 @@ impl Directory {
         }
         let known = Arc::new(Known::new(cluster));
         self.known.send_if_modified(|present| {
-            // What others said meanwhile may be newer.
+            // A cluster that was learnt meanwhile may be newer.
             let is_news = self.is_news(&present.cluster, &known.cluster) == Ok(true);
             if is_news {
                 *present = known;
@@ -257,7 +257,7 @@ impl Directory {
         hints.into_iter().for_each(|hint| known.observe(hint));
     }
 
-    /// What was said so of this epoch: transactions, and the time of the last.
+    /// The progress of this epoch by those hints: transactions, and the time of the last.
     pub(crate) fn progress_hint(&self, shard: ShardId, epoch: Epoch) -> CommitProgress {
         self.hints.lock().get(shard, epoch)
     }

@@ -1,4 +1,4 @@
-//! What nodes and the directory's leader say to each other, from the wire and to it.
+//! Messages between nodes and the directory's leader, from the wire and to it.
 
 use meridian_directory::Cluster;
 use meridian_failover::{Lease, LostTail, ProgressHint, Renewal, Renewed, SealAnswer};

@@ -21,7 +21,7 @@ use attempt::{Event, Step};
 
 pub(crate) use attempt::{Attempt, Bounds, Patience, Try};
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Debug)]
 pub(crate) enum Outcome<T> {
     /// Of this node. Late nodes were asked long before it, and have not answered yet.
@@ -30,14 +30,14 @@ pub(crate) enum Outcome<T> {
     Nothing { reason: String, unknown: bool, lost: Option<NodeId> },
 }
 
-/// What an attempt finds out while it is under way.
+/// The surroundings that an attempt under way looks at.
 pub(crate) trait Surroundings: Patience {
     /// Pays for another try, beyond the first and those at a node that is named as the leader;
     /// false, where there is nothing left to spend.
     fn pays(&self) -> bool;
 }
 
-/// What an attempt is driven by.
+/// The clock, the surroundings and the news that drive an attempt.
 pub(crate) struct Driving<'a, C, S> {
     pub(crate) clock: &'a C,
     pub(crate) surroundings: &'a S,

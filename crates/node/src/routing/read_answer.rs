@@ -112,7 +112,7 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
 /// For the answer of another node to be held here.
 pub(crate) struct Room {
     pub(crate) reads: Reads,
-    /// What an earlier answer to the same read needed.
+    /// The room that an earlier answer to the same read needed.
     pub(crate) held: Option<Held>,
 }
 

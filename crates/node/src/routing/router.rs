@@ -1,9 +1,9 @@
 //! From a gateway to the shard: which node leads, what to retry, and until when.
 //!
 //! An *operation* (`read`, `write`) goes on over several *attempts*, each of which asks one or more
-//! nodes (`hedge`); a *try* is one call of one node. A `watch` is fed by one node at a time. `candidates` puts the nodes in order, from
-//! what `health`, `leaders` and `refusals` know of them; `budget` bounds what is asked for beyond
-//! first tries.
+//! nodes (`hedge`); a *try* is one call of one node. A `watch` is fed by one node at a time.
+//! `candidates` puts the nodes in order, from what `health`, `leaders` and `refusals` know of them;
+//! `budget` bounds what is asked for beyond first tries.
 
 mod budget;
 mod candidates;
@@ -53,7 +53,7 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     leaders: Leaders,
     health: NodeHealth,
     refusals: Refusals,
-    /// What this gateway has served of each shard: what it serves next is no older.
+    /// The newest position of each shard that this gateway has served: later reads are no older.
     served: Mutex<BTreeMap<ShardId, Position>>,
     /// Watches that look for another node.
     watches_moving: Arc<AtomicU32>,
@@ -95,8 +95,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         served.map_or(0, |served| self.not_older_than(served, shard))
     }
 
-    /// The sequence that a state must have in this epoch to be no older than this position. What a
-    /// failover took back is not held against nodes that never had it.
+    /// The sequence that a state must have in this epoch to be no older than this position.
+    /// Batches that a failover took back are not held against nodes that never had them.
     fn not_older_than(&self, position: Position, (shard, epoch): (ShardId, Epoch)) -> u64 {
         if position.epoch == epoch {
             return position.sequence;
@@ -127,7 +127,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// One try, to the first byte of its answer. A node that is at work on it is waited for until
-    /// `latest`. What has not left by then, for want of a connection, is kept here: it did nothing.
+    /// `latest`. A call that has not left by then, for want of a connection, is kept here: it did
+    /// nothing.
     async fn within<T>(
         &self,
         node: NodeId,

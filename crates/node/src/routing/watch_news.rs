@@ -32,7 +32,7 @@ pub(crate) fn request(group: wire::ShardEpoch, wanted: &Wanted) -> wire::WatchRe
     }
 }
 
-/// What a gateway wants of this node.
+/// The watch that a gateway asks this node for.
 ///
 /// # Errors
 /// The name of the field that is out of its range.

@@ -7,7 +7,7 @@ use meridian_types::Versionstamp;
 
 use super::WatchedKey;
 
-/// What a value takes beside its bytes, and those of its key.
+/// The memory that a value takes beside its bytes, and those of its key.
 const BESIDE_BYTES: usize = 160;
 
 /// The order in which values came, and the bytes of all.

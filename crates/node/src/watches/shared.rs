@@ -1,4 +1,5 @@
-//! What the watches of one shard, the tasks that serve them and the thread that applies share.
+//! State that is shared by the watches of one shard, the tasks that serve them and the thread that
+//! applies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::{Shown, WatchedKey};
 use crate::cluster_view::view::Directory;
 use crate::read::execution::Reads;
 
-/// What was applied is heard of by then, mostly.
+/// An applied batch is heard of by then, mostly.
 pub(super) const HEARD_SOON: Duration = Duration::from_millis(1);
 /// Until a read is tried again that was refused.
 const READ_AGAIN: Duration = Duration::from_millis(100);

@@ -102,7 +102,7 @@ async fn next(watcher: &mut Watcher) -> Result<News, ReadRefusal> {
     next.expect("news in time").expect("the watch goes on")
 }
 
-/// What is told of each key: `-` where it has not changed, nothing where it is absent.
+/// The news of each key: `-` where it has not changed, nothing where it is absent.
 fn texts(news: &News) -> Vec<String> {
     let text = |value: &Option<WatchedValue>| {
         let output = WatchedValue::to_wire(value.as_ref());
@@ -138,7 +138,7 @@ async fn watch_tells_of_all_keys_first_and_then_of_those_that_change() {
     stage.write(vec![put("a", "second"), delete("b")]);
     let second = ["second", "", "-", "second"].map(str::to_owned);
     assert_eq!(told(&mut watcher).await, (4, second.to_vec()));
-    // What is deleted and was not there is no news.
+    // The deletion of a key that was not there is no news.
     stage.write(vec![delete("c")]);
     assert!(is_quiet(&stage, &mut watcher).await);
 }

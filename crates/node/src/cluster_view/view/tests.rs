@@ -23,7 +23,7 @@ fn what_another_cluster_says_is_not_taken_over_however_new_it_is() {
     assert_eq!(directory.known().cluster.version, 3);
     directory.learn(cluster(4, Some("a"))).unwrap();
     assert_eq!(directory.known().cluster.version, 4);
-    // What a node of its own says that has not heard the name yet is old, and nothing more.
+    // A node of the same cluster that has not heard of its name yet is behind, and not foreign.
     directory.learn(cluster(1, None)).unwrap();
     assert_eq!(directory.known().cluster.version, 4);
 }

@@ -1,4 +1,4 @@
-//! What one attempt at an operation does next: which node is asked, whether another one is asked
+//! The steps of one attempt at an operation: which node is asked, whether another one is asked
 //! beside it, and whose answer is waited for.
 //!
 //! A pure machine: [`Attempt::step`] takes the time and what happened, and says what is to be done.
@@ -40,7 +40,7 @@ pub(crate) trait Patience {
     fn is_silent(&self, node: NodeId, since: Duration) -> bool;
 }
 
-/// What bounds an attempt.
+/// The bounds of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// Nodes at work at a time, at most; silent nodes do not count.
@@ -50,7 +50,7 @@ pub(crate) struct Bounds {
     pub(crate) refusal_is_free: bool,
 }
 
-/// What happened.
+/// An event of an attempt.
 #[derive(Debug)]
 pub(crate) enum Event {
     Begun,
@@ -78,7 +78,7 @@ pub(crate) enum Event {
     Woken,
 }
 
-/// What is to be done.
+/// The step that is to be taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// To ask this node, and then to wait.
@@ -108,7 +108,7 @@ struct Pending {
     overtaken: bool,
 }
 
-/// What a further try is to be paid for.
+/// The kind of further try that is to be paid for.
 enum Purchase {
     /// No node is waited for any more.
     Retry,

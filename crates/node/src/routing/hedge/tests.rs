@@ -1,4 +1,4 @@
-//! Attempts carried out: calls that end, hang and overlap. What is decided is tested in `attempt`.
+//! Attempts carried out: calls that end, hang and overlap. Decisions are tested in `attempt`.
 
 use std::future::pending;
 use std::time::Duration;

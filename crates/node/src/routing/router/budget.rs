@@ -1,4 +1,4 @@
-//! What a gateway may ask of a shard beyond its first tries.
+//! The budget of a gateway for tries at a shard beyond the first ones.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 
 /// Of a further try, for each first one: so many further tries come with ten first ones.
 const PER_FIRST_TRY: f64 = 0.1;
-/// Whatever the number of first tries is: a leader that was lost is looked for at once.
+/// Regardless of the number of first tries: a leader that was lost is looked for at once.
 const PER_SECOND: f64 = 20.0;
-/// What is saved up at most.
+/// The most that is saved up.
 const CAPACITY: f64 = 100.0;
 /// A further try is paid for by the bytes that it sends, too.
 const BYTES_FOR_ONE: f64 = (64 << 10) as f64;

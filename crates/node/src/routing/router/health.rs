@@ -28,7 +28,7 @@ impl Health {
     }
 }
 
-/// What is known of the nodes. The node of this process is asked like the others, and takes no
+/// The health of all nodes. The node of this process is asked like the others, and takes no
 /// time.
 pub(super) struct NodeHealth {
     local: Option<NodeId>,

@@ -32,7 +32,7 @@ struct ShardRecord {
 impl ShardRecord {
     fn answered(&mut self, now: Duration, node: NodeId, leader: NodeId) {
         let outage = self.failed && now.saturating_sub(self.at) >= OUTAGE;
-        // What others say of the leader may be old, and change with each that is asked.
+        // The word of other nodes on the leader may be old, and change with each node.
         let is_new = node == leader && self.by.is_some_and(|before| before != leader);
         self.hint = Some(leader);
         self.at = now;
@@ -59,7 +59,7 @@ impl Leaders {
         self.shards.lock().get(&shard)?.hint
     }
 
-    /// What the shard may be asked, and news of it.
+    /// The shard's budget for further tries, and news of its leader.
     pub(super) fn subscribe(
         &self,
         shard: ShardId,
@@ -129,7 +129,7 @@ mod tests {
             leaders.answered(now, SHARD, NodeId(1), NodeId(1));
         }
         assert!(!told());
-        // What a voter says that does not lead is a hint.
+        // The word of a voter that does not lead is a hint.
         leaders.answered(now, SHARD, NodeId(3), NodeId(2));
         assert_eq!(leaders.hint(SHARD), Some(NodeId(2)));
         assert!(!told());

@@ -1,4 +1,4 @@
-//! What reads and writes have in common: attempts of one operation, what they may cost, and how
+//! The common part of reads and writes: attempts of one operation, what they may cost, and how
 //! long to wait between them.
 
 use std::sync::Arc;
@@ -42,8 +42,8 @@ impl Operation {
     }
 }
 
-/// What one attempt begins from. Looked up anew for each: the shard may have moved on, and a new
-/// epoch knows the request ids of those before.
+/// The shard, its budget and news of it, as one attempt finds them. Looked up anew for each: the
+/// shard may have moved on, and a new epoch knows the request ids of those before.
 pub(super) struct Beginning {
     pub(super) shard: (ShardId, Epoch),
     pub(super) budget: Arc<Budget>,

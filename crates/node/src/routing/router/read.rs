@@ -23,7 +23,7 @@ use crate::routing::nodes::{Answering, BrokenOff, Nodes};
 /// Any voter that has a leader can serve a read, so one more node at work is enough.
 const BOUNDS: Bounds = Bounds { at_a_time: 2, refusal_is_free: true };
 
-/// What came of a read at this node when it was first looked at.
+/// A read at this node, as its first poll left it.
 pub(super) enum Here {
     Read(ReadOutput, Position),
     Begun(Begun),
@@ -80,7 +80,7 @@ pub(super) struct ReadOperation<'a, N, C> {
     room: Option<Held>,
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 enum Attempted {
     /// And what the state read from had applied, at least.
     Done(ReadOutput, Position),
@@ -125,7 +125,7 @@ impl<'a, N: Nodes, C: Clock> ReadOperation<'a, N, C> {
         let Self { router, read, strong, started, operation, begun, room } = self;
         let (router, shard, consistency) = (*router, beginning.shard, read.consistency);
         let (latest, min_sequence) = (*started + router.deadline, router.min_sequence(shard));
-        // What is eventual is as good from any epoch: a node that is at work on it is waited for.
+        // An eventual read is as good from any epoch: a node that is at work on it is waited for.
         let (known, strong) = (beginning.known.clone(), *strong);
         let moved = async {
             match strong {

@@ -13,7 +13,7 @@ use crate::network::call_failure::Failed;
 const REFUSES: Duration = Duration::from_secs(1);
 
 /// Of one shard, since a node may have what another lacks; and of one consistency: a node that
-/// cannot tell how far the shard is may well serve what is eventual.
+/// cannot tell how far the shard is may well serve eventual reads.
 #[derive(Default)]
 pub(super) struct Refusals {
     at: Mutex<BTreeMap<(NodeId, ShardId, bool), Duration>>,
@@ -24,7 +24,8 @@ fn key(node: NodeId, shard: ShardId, consistency: Consistency) -> (NodeId, Shard
 }
 
 impl Refusals {
-    /// How a read ended there. What says nothing of the node's readiness changes nothing.
+    /// How a read ended there. A failure that says nothing of the node's readiness changes
+    /// nothing.
     pub(super) fn record(
         &self,
         now: Duration,

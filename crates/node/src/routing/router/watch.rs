@@ -1,8 +1,8 @@
 //! Watches: each is fed by one node at a time, near by where there is one, and by another when that
 //! one is lost, falls silent, or leaves the shard's history.
 //!
-//! What was told of each key stays with the watch, and so does the position that it has come to: the
-//! next node tells what is other than that, and of no older state.
+//! The version told of each key stays with the watch, and so does the position that it has come to:
+//! the next node tells of keys that differ from it, and of no older state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,7 +40,7 @@ pub(crate) struct RoutedWatch<N, C> {
     feed: Feed,
 }
 
-/// What is watched, and where that lies.
+/// The watched keys, and the shard that holds them.
 #[derive(Clone)]
 struct Place {
     database: DatabaseId,
@@ -88,7 +88,7 @@ impl<N: Nodes, C: Clock> RoutedWatch<N, C> {
         Ok(Self { router, place, shown, position, feed })
     }
 
-    /// What the client is told of these news, if anything is news to it.
+    /// The part of these news that is news to the client, if any is.
     fn tell(&mut self, news: News) -> Option<WatchNews> {
         self.position = news.position;
         self.router.record_served(self.place.shard, news.position);

@@ -85,8 +85,8 @@ impl<'a, N: Nodes, C: Clock> WriteOperation<'a, N, C> {
             let call = async move { Ok((call.await?, retry)) };
             Asked { call, departure: Some(departure) }
         };
-        // What did not commit is binding once it is logged: else a try that overtook it may commit
-        // yet.
+        // An outcome other than a commit binds once it is logged: else a try that overtook it may
+        // commit yet.
         let binds = |(written, logged): &(Written, bool)| {
             *logged || matches!(written.outcome, WriteOutcome::Committed(_))
         };

@@ -29,7 +29,7 @@ fn a_moment_is_never_later_on_the_other_clock() {
         translated.millis <= 5_000 + 1_190 - 100 && translated.millis >= 5_900,
         "{translated:?}"
     );
-    // What is over is over there, too.
+    // A moment that is over is over there, too.
     assert!(sample(5_000, 1_000).translate(ms(400), ms(1_000)).unwrap().millis < 4_500);
     assert_eq!(sample(0, 1_000).translate(ms(400), ms(1_000)).unwrap().millis, 0);
     // Nor by a part of a millisecond, which neither clock says.
@@ -38,7 +38,7 @@ fn a_moment_is_never_later_on_the_other_clock() {
         let translated = Sample { received, ..sample(5_000, 0) }.translate(at, received).unwrap();
         assert!(ms(translated.millis) <= ms(5_000) + (at - received), "{translated:?} of {at:?}");
     }
-    // What was said long ago says nothing.
+    // A sample of long ago says nothing.
     let later = ms(190) + CLOCK_KNOWN_FOR + ms(1);
     assert!(sample(5_000, 190).translate(later + ms(1), later).is_none());
 }

@@ -8,13 +8,13 @@ use meridian_proto::shard::Turn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// For the one before to come. What was sent in order over one connection comes together, but a
+/// For the one before to come. Writes sent in order over one connection come together, but a
 /// connection carries several at a time, and a small one overtakes a large one by as much as that
-/// takes longer. A longer wait would hold up what comes after something that was given up.
+/// takes longer. A longer wait would hold up the writes behind a try that was given up.
 const WAIT: Duration = Duration::from_millis(5);
-/// What a slow link carries, 100 Mbit/s.
+/// The rate of a slow link, 100 Mbit/s.
 const BYTES_PER_SECOND: f64 = 12.5e6;
-/// Whatever is said to be ahead. A part of the time that a write may wait at a leader.
+/// However many bytes are said to be ahead. A part of the time that a write may wait at a leader.
 const MAX_WAIT: Duration = Duration::from_millis(300);
 /// Beyond so many senders, all are forgotten: a sender in the middle of something is out of order
 /// once.

@@ -1,4 +1,4 @@
-//! What is read of a key, between what is applied to it.
+//! Reads of a key, between the effects that are applied to it.
 
 use meridian_storage::schema::StoredValue;
 
@@ -41,7 +41,7 @@ impl Course {
         Watching { id, signal, keys, shown: vec![None] }
     }
 
-    /// What is told: `None`, while the key has to be read.
+    /// The news of the watch: `None`, while the key has to be read.
     fn told(&mut self, watching: &mut Watching) -> Option<Vec<String>> {
         let Watching { id, signal, keys, shown } = watching;
         match self.table.tell((*id, &*signal), keys, shown, true) {

@@ -31,8 +31,8 @@ fn calls_begun_before_a_node_died_make_no_later_call_wait_longer() {
         }
         let before = router.health.round_trip(NodeId(1));
         assert!(before < Duration::from_millis(60), "{before:?}");
-        // What it has begun is never answered, though some of its answers came after that was
-        // asked.
+        // Calls under way are never answered, though some answers of the node came after they were
+        // begun.
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         time.sleep(2 * ATTEMPT_TIMEOUT).await;
         assert_eq!(router.health.round_trip(NodeId(1)), before);

@@ -1,4 +1,4 @@
-//! What a client is told about its write, and what it is never told.
+//! Outcomes that a client is told of its write, and those that it is never told.
 
 use meridian_types::Versionstamp;
 
@@ -65,7 +65,7 @@ fn write_that_may_have_committed_is_never_reported_as_not_committed() {
         router.directory.learn(cluster).unwrap();
         let failed = writing.await.unwrap_err();
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
-        // What was never tried certainly did not.
+        // A write that was never tried certainly did not commit.
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
     });
@@ -133,12 +133,12 @@ fn write_that_found_no_connection_has_not_committed() {
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
         assert!(time.now() - began < DEADLINE + Duration::from_secs(5));
-        // Nor has what is not waited for any more, since the others know better.
+        // Nor has a write that is not waited for any more, since the others know better.
         voters.scripted.lock().extend((0..100_000).map(|_| Failed::NotLeader(None)));
         (2..=3).for_each(|node| voters.link(node, Link::Up));
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
-        // What was lost on the way may have.
+        // A write that was lost on the way may have committed.
         voters.link(1, Link::Silent);
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");

@@ -162,7 +162,7 @@ fn lost_quorum_is_not_flooded_and_serves_all_waiting_writes_when_it_is_back() {
     run(AT_ONCE, |world| async move {
         let World { voters, time, .. } = &world;
         assert!(world.commits().await);
-        // What was sent may have committed: no write may give up.
+        // A write that was sent may have committed: none may give up.
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         let waiting = world.spawn({
             let world = world.clone();
@@ -252,7 +252,7 @@ fn shard_that_moved_during_an_attempt_is_tried_again_at_once() {
             let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
             shard.epoch = Epoch(shard.epoch.0 + 1);
         });
-        // What is under way fails, all the same.
+        // The try under way fails, all the same.
         time.sleep(Duration::from_millis(1)).await;
         let moved = time.now();
         time.sleep(2 * world::ROUND_TRIP).await;

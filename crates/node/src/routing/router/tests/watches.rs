@@ -51,7 +51,7 @@ impl World {
         self.voters.watches.lock().last().unwrap().0
     }
 
-    /// What was told of keys, and the oldest sequence, that the last node was asked to go on behind.
+    /// The versions of keys, and the oldest sequence, that the last node was asked to go on behind.
     fn asked_behind(&self) -> (Vec<Option<Option<Versionstamp>>>, u64) {
         let watches = self.voters.watches.lock();
         let (_, wanted, _) = watches.last().unwrap();
