@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use meridian_gateway::{
-    Database, Read, ReadOutput, Unavailable, Watch, WatchNews, Watching, Write, WriteFailure,
+    Database, NoRoom, Read, ReadOutput, Unavailable, Watch, WatchNews, Watching, Write,
+    WriteFailure,
 };
 use meridian_proto::{DecodedBatch, encode_batch};
 use meridian_storage::{Engine, MemoryEngine, RaftApplied, ShardState, StorageError, decode_batch};
@@ -108,7 +109,7 @@ impl Shard {
 pub enum NoWatch {}
 
 impl Watching for NoWatch {
-    fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<WatchNews>> {
+    fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>> {
         match *self {}
     }
 

@@ -9,6 +9,7 @@ use meridian_types::{
     Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
 };
 
+use crate::room::{NoRoom, Room};
 use crate::watched_value::WatchNews;
 
 /// A read of one database. All ranges are read from one state.
@@ -33,14 +34,17 @@ pub struct Watch {
     pub consistency: Consistency,
     /// A key may be there twice.
     pub keys: Vec<Bytes>,
+    /// For news that are kept until the client takes them.
+    pub room: Room,
 }
 
 /// A watch under way. It keeps no queue: its news are of when they are asked for.
 pub trait Watching: Send + Unpin + 'static {
     /// The next news, the first of which tell of all keys. They never go back to an earlier state,
     /// but where a failover has lost the state that was told. `None`: there is no such database any
-    /// more.
-    fn poll_news(&mut self, context: &mut Context<'_>) -> Poll<Option<WatchNews>>;
+    /// more. [`NoRoom`]: there was none for the news, which are fetched when they are asked for
+    /// again; that is to be once there may be room.
+    fn poll_news(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>>;
 
     /// The news could not be sent: what they told of is told again, as it is by then.
     fn take_back(&mut self, news: &WatchNews);

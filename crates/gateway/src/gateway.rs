@@ -27,6 +27,7 @@ use crate::options::Options;
 use crate::order::{self, Place};
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
+use crate::room::Room;
 use crate::route::{Route, StaticFile, Target};
 use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
@@ -253,24 +254,27 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(holder)?;
-        let watch = self.watches.take(self.holder(token, None), 1);
-        let watch = watch.ok_or_else(|| self.overloaded(Overload::Watches))?;
+        let open = self.watches.take(self.holder(token, None), 1);
+        let open = open.ok_or_else(|| self.overloaded(Overload::Watches))?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
         drop(share);
+        let room = Room::new(self.answers.clone(), self.holder(token, None));
+        let of_keys = room.take(keys.iter().map(|key| key.len() as u64).sum());
+        let of_keys = of_keys.map_err(|_| self.overloaded(Overload::Answers))?;
         if keys.is_empty() {
-            let (mut pieces, _) = watched_value::message(&Vec::new());
+            let mut pieces = watched_value::message(&Vec::new());
             pieces.insert(0, PING);
             return Ok(answer::watch(AnswerBody::Whole(pieces.concat().into())));
         }
-        let watching = self.database.watch(Watch { database, consistency, keys }).await;
+        let watch = Watch { database, consistency, keys, room: room.clone() };
+        let watching = self.database.watch(watch).await;
         let watching = watching.map_err(Refusal::from)?;
         let permission =
             Permission { catalogue: Arc::clone(&self.catalogue), token: token.into(), database };
-        let holder = self.holder(token, None);
-        let counted = Counted { answers: self.answers.clone(), holder, _watch: watch };
+        let counted = Counted { room, _of_keys: of_keys, _open: open };
         let stream = WatchStream::new(watching, permission, counted, self.telemetry.open_watches());
         Ok(answer::watch(AnswerBody::Frames(stream.boxed_unsync())))
     }

@@ -17,6 +17,7 @@
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
 //! | `shares` | requests and bytes in progress, divided among tokens |
+//! | `room` | room for what is kept for one client, as the database counts it, too |
 //! | `options` | settings and limits |
 //! | `telemetry` | metrics |
 //!
@@ -46,6 +47,7 @@ mod order;
 mod refusal;
 mod request_id;
 mod reserved;
+mod room;
 mod route;
 mod server;
 mod shares;
@@ -62,6 +64,7 @@ pub use database::{Database, Read, ReadOutput, Unavailable, Watch, Watching, Wri
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};
 pub use request_id::new_request_id;
+pub use room::{Kept, NoRoom, Room};
 pub use route::{EVENTUAL_PATH, STRONG_PATH};
 pub use server::serve;
-pub use watched_value::{WatchNews, WatchedValue};
+pub use watched_value::{WatchNews, WatchedValue, size_of_news};

@@ -108,6 +108,36 @@ impl Share {
         self.inner.total
     }
 
+    pub(crate) fn amount(&self) -> u64 {
+        self.amount
+    }
+
+    /// Takes more, or gives back what is too much. `false`: the share is as it was.
+    pub(crate) fn resize(&mut self, amount: u64) -> bool {
+        match amount.checked_sub(self.amount) {
+            Some(more) => self.grow(more),
+            None => {
+                self.shrink(self.amount - amount);
+                true
+            }
+        }
+    }
+
+    fn shrink(&mut self, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.amount -= amount;
+        let mut state = self.inner.state();
+        state.used = state.used.saturating_sub(amount);
+        let State { by_token, by_holder, .. } = &mut *state;
+        give_back(by_token, self.holder.token, amount);
+        give_back(by_holder, self.holder, amount);
+        if state.closed && state.used == 0 {
+            self.inner.returned.notify_waiters();
+        }
+    }
+
     /// Takes more. `false`: nothing was taken, as [`Shares::take`] would refuse it.
     pub(crate) fn grow(&mut self, amount: u64) -> bool {
         let total = self.inner.total;
@@ -151,17 +181,7 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.amount == 0 {
-            return;
-        }
-        let mut state = self.inner.state();
-        state.used = state.used.saturating_sub(self.amount);
-        let State { by_token, by_holder, .. } = &mut *state;
-        give_back(by_token, self.holder.token, self.amount);
-        give_back(by_holder, self.holder, self.amount);
-        if state.closed && state.used == 0 {
-            self.inner.returned.notify_waiters();
-        }
+        self.shrink(self.amount);
     }
 }
 
@@ -239,6 +259,8 @@ mod tests {
         let mut share = shares.take(GREEDY, 50).unwrap();
         assert!(!share.grow(8));
         assert!(share.grow(7));
+        assert!(share.resize(20) && !share.resize(58) && share.resize(57));
+        assert_eq!((share.amount(), shares.0.state().used), (57, 57));
         drop(share);
         assert_eq!(shares.0.state().used, 0);
     }

@@ -3,8 +3,8 @@
 //! The news come from a [`Watching`] at the moment that the connection has room for them: nothing is
 //! asked for before, and nothing is kept for a client that takes nothing but the message on its way
 //! and, of a watch of several keys, the values that were told last. Both count among the answers that
-//! clients have not taken yet. Where there is no room for them, the news are taken back, and told as
-//! they are some time later.
+//! clients have not taken yet. Where there is no room for them, the news are taken back, and asked
+//! for again once there may be room: told is what there is by then.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,12 +21,14 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sle
 use crate::Catalogue;
 use crate::answer::Interrupted;
 use crate::database::Watching;
-use crate::shares::{Holder, Share, Shares};
-use crate::watched_value::{PING, WatchNews, WatchedValue, message};
+use crate::room::{Kept, NoRoom, Room};
+use crate::shares::Share;
+use crate::watched_value::{PING, WatchNews, WatchedValue, message, size_of_message};
 
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// Until there may be room again for what clients have not taken.
+/// Until it is looked whether there is room for what had none: at first, and twice as long each
+/// time up to the time between pings.
 const NO_ROOM: Duration = Duration::from_millis(250);
 
 /// The right to a watch, looked at before each message and each ping.
@@ -48,10 +50,23 @@ impl<C: Catalogue> Permission<C> {
 
 /// Where the bytes of messages are counted.
 pub(crate) struct Counted {
-    pub(crate) answers: Shares,
-    pub(crate) holder: Holder,
+    pub(crate) room: Room,
+    /// The keys, which are kept for as long as the watch.
+    pub(crate) _of_keys: Kept,
     /// The watch is one of those that may be open, until this is dropped.
-    pub(crate) _watch: Share,
+    pub(crate) _open: Share,
+}
+
+/// How long a watch waits for room: at first, and the next time.
+struct Pauses {
+    first: Duration,
+    next: Duration,
+}
+
+/// For room of so many bytes.
+struct Waiting {
+    bytes: u64,
+    pause: Pin<Box<Sleep>>,
 }
 
 /// The body of the answer. It ends with its permission, and with the database.
@@ -63,10 +78,10 @@ pub(crate) struct WatchStream<W, C> {
     pieces: VecDeque<Bytes>,
     /// The values that were told last, of a watch of several keys, and their bytes: native clients take
     /// a key that a message says nothing of for an absent one, so that each message has all keys.
-    told: Option<(WatchNews, Share)>,
+    told: Option<(WatchNews, Kept)>,
     pings: Interval,
-    pause: Duration,
-    paused: Option<Pin<Box<Sleep>>>,
+    pauses: Pauses,
+    waiting: Option<Box<Waiting>>,
     _open: Open,
 }
 
@@ -91,8 +106,9 @@ impl<W: Watching, C: Catalogue> WatchStream<W, C> {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first ping goes at once.
         let (_open, pieces) = (Open::new(open), VecDeque::from([PING]));
-        let (told, paused) = (None, None);
-        Self { watching, permission, counted, pieces, told, pings, pause, paused, _open }
+        let (told, waiting) = (None, None);
+        let pauses = Pauses { first: pause, next: pause };
+        Self { watching, permission, counted, pieces, told, pings, pauses, waiting, _open }
     }
 
     /// The next piece to be sent; `None` at the end.
@@ -104,33 +120,48 @@ impl<W: Watching, C: Catalogue> WatchStream<W, C> {
             if self.pings.poll_tick(context).is_ready() {
                 return Poll::Ready(self.permission.holds().then_some(PING));
             }
-            if let Some(pause) = &mut self.paused {
-                ready!(pause.as_mut().poll(context));
-                self.paused = None;
+            if let Some(waiting) = &mut self.waiting {
+                ready!(waiting.pause.as_mut().poll(context));
+                if let Err(none) = self.counted.room.take(waiting.bytes) {
+                    self.wait_for(none);
+                    continue;
+                }
+                // Held by none while the news are fetched: those that hold some would wait for each
+                // other.
+                self.waiting = None;
             }
             let news = ready!(self.watching.poll_news(context));
             let Some(news) = news.filter(|_| self.permission.holds()) else {
                 return Poll::Ready(None);
             };
-            let all = self.with_what_was_told(&news);
-            let (pieces, bytes) = message(&all);
-            let Counted { answers, holder, .. } = &self.counted;
-            let kept = if all.len() > 1 { bytes as u64 } else { 0 };
-            let shares = answers.take(*holder, bytes as u64);
-            match shares.and_then(|share| Some((share, answers.take(*holder, kept)?))) {
-                Some((share, kept)) => {
-                    self.pieces = pieces.into();
-                    self.told = (all.len() > 1).then_some((all, kept));
-                    // Given back when the last byte has left, or the connection is gone.
-                    let last = self.pieces.pop_back().unwrap_or_default();
-                    self.pieces.push_back(share.held_with(last));
-                }
-                None => {
-                    self.watching.take_back(&news);
-                    self.paused = Some(Box::pin(sleep(self.pause)));
-                }
+            let kept = news
+                .and_then(|news| self.keep(&news).inspect_err(|_| self.watching.take_back(&news)));
+            match kept {
+                Ok(()) => self.pauses.next = self.pauses.first,
+                Err(none) => self.wait_for(none),
             }
         }
+    }
+
+    /// Has the message of these news sent, if there is room for it.
+    fn keep(&mut self, news: &WatchNews) -> Result<(), NoRoom> {
+        let all = self.with_what_was_told(news);
+        let bytes = size_of_message(&all) as u64;
+        let of_told = if all.len() > 1 { bytes } else { 0 };
+        let take = |part| self.counted.room.take(part).map_err(|_| NoRoom(bytes + of_told));
+        let (kept, of_told) = (take(bytes)?, take(of_told)?);
+        self.pieces = message(&all).into();
+        // Given back when the last byte has left, or the connection is gone.
+        let last = self.pieces.pop_back().unwrap_or_default();
+        self.pieces.push_back(kept.held_with(last));
+        self.told = (all.len() > 1).then_some((all, of_told));
+        Ok(())
+    }
+
+    fn wait_for(&mut self, NoRoom(bytes): NoRoom) {
+        let pause = Box::pin(sleep(self.pauses.next));
+        self.pauses.next = (2 * self.pauses.next).min(PING_EVERY);
+        self.waiting = Some(Box::new(Waiting { bytes, pause }));
     }
 }
 
@@ -177,27 +208,36 @@ impl Drop for Open {
 mod tests {
     use std::future::poll_fn;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::Waker;
     use std::time::Instant;
 
     use meridian_types::{ShardId, V8Format};
 
     use super::*;
+    use crate::shares::{Holder, Shares};
     use crate::{Databases, Grant};
 
     const DATABASE: DatabaseId = DatabaseId([1; 16]);
     const ABSENT: &[u8] = b"\x06\0\0\0\x08\x01\x12\x02\x08\x01";
 
     /// Has news once, and again when they are taken back.
-    struct Once(Option<WatchNews>);
+    struct Once {
+        news: Option<WatchNews>,
+        fetched: usize,
+        /// There is no room for them where they are fetched.
+        is_full: bool,
+    }
 
     impl Watching for Once {
-        fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<WatchNews>> {
-            self.0.take().map_or(Poll::Pending, |news| Poll::Ready(Some(news)))
+        fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>> {
+            self.fetched += 1;
+            if self.is_full {
+                return Poll::Ready(Some(Err(NoRoom(10))));
+            }
+            self.news.take().map_or(Poll::Pending, |news| Poll::Ready(Some(Ok(news))))
         }
 
         fn take_back(&mut self, news: &WatchNews) {
-            self.0 = Some(news.clone());
+            self.news = Some(news.clone());
         }
     }
 
@@ -252,8 +292,10 @@ mod tests {
                 database: DATABASE,
             };
             let watch = Shares::new(9).take(HOLDER, 1).unwrap();
-            let counted = Counted { answers: answers.clone(), holder: HOLDER, _watch: watch };
-            let once = Once(Some(vec![Some(WatchedValue::absent())]));
+            let room = Room::new(answers.clone(), HOLDER);
+            let counted = Counted { _of_keys: room.take(0).unwrap(), room, _open: watch };
+            let news = Some(vec![Some(WatchedValue::absent())]);
+            let once = Once { news, fetched: 0, is_full: false };
             let pace = (BETWEEN_PINGS, Duration::from_millis(1));
             let stream = WatchStream::at_pace(once, permission, counted, &Gauge::noop(), pace);
             Self { catalogue, answers, stream }
@@ -263,9 +305,13 @@ mod tests {
             poll_fn(|context| self.stream.poll_piece(context)).await
         }
 
-        /// Whether nothing is there to be sent now.
-        fn is_quiet(&mut self) -> bool {
-            self.stream.poll_piece(&mut Context::from_waker(Waker::noop())).is_pending()
+        async fn next_but_pings(&mut self) -> Bytes {
+            loop {
+                let piece = self.next().await.unwrap();
+                if piece != PING {
+                    return piece;
+                }
+            }
         }
     }
 
@@ -295,19 +341,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn news_without_room_are_taken_back_and_told_once_there_is_room() {
+    async fn news_without_room_are_taken_back_and_not_fetched_until_there_is_room() {
         let mut watched = Watched::start(100);
         let taken = watched.answers.take(Holder { token: 2, shard: None }, 74).unwrap();
         let more = watched.answers.take(Holder { token: 3, shard: None }, 12).unwrap();
-        assert_eq!(watched.next().await, Some(PING));
-        assert!(watched.is_quiet());
+        for _ in 0..4 {
+            assert_eq!(watched.next().await, Some(PING));
+        }
+        assert_eq!(watched.stream.watching.fetched, 1);
         drop((taken, more));
-        let piece = loop {
-            let piece = watched.next().await.unwrap();
-            if piece != PING {
-                break piece;
-            }
-        };
-        assert_eq!(piece, ABSENT);
+        assert_eq!(watched.next_but_pings().await, ABSENT);
+        assert_eq!(watched.stream.watching.fetched, 2);
+    }
+
+    #[tokio::test]
+    async fn news_that_the_database_had_no_room_for_are_asked_for_once_there_may_be_room() {
+        let mut watched = Watched::start(100);
+        watched.stream.watching.is_full = true;
+        let taken = watched.answers.take(HOLDER, 74).unwrap();
+        for _ in 0..4 {
+            assert_eq!(watched.next().await, Some(PING));
+        }
+        assert_eq!(watched.stream.watching.fetched, 1);
+        watched.stream.watching.is_full = false;
+        drop(taken);
+        assert_eq!(watched.next_but_pings().await, ABSENT);
     }
 }

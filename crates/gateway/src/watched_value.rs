@@ -11,6 +11,13 @@ use prost::encoding::{decode_key, decode_varint};
 /// key is as it was told last.
 pub type WatchNews = Vec<Option<WatchedValue>>;
 
+/// The bytes that news take until their client takes them.
+#[must_use]
+pub fn size_of_news(news: &WatchNews) -> u64 {
+    let values = news.iter().flatten().map(WatchedValue::size).sum::<usize>();
+    (values + std::mem::size_of_val(news.as_slice())) as u64
+}
+
 /// A message without a body: its length, 0.
 pub(crate) const PING: Bytes = Bytes::from_static(&[0; 4]);
 /// Field 1, the status of a [`pb::WatchOutput`]: `SR_SUCCESS`.
@@ -92,10 +99,15 @@ impl WatchedValue {
     }
 }
 
-/// A message with its length before it, in the pieces that it is sent in; and the bytes of all.
-pub(crate) fn message(news: &WatchNews) -> (Vec<Bytes>, usize) {
+/// The bytes of a message, with its length before it.
+pub(crate) fn size_of_message(news: &WatchNews) -> usize {
     let keys = news.iter().map(|value| value.as_ref().map_or(UNCHANGED.len(), WatchedValue::size));
-    let length = STATUS.len() + keys.sum::<usize>();
+    PING.len() + STATUS.len() + keys.sum::<usize>()
+}
+
+/// A message with its length before it, in the pieces that it is sent in.
+pub(crate) fn message(news: &WatchNews) -> Vec<Bytes> {
+    let length = size_of_message(news) - PING.len();
     let mut pieces = Vec::with_capacity(1);
     let mut piece = BytesMut::new();
     // Ten values are far smaller.
@@ -110,7 +122,7 @@ pub(crate) fn message(news: &WatchNews) -> (Vec<Bytes>, usize) {
     }
     pieces.push(piece.freeze());
     pieces.retain(|piece| !piece.is_empty());
-    (pieces, length + PING.len())
+    pieces
 }
 
 #[cfg(test)]
@@ -125,8 +137,8 @@ mod tests {
     }
 
     fn joined(news: &WatchNews) -> Vec<u8> {
-        let (pieces, bytes) = message(news);
-        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), bytes);
+        let pieces = message(news);
+        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), size_of_message(news));
         pieces.concat()
     }
 
@@ -146,7 +158,7 @@ mod tests {
     fn large_value_is_sent_as_it_was_encoded_and_is_the_same_message() {
         let large = WatchedValue::present(entry(vec![9; COPIED_BYTES].into()));
         let news = vec![None, Some(large.clone()), None, Some(large.clone())];
-        let (pieces, _) = message(&news);
+        let pieces = message(&news);
         let shares = |piece: &Bytes| piece.as_ptr() == large.encoded.as_ptr();
         assert_eq!(pieces.iter().filter(|piece| shares(piece)).count(), 2);
         let output = pb::WatchOutput::decode(&joined(&news)[4..]).unwrap();

@@ -7,5 +7,6 @@ pub(crate) mod call_failure;
 pub(crate) mod control;
 pub(crate) mod departure;
 pub(crate) mod identity;
+mod lanes;
 pub(crate) mod members;
 pub(crate) mod peers;

@@ -7,4 +7,5 @@ pub(crate) mod read_answer;
 pub(crate) mod router;
 mod watch_inbox;
 pub(crate) mod watch_news;
+pub(crate) mod watch_sending;
 pub(crate) mod write_calls;

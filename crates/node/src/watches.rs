@@ -26,8 +26,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_gateway::WatchNews;
+use meridian_memory::ByteBudget;
 use meridian_storage::ShardState;
-use meridian_types::{DatabaseId, Position, ShardId, Versionstamp};
+use meridian_types::{DatabaseId, Epoch, Position, ShardId, Versionstamp};
 use parking_lot::Mutex;
 
 use crate::cluster_view::view::Directory;
@@ -52,16 +53,38 @@ pub(crate) struct News {
     pub(crate) values: WatchNews,
 }
 
+impl News {
+    /// Takes over from those `before` of each key that these say nothing of.
+    pub(crate) fn follow(&mut self, before: Self) {
+        for (value, before) in self.values.iter_mut().zip(before.values) {
+            if value.is_none() {
+                *value = before;
+            }
+        }
+    }
+}
+
+/// So much of the bytes of reads, and beside them, is for news on their way to other processes.
+const NEWS_PART: usize = 8;
+
 /// The watches of this node's shards. A shard that was never watched costs nothing.
 pub(crate) struct Watches {
     directory: Arc<Directory>,
     reads: Reads,
+    /// For news on their way to other processes, and the keys that those watch.
+    elsewhere: ByteBudget,
     hubs: Mutex<BTreeMap<ShardId, Arc<Hub>>>,
 }
 
 impl Watches {
     pub(crate) fn new(directory: Arc<Directory>, reads: Reads) -> Self {
-        Self { directory, reads, hubs: Mutex::default() }
+        let elsewhere = ByteBudget::new("watches", reads.total_bytes() / NEWS_PART);
+        Self { directory, reads, elsewhere, hubs: Mutex::default() }
+    }
+
+    /// The bytes that watches of other processes may hold here.
+    pub(crate) fn elsewhere(&self) -> &ByteBudget {
+        &self.elsewhere
     }
 
     fn hub(&self, state: &Arc<ShardState>) -> Arc<Hub> {
@@ -72,16 +95,29 @@ impl Watches {
         Arc::clone(hub)
     }
 
-    /// A watch of the state here, which tells of nothing older than `min_sequence`. Its first news
-    /// tell of every key that is not as it was `shown`.
+    /// A watch that was told nothing, of a state of no shard that is here.
+    #[cfg(test)]
+    pub(crate) fn watch_here(
+        &self,
+        state: &Arc<ShardState>,
+        database: DatabaseId,
+        keys: &[Bytes],
+    ) -> Watcher {
+        self.hub(state).watch(database, keys, &vec![None; keys.len()])
+    }
+
+    /// A watch of the state here, which tells of nothing older than `min_sequence` of this `epoch`,
+    /// and of no earlier epoch. Its first news tell of every key that is not as it was `shown`.
     pub(crate) async fn begin(
         &self,
         local: &LocalShard,
-        database: DatabaseId,
-        keys: &[Bytes],
-        shown: &[Shown],
-        min_sequence: u64,
+        (database, keys, shown): (DatabaseId, &[Bytes], &[Shown]),
+        (epoch, min_sequence): (Epoch, u64),
     ) -> Result<Watcher, NotServed> {
+        // A node that has not heard of the epoch may have what was lost, at the same sequences.
+        if local.epoch() < epoch {
+            return Err(ReadRefusal::OtherEpoch.into());
+        }
         local.reaches(min_sequence).await?;
         let hub = self.hub(local.state());
         // An applied batch is heard of a moment later.

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use meridian_gateway::{Watch, WatchNews, WatchedValue, Watching};
+use meridian_gateway::{NoRoom, Watch, WatchNews, WatchedValue, Watching};
 use meridian_types::Versionstamp;
 
 use crate::support::Memory;
@@ -32,7 +32,7 @@ impl MemoryWatch {
 }
 
 impl Watching for MemoryWatch {
-    fn poll_news(&mut self, context: &mut Context<'_>) -> Poll<Option<WatchNews>> {
+    fn poll_news(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>> {
         loop {
             if ready!(self.commits.poll_next_unpin(context)).is_none() {
                 return Poll::Ready(None);
@@ -48,7 +48,7 @@ impl Watching for MemoryWatch {
                 })
                 .collect();
             if news.iter().any(Option::is_some) {
-                return Poll::Ready(Some(news));
+                return Poll::Ready(Some(Ok(news)));
             }
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::network::identity;
+use crate::network::lanes::{Lanes, Open};
 
 /// Where to dial a node, if not at the address that the cluster gives: for emulated links.
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
@@ -32,7 +33,7 @@ struct NodeChannels {
     cluster: Option<String>,
     raft: Channel,
     requests: Channel,
-    watches: Channel,
+    watches: Lanes,
     shipping: Channel,
     control: Channel,
 }
@@ -55,7 +56,7 @@ impl NodeChannels {
             cluster,
             raft: peer.channel(),
             requests: peer.channel(),
-            watches: peer.channel(),
+            watches: Lanes::new(peer.clone()),
             shipping: peer.channel(),
             control,
         })
@@ -114,9 +115,10 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
     }
 
-    /// For streams of watches, which are many and last: requests do not wait for them.
-    pub(crate) fn watches(&self, node: NodeId) -> Option<Channel> {
-        self.channels.read().get(&node).map(|channels| channels.watches.clone())
+    /// For a stream of a watch: they are many and last, and requests do not wait for them. What
+    /// comes with the channel is to be kept for as long as the stream.
+    pub(crate) fn watches(&self, node: NodeId) -> Option<(Channel, Open)> {
+        self.channels.read().get(&node).map(|channels| channels.watches.next())
     }
 
     /// For the decisions on which node may serve: leases, seals, and the directory's own group.

@@ -60,6 +60,11 @@ impl Reads {
         Self { bytes, small, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
     }
 
+    /// The bytes that all reads together may hold.
+    pub(crate) fn total_bytes(&self) -> usize {
+        self.bytes.total_bytes()
+    }
+
     /// For the answer of another node, at once: a small one waits behind no large one.
     pub(crate) fn take_now(&self, bytes: usize) -> Option<Held> {
         let small = (bytes <= SMALL_BYTES).then(|| self.small.take(bytes, PATIENCE).now_or_never());

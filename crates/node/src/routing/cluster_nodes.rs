@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use meridian_gateway::{Read, Write};
+use meridian_gateway::{Read, Room, Write, size_of_news};
 use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{node_id, node_id_to_wire, read_range_to_wire, transaction_to_wire};
@@ -20,13 +20,13 @@ use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
 use crate::read::refusal::{NotServed, ReadRefusal};
-use crate::routing::nodes::{Answering, LocalVoter, NewsStream, Nodes, Wanted, WriteTry, Written};
-use crate::routing::read_answer::{self, Room};
+use crate::routing::nodes::{Answering, Feeding, LocalVoter, Nodes, Wanted, WriteTry, Written};
+use crate::routing::read_answer;
 use crate::routing::watch_news;
 use crate::routing::write_calls::WriteCalls;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::watches::{News, Watches};
+use crate::watches::Watches;
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// How a gateway reaches nodes.
@@ -130,7 +130,7 @@ impl Nodes for ClusterNodes {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
-        let room = Room { reads: self.reads.clone(), held: room };
+        let room = read_answer::Room { reads: self.reads.clone(), held: room };
         let mut client = match self.client(node) {
             Ok(client) => client,
             Err(failed) => return ready(Err(failed)).boxed(),
@@ -147,31 +147,36 @@ impl Nodes for ClusterNodes {
         node: NodeId,
         shard: (ShardId, Epoch),
         wanted: Wanted,
-    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>> {
+        room: Room,
+    ) -> BoxFuture<'static, Result<Feeding, Failed>> {
         if let Some(local) = self.here(node, shard.0) {
-            return watch_here(Arc::clone(&self.watches), local, wanted).boxed();
+            return watch_here(Arc::clone(&self.watches), local, shard.1, wanted, room).boxed();
         }
-        let Some(channel) = self.peers.watches(node) else {
+        let Some((channel, open)) = self.peers.watches(node) else {
             return ready(Err(Failed::NotDone(format!("node {node} is not known")))).boxed();
         };
         let client = ShardClient::new(channel);
         let client = client.max_decoding_message_size(read_answer::MAX_PART_BYTES);
-        watch_news::begun(client, watch_news::request(shard_epoch(shard), &wanted)).boxed()
+        let request = watch_news::request(shard_epoch(shard), &wanted);
+        watch_news::begun(client, request, room, open).boxed()
     }
 }
 
 async fn watch_here(
     watches: Arc<Watches>,
     local: LocalShard,
+    epoch: Epoch,
     wanted: Wanted,
-) -> Result<(News, NewsStream), Failed> {
+    room: Room,
+) -> Result<Feeding, Failed> {
     let Wanted { database, keys, shown, min_sequence } = wanted;
-    let watcher = watches.begin(&local, database, &keys, &shown, min_sequence).await;
+    let watcher = watches.begin(&local, (database, &keys, &shown), (epoch, min_sequence)).await;
     let mut watcher = watcher.map_err(not_served)?;
     let refused = |refusal: ReadRefusal| Failed::NotDone(refusal.to_string());
     // A watch of the state here ends with an error only.
     let first = watcher.next().await.unwrap_or(Err(ReadRefusal::Stopping)).map_err(refused)?;
-    Ok((first, watcher.map_err(refused).boxed()))
+    let kept = room.take(size_of_news(&first.values));
+    Ok(kept.map(|kept| (first, kept, watcher.map_err(refused).boxed())))
 }
 
 fn not_served(not_served: NotServed) -> Failed {

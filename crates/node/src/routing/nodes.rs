@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use meridian_gateway::{Read, Write};
+use meridian_gateway::{Kept, NoRoom, Read, Room, Write};
 use meridian_memory::Held;
 use meridian_types::{DatabaseId, Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
@@ -71,6 +71,10 @@ pub(crate) struct Wanted {
 /// A node's news, until it has no more. To drop it ends the watch there.
 pub(crate) type NewsStream = BoxStream<'static, Result<News, Failed>>;
 
+/// The first news of a node, with the room that they are kept in, and what follows them.
+/// [`NoRoom`]: there was none for the first, and the watch there has ended.
+pub(crate) type Feeding = Result<(News, Kept, NewsStream), NoRoom>;
+
 /// What the node of this process is in a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalVoter {
@@ -106,11 +110,13 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>>;
 
-    /// Until the first news, which tell of every key that is not as it was shown.
+    /// Until the first news, which tell of every key that is not as it was shown. `room`: for what
+    /// the client has not taken yet.
     fn watch(
         &self,
         node: NodeId,
         shard: (ShardId, Epoch),
         wanted: Wanted,
-    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>>;
+        room: Room,
+    ) -> BoxFuture<'static, Result<Feeding, Failed>>;
 }

@@ -1,10 +1,13 @@
 //! News of another node on their way to a client, which takes them at its own pace.
 //!
 //! They are received whether or not the client takes them: what lies in a connection that is shared
-//! would hold up the news of all others. So one message waits here, for a moment. A client that does
-//! not take it has nothing kept for it: the watch at the other node ends, and another is begun once
-//! the client takes something again.
+//! would hold up the news of all others. News that come before the client has taken those that are
+//! here are merged with them: one state waits here, and the states between are lost. It has room
+//! among the client's answers, and waits for a moment. For a client that does not take it nothing
+//! is kept: the watch at the other node ends, and another is begun once the client takes something
+//! again.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,8 +15,10 @@ use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
+use meridian_gateway::{Kept, NoRoom, Room, size_of_news};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::network::call_failure::Failed;
@@ -28,42 +33,115 @@ pub(crate) struct Inbox {
     _stop: DropGuard,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     waker: AtomicWaker,
     taken: Notify,
+    room: Room,
 }
 
 #[derive(Default)]
 struct State {
-    news: Option<Result<News, Failed>>,
+    waits: Option<(News, Kept)>,
+    /// How the stream has ended, if by a failure.
+    failed: Option<Failed>,
+    lacked: Option<NoRoom>,
     is_over: bool,
 }
 
 impl Inbox {
     /// Is filled from `news` as they come. Within a runtime.
-    pub(crate) fn of(news: impl Stream<Item = Result<News, Failed>> + Send + 'static) -> Self {
-        let shared = Arc::<Shared>::default();
+    pub(crate) fn of(
+        news: impl Stream<Item = Result<News, Failed>> + Send + 'static,
+        room: Room,
+    ) -> Self {
+        let (state, waker, taken) = (Mutex::default(), AtomicWaker::new(), Notify::new());
+        let shared = Arc::new(Shared { state, waker, taken, room });
         let stop = CancellationToken::new();
         let filling = Arc::clone(&shared).fill(news.boxed());
         drop(tokio::spawn(stop.clone().run_until_cancelled_owned(filling)));
         Self { shared, _stop: stop.drop_guard() }
     }
+
+    /// The next news, with the room that they are kept in.
+    pub(crate) async fn next_kept(&mut self) -> Option<Result<(News, Kept), Failed>> {
+        poll_fn(|context| self.shared.poll(context)).await
+    }
+
+    /// The room that was lacking, where it has ended for want of it.
+    pub(crate) fn lacked(&self) -> Option<NoRoom> {
+        self.shared.state.lock().lacked
+    }
 }
 
 impl Shared {
     async fn fill(self: Arc<Self>, mut news: impl Stream<Item = Result<News, Failed>> + Unpin) {
-        while let Some(next) = news.next().await {
-            self.state.lock().news = Some(next);
-            self.waker.wake();
-            if tokio::time::timeout(TAKEN_WITHIN, self.taken.notified()).await.is_err() {
-                self.state.lock().news = None;
+        let mut until = None;
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.taken.notified() => {
+                    let more = self.state.lock().waits.is_some();
+                    until = more.then(|| Instant::now() + TAKEN_WITHIN);
+                    continue;
+                }
+                () = sleep_until(until) => {
+                    self.state.lock().waits = None;
+                    break;
+                }
+                next = news.next() => next,
+            };
+            let goes_on = match next {
+                Some(Ok(news)) => self.put(news),
+                Some(Err(failed)) => {
+                    self.state.lock().failed = Some(failed);
+                    false
+                }
+                None => false,
+            };
+            if !goes_on {
                 break;
             }
+            until.get_or_insert_with(|| Instant::now() + TAKEN_WITHIN);
+            self.waker.wake();
         }
         self.state.lock().is_over = true;
         self.waker.wake();
+    }
+
+    /// Whether there was room for it.
+    fn put(&self, mut news: News) -> bool {
+        let mut state = self.state.lock();
+        let kept = match state.waits.take() {
+            Some((before, mut kept)) => {
+                news.follow(before);
+                kept.resize(size_of_news(&news.values)).map(|()| kept)
+            }
+            None => self.room.take(size_of_news(&news.values)),
+        };
+        state.lacked = kept.as_ref().err().copied();
+        state.waits = kept.ok().map(|kept| (news, kept));
+        state.waits.is_some()
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<Option<Result<(News, Kept), Failed>>> {
+        self.waker.register(context.waker());
+        let mut state = self.state.lock();
+        if let Some(waits) = state.waits.take() {
+            self.taken.notify_one();
+            return Poll::Ready(Some(Ok(waits)));
+        }
+        if let Some(failed) = state.failed.take() {
+            return Poll::Ready(Some(Err(failed)));
+        }
+        if state.is_over { Poll::Ready(None) } else { Poll::Pending }
+    }
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -74,63 +152,9 @@ impl Stream for Inbox {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<News, Failed>>> {
-        self.shared.waker.register(context.waker());
-        let mut state = self.shared.state.lock();
-        if let Some(news) = state.news.take() {
-            self.shared.taken.notify_one();
-            return Poll::Ready(Some(news));
-        }
-        if state.is_over { Poll::Ready(None) } else { Poll::Pending }
+        self.shared.poll(context).map(|next| next.map(|next| next.map(|(news, _)| news)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Waker;
-
-    use meridian_types::{Epoch, Position};
-
-    use super::*;
-    use crate::testing::until;
-
-    fn news(sequence: u64) -> News {
-        News { position: Position::new(Epoch(1), sequence), values: Vec::new() }
-    }
-
-    /// Endless news, and how many of them were received.
-    fn endless() -> (impl Stream<Item = Result<News, Failed>> + Send + 'static, Arc<AtomicUsize>) {
-        let received = Arc::<AtomicUsize>::default();
-        let counted = Arc::clone(&received);
-        let news = futures::stream::iter(1..).map(move |sequence| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            Ok(news(sequence))
-        });
-        (news, received)
-    }
-
-    #[tokio::test]
-    async fn client_that_takes_what_comes_gets_all_of_it() {
-        let mut inbox = Inbox::of(endless().0);
-        for sequence in 1..=100 {
-            assert_eq!(inbox.next().await.unwrap().unwrap(), news(sequence));
-        }
-        let ending = futures::stream::iter([Ok(news(1)), Err(Failed::Unknown("lost".to_owned()))]);
-        let mut inbox = Inbox::of(ending);
-        assert!(inbox.next().await.unwrap().is_ok());
-        assert!(matches!(inbox.next().await, Some(Err(Failed::Unknown(_)))));
-        assert!(inbox.next().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn client_that_takes_nothing_has_nothing_kept_for_it_and_receives_no_more() {
-        let (news, received) = endless();
-        let mut inbox = Inbox::of(news);
-        let shared = Arc::clone(&inbox.shared);
-        until("it is given up", async || shared.state.lock().is_over).await;
-        assert!(shared.state.lock().news.is_none());
-        assert_eq!(received.load(Ordering::SeqCst), 1);
-        let ended = Pin::new(&mut inbox).poll_next(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(ended, Poll::Ready(None)), "another watch is begun now");
-    }
-}
+mod tests;

@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use futures::{StreamExt, TryFutureExt};
-use meridian_gateway::WatchedValue;
+use meridian_gateway::{Room, WatchedValue};
 use meridian_proto::shard::{self as wire, shard_client::ShardClient};
 use meridian_types::{DatabaseId, Epoch, Position, Versionstamp, limits};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::network::call_failure::Failed;
-use crate::routing::nodes::{NewsStream, Wanted};
+use crate::routing::nodes::{Feeding, Wanted};
 use crate::routing::watch_inbox::Inbox;
-use crate::watches::{News, Shown, Watcher};
+use crate::watches::{News, Shown};
 
 pub(crate) fn request(group: wire::ShardEpoch, wanted: &Wanted) -> wire::WatchRequest {
     let stamp = |stamp: Option<Versionstamp>| {
@@ -55,37 +54,37 @@ pub(crate) fn wanted(request: wire::WatchRequest) -> Result<Wanted, &'static str
     Ok(Wanted { database: DatabaseId(database), keys, shown: told, min_sequence })
 }
 
-/// The news of this node, as another is told of them. `beside` lives as long as the watch does.
-pub(crate) fn told(
-    watcher: Watcher,
-    beside: impl Send + 'static,
-) -> BoxStream<'static, Result<wire::WatchNews, Status>> {
-    let told = watcher.map(move |news| {
-        let _kept = &beside;
-        let news = news.map_err(|refusal| Status::failed_precondition(refusal.to_string()))?;
-        Ok(wire::WatchNews {
-            epoch: news.position.epoch.0.into(),
-            sequence: news.position.sequence,
-            keys: news.values.iter().map(|value| WatchedValue::to_wire(value.as_ref())).collect(),
-        })
-    });
-    told.boxed()
+pub(crate) fn to_wire(news: &News) -> wire::WatchNews {
+    wire::WatchNews {
+        epoch: news.position.epoch.0.into(),
+        sequence: news.position.sequence,
+        keys: news.values.iter().map(|value| WatchedValue::to_wire(value.as_ref())).collect(),
+    }
 }
 
 /// Another node's news, from the first. They are received in a task of their own, from the call on.
+/// `open` lives as long as the call does.
 pub(crate) async fn begun(
     mut client: ShardClient<Channel>,
     request: wire::WatchRequest,
-) -> Result<(News, NewsStream), Failed> {
+    room: Room,
+    open: impl Send + 'static,
+) -> Result<Feeding, Failed> {
     let keys = request.keys.len();
     let call = async move { client.watch(request).await.map(Response::into_inner) };
     let read = move |read: Result<wire::WatchNews, Status>| {
+        let _open = &open;
         from_wire(read.map_err(Failed::from_status)?, keys)
     };
-    let mut news = Inbox::of(call.try_flatten_stream().map(read));
-    let at_once = || Err(Failed::Unknown("the watch ended at once".to_owned()));
-    let first = news.next().await.unwrap_or_else(at_once)?;
-    Ok((first, news.boxed()))
+    let mut inbox = Inbox::of(call.try_flatten_stream().map(read), room);
+    match inbox.next_kept().await {
+        Some(Ok((news, kept))) => Ok(Ok((news, kept, inbox.boxed()))),
+        Some(Err(failed)) => Err(failed),
+        None => match inbox.lacked() {
+            Some(none) => Ok(Err(none)),
+            None => Err(Failed::Unknown("the watch ended at once".to_owned())),
+        },
+    }
 }
 
 fn from_wire(news: wire::WatchNews, keys: usize) -> Result<News, Failed> {

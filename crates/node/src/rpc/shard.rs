@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
 use meridian_proto::{kv_connect, node_id, node_id_to_wire, read_range, transaction};
@@ -17,6 +18,7 @@ use crate::routing::cluster_nodes::written_from_wire;
 use crate::routing::nodes::Wanted;
 use crate::routing::read_answer;
 use crate::routing::watch_news;
+use crate::routing::watch_sending::Sending;
 use crate::routing::write_calls::{self, Turns, WriteCalls};
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
@@ -167,14 +169,19 @@ impl shard_server::Shard for ShardService {
         let permit = permit.map_err(|_| refused("too many watches are open here".to_owned()))?;
         let request = request.into_inner();
         let shard = self.shard(request.group, true)?;
+        let epoch = shard.epoch();
         let Wanted { database, keys, shown, min_sequence } =
             watch_news::wanted(request).map_err(invalid)?;
-        let watcher = self.watches.begin(&shard, database, &keys, &shown, min_sequence).await;
+        let budget = self.watches.elsewhere();
+        let of_keys = budget.try_take(keys.iter().map(|key| key.len()).sum());
+        let of_keys = of_keys.map_err(|exhausted| refused(exhausted.to_string()))?;
+        let watcher =
+            self.watches.begin(&shard, (database, &keys, &shown), (epoch, min_sequence)).await;
         let watcher = watcher.map_err(|not_served| match not_served {
             NotServed::NotLeader(_) => refused("this node does not serve it".to_owned()),
             NotServed::Refused(refusal) => refused(refusal.to_string()),
         })?;
-        Ok(Response::new(watch_news::told(watcher, permit)))
+        Ok(Response::new(Sending::new(watcher, budget.clone(), (permit, of_keys)).boxed()))
     }
 
     async fn write(

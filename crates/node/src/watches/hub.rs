@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use meridian_storage::{LogSubscription, ShardState};
-use meridian_types::{DatabaseId, Position};
+use meridian_types::{DatabaseId, EpochHistory, Position};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Shown;
@@ -36,6 +36,9 @@ impl Hub {
             let hearing = Arc::clone(&shared);
             let subscription = state.subscribe(move |change| hearing.hear(change));
             *table = Table::new(subscription.begins_behind(), state.time_ms());
+            if let Some(known) = directory.shard(state.shard()) {
+                table.follow(EpochHistory::new(known.bases));
+            }
             subscription
         };
         let stop = CancellationToken::new();

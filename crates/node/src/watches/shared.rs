@@ -41,9 +41,9 @@ impl Shared {
                 table.replaced(*position, *time_ms);
             }
         }
-        let has_changed = table.has_news();
+        let has_news = table.has_news();
         drop(table);
-        if has_changed {
+        if has_news {
             self.changed.notify_one();
         }
     }
@@ -120,12 +120,8 @@ impl Shared {
             if let Some(info) = present.cluster.shards.get(&shard)
                 && epoch.replace(info.epoch) != Some(info.epoch)
             {
-                let history = EpochHistory::new(info.bases.clone());
-                let mut table = self.table.lock();
-                if history.leaves(table.position()).is_some() {
-                    table.leave_history();
-                    self.changed.notify_one();
-                }
+                self.table.lock().follow(EpochHistory::new(info.bases.clone()));
+                self.changed.notify_one();
             }
             if known.changed().await.is_err() {
                 return;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use meridian_gateway::WatchedValue;
 use meridian_proto::DecodedBatch;
 use meridian_storage::schema::{StoredValue, is_expired};
-use meridian_types::{DatabaseId, Effect, Entry, Position, Value, Versionstamp};
+use meridian_types::{DatabaseId, Effect, Entry, EpochHistory, Position, Value, Versionstamp};
 
 use super::recent::Recent;
 use super::signal::{Signal, Signals, WatcherId};
@@ -22,6 +22,8 @@ const RECENT_BYTES: usize = 8 << 20;
 const KEYS_AT_A_TIME: usize = 16;
 /// Watches that are told at a time, while what is applied waits for them.
 const SIGNALS_AT_A_TIME: usize = 256;
+/// Keys whose watches hear at a time that they have expired.
+const EXPIRED_AT_A_TIME: usize = 256;
 
 pub(super) struct Table {
     /// Of the last batch that was heard of, and the shard's time then.
@@ -29,7 +31,9 @@ pub(super) struct Table {
     time_ms: u64,
     /// Of the state: what was read of another one is not of this.
     generation: u64,
-    /// The state has left the shard's history.
+    /// Of the shard, as far as this node knows.
+    history: EpochHistory,
+    /// The state has left that history.
     is_lost: bool,
     keys: HashMap<WatchedKey, Watched>,
     /// The keys that have a value which expires, by when.
@@ -85,6 +89,7 @@ impl Table {
             position,
             time_ms,
             generation: 0,
+            history: EpochHistory::first(),
             is_lost: false,
             keys: HashMap::new(),
             expiring: BTreeSet::new(),
@@ -143,8 +148,9 @@ impl Table {
                     self.take_effect(transaction.database, versionstamp, effect);
                 }
             }
-            self.expire();
         }
+        // The shard here may go on with a term of an epoch that is known to be over.
+        self.look_at_history();
     }
 
     fn take_effect(&mut self, database: DatabaseId, versionstamp: Versionstamp, effect: &Effect) {
@@ -168,14 +174,28 @@ impl Table {
         }
     }
 
-    /// What expires at the time of a batch is gone with it, all of it at once: its removal from the
-    /// state takes some batches more.
-    fn expire(&mut self) {
-        while let Some((at, _)) = self.expiring.first()
-            && is_expired(*at, self.time_ms)
-            && let Some((_, key)) = self.expiring.pop_first()
-        {
+    /// Whether a watched key has expired and its watches were not told.
+    fn has_expired(&self) -> bool {
+        self.expiring.first().is_some_and(|(at, _)| is_expired(*at, self.time_ms))
+    }
+
+    /// A value that expires at the time of a batch is gone with it, as all such: a watch that asks
+    /// is told so of each of its keys, however many others have expired. That they have news is
+    /// found out here, for some keys at a time.
+    fn expire_some(&mut self) {
+        for _ in 0..EXPIRED_AT_A_TIME {
+            if !self.has_expired() {
+                return;
+            }
+            let Some((_, key)) = self.expiring.pop_first() else { return };
             self.remove(&key);
+        }
+    }
+
+    fn expire(&mut self, key: &WatchedKey) {
+        let expires = self.keys.get(key).map_or(0, |watched| watched.expire_at_ms);
+        if is_expired(expires, self.time_ms) {
+            self.remove(key);
         }
     }
 
@@ -222,7 +242,8 @@ impl Table {
 
     /// Another state took the place of this table's state.
     pub(super) fn replaced(&mut self, position: Position, time_ms: u64) {
-        (self.position, self.time_ms, self.is_lost) = (position, time_ms, false);
+        (self.position, self.time_ms) = (position, time_ms);
+        self.is_lost = self.history.leaves(position).is_some();
         self.generation += 1;
         self.expiring.clear();
         for watched in self.keys.values_mut() {
@@ -232,10 +253,18 @@ impl Table {
         self.all_have_changed();
     }
 
-    /// The state has left the shard's history: nothing is told of it until another takes its place.
-    pub(super) fn leave_history(&mut self) {
-        self.is_lost = true;
-        self.all_have_changed();
+    /// The history of the shard, as this node knows it from now on.
+    pub(super) fn follow(&mut self, history: EpochHistory) {
+        self.history = history;
+        self.look_at_history();
+    }
+
+    /// Of a state that has left the shard's history nothing is told until another takes its place.
+    fn look_at_history(&mut self) {
+        if !self.is_lost && self.history.leaves(self.position).is_some() {
+            self.is_lost = true;
+            self.all_have_changed();
+        }
     }
 
     fn all_have_changed(&mut self) {
@@ -246,11 +275,12 @@ impl Table {
 
     /// Whether there are watches that have news and were not told.
     pub(super) fn has_news(&self) -> bool {
-        !self.changed.is_empty()
+        !self.changed.is_empty() || self.has_expired()
     }
 
     /// Some of the watches that have news and were not told; none, when all were.
     pub(super) fn next_signals(&mut self) -> Vec<Arc<Signal>> {
+        self.expire_some();
         let mut signals = Vec::new();
         while signals.len() < SIGNALS_AT_A_TIME
             && let Some((key, from)) = self.changed.pop_front()
@@ -284,6 +314,9 @@ impl Table {
     ) -> Told {
         if self.is_lost {
             return Told::Lost;
+        }
+        if self.has_expired() {
+            keys.iter().for_each(|key| self.expire(key));
         }
         let mut is_known = true;
         for (key, shown) in keys.iter().zip(&*shown) {
@@ -380,6 +413,12 @@ impl Table {
             None if is_wanted => watched.known = Known::Yes(None),
             _ => {}
         }
+    }
+
+    /// Keys with a value that expires, or has expired unnoticed.
+    #[cfg(test)]
+    pub(super) fn expiring(&self) -> usize {
+        self.expiring.len()
     }
 
     #[cfg(test)]

@@ -14,6 +14,7 @@ use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, RequestId, Valu
 
 use super::*;
 
+mod expiry;
 mod reads;
 
 const DATABASE: DatabaseId = DatabaseId([1; 16]);
@@ -86,6 +87,16 @@ impl Stage {
     fn watch(&self, keys: &[&'static str]) -> Watcher {
         let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
         self.hub.watch(DATABASE, &keys, &vec![None; keys.len()])
+    }
+
+    /// The node hears of an epoch, and the sequence that it begins behind.
+    fn learns(&self, epoch: u16, base: u64) {
+        let mut cluster = self.directory.known().cluster.clone();
+        cluster.version += 1;
+        let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+        shard.epoch = Epoch(epoch);
+        shard.bases.push((Epoch(epoch), Position::new(Epoch(1), base)));
+        self.directory.learn(cluster).unwrap();
     }
 
     /// The rows of another state take the place of this one's.
@@ -229,19 +240,38 @@ async fn watch_of_a_state_that_left_the_history_ends_and_one_within_it_goes_on()
     }
     let mut watcher = stage.watch(&["a"]);
     told(&mut watcher).await;
-    let learns = |version: u64, epoch: u16, base: u64| {
-        let mut cluster = stage.directory.known().cluster.clone();
-        let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
-        (shard.epoch, cluster.version) = (Epoch(epoch), version);
-        shard.bases.push((Epoch(epoch), Position::new(Epoch(1), base)));
-        stage.directory.learn(cluster).unwrap();
-    };
-    let version = stage.directory.known().cluster.version;
-    learns(version + 1, 2, 9);
+    stage.learns(2, 9);
     stage.write_at(Epoch(2), 9, DATABASE, vec![put("a", "in the next epoch")]);
     assert_eq!(told(&mut watcher).await.1, ["in the next epoch"]);
-    learns(version + 2, 3, 8);
+    stage.learns(3, 8);
     assert_eq!(next(&mut watcher).await, Err(ReadRefusal::OtherEpoch));
+}
+
+/// The node has heard of the next epoch, and its shard goes on with the one before for a while.
+#[tokio::test]
+async fn what_is_applied_behind_the_base_of_a_known_epoch_is_not_told() {
+    let stage = Stage::new();
+    stage.write(vec![put("a", "kept")]);
+    let mut watcher = stage.watch(&["a"]);
+    told(&mut watcher).await;
+    stage.learns(2, 2);
+    stage.write(vec![put("a", "up to the base")]);
+    assert_eq!(told(&mut watcher).await, (2, vec!["up to the base".to_owned()]));
+    stage.write(vec![put("a", "lost")]);
+    assert_eq!(next(&mut watcher).await, Err(ReadRefusal::OtherEpoch));
+    // A state that is lost as well takes its place, and then a state of the history.
+    let (lost, source) = (Stage::new(), Stage::new());
+    for _ in 0..4 {
+        lost.write(vec![put("a", "lost, too")]);
+    }
+    stage.install(&lost.state, Replace::Any);
+    assert_eq!(next(&mut stage.watch(&["a"])).await, Err(ReadRefusal::OtherEpoch));
+    for _ in 0..2 {
+        source.write(vec![put("a", "up to the base")]);
+    }
+    stage.install(&source.state, Replace::Any);
+    stage.write_at(Epoch(2), 9, DATABASE, vec![put("a", "in the next epoch")]);
+    assert_eq!(told(&mut stage.watch(&["a"])).await, (3, vec!["in the next epoch".to_owned()]));
 }
 
 #[tokio::test]

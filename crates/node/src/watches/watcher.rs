@@ -35,6 +35,19 @@ impl Watcher {
     }
 }
 
+impl Watcher {
+    /// These news could not be sent: what they told of is told again, as it is by then.
+    pub(crate) fn take_back(&mut self, news: &News) {
+        for (shown, told) in self.shown.iter_mut().zip(&news.values) {
+            if told.is_some() {
+                *shown = None;
+            }
+        }
+        self.is_first = true;
+        self.signal.raise();
+    }
+}
+
 impl Stream for Watcher {
     type Item = Result<News, ReadRefusal>;
 

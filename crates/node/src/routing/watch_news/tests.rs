@@ -7,7 +7,7 @@ use std::time::Duration;
 use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
-use meridian_gateway::{Access, Database, Watch, WatchNews, Watching, new_request_id};
+use meridian_gateway::{Access, Database, Room, Watch, WatchNews, Watching, new_request_id};
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, MemoryEngine};
 use meridian_types::{
@@ -107,7 +107,8 @@ impl Stage {
 
     async fn watch(&self, consistency: Consistency) -> RoutedWatch<ClusterNodes, BootClock> {
         let keys = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
-        let watch = Watch { database: DEV_DEFAULT_DATABASE, consistency, keys };
+        let room = Room::alone(1 << 20);
+        let watch = Watch { database: DEV_DEFAULT_DATABASE, consistency, keys, room };
         self.router.watch(watch).await.unwrap()
     }
 }
@@ -124,7 +125,8 @@ fn text(news: &WatchNews) -> Vec<String> {
 
 async fn told(watch: &mut RoutedWatch<ClusterNodes, BootClock>) -> Vec<String> {
     let told = poll_fn(|context| watch.poll_news(context));
-    text(&tokio::time::timeout(LONG, told).await.expect("news in time").expect("no end"))
+    let told = tokio::time::timeout(LONG, told).await.expect("news in time");
+    text(&told.expect("no end").expect("room for news"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,18 +4,18 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use futures::future::poll_fn;
-use meridian_gateway::{WatchNews, WatchedValue, Watching};
+use meridian_gateway::{NoRoom, Room, WatchNews, WatchedValue, Watching};
 use meridian_types::{Entry, Value, ValueEncoding, Versionstamp};
 
 use super::*;
 use crate::watches::News;
-use world::{Fed, Time, Voters};
+use world::{Fed, Time, Voters, run_beside};
 
 type RoutedWatch = super::RoutedWatch<Arc<Voters>, Time>;
 
 fn watch(consistency: Consistency) -> Watch {
     let keys = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
-    Watch { database: DEV_DEFAULT_DATABASE, consistency, keys }
+    Watch { database: DEV_DEFAULT_DATABASE, consistency, keys, room: Room::alone(1 << 20) }
 }
 
 fn at(epoch: u16, sequence: u64) -> Position {
@@ -69,7 +69,8 @@ impl World {
 }
 
 async fn told(watch: &mut RoutedWatch) -> WatchNews {
-    poll_fn(|context| watch.poll_news(context)).await.expect("the watch goes on")
+    let told = poll_fn(|context| watch.poll_news(context)).await;
+    told.expect("the watch goes on").expect("room for news")
 }
 
 fn is_quiet(watch: &mut RoutedWatch) -> bool {
@@ -162,6 +163,49 @@ fn what_a_failover_took_back_is_told_as_it_is_now() {
     });
 }
 
+/// After a failover with loss, which this gateway hears of late.
+#[test]
+fn watch_that_was_told_of_an_epoch_is_fed_by_no_node_of_the_one_before() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        told(&mut watch).await;
+        world.feed(Ok(news(at(2, 12), vec![value(at(2, 12)), None])));
+        assert_eq!(told(&mut watch).await, [value(at(2, 12)), None]);
+        let epoch = |node| Epoch(if node == 5 { 2 } else { 1 });
+        *world.voters.epochs.lock() = (1..=7).map(|node| (NodeId(node), epoch(node))).collect();
+        world.feed(Err(Failed::Unknown("the connection broke".to_owned())));
+        world.first(at(2, 15), vec![value(at(2, 12)), value(at(2, 14))]);
+        assert_eq!(told(&mut watch).await, [None, value(at(2, 14))]);
+        assert_eq!(world.fed_by(), NodeId(5));
+        world.begin(Consistency::Eventual).await;
+        assert_eq!(world.fed_by(), NodeId(5), "also a watch that begins later");
+    });
+}
+
+/// By a node that has not heard of the next epoch.
+#[test]
+fn what_was_lost_is_not_told_once_it_is_known_to_be_lost() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 85), vec![absent(), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        told(&mut watch).await;
+        world.learns(|cluster| {
+            let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+            shard.epoch = Epoch(2);
+            shard.bases.push((Epoch(2), at(1, 90)));
+        });
+        world.feed(Ok(news(at(1, 89), vec![value(at(1, 89)), None])));
+        assert_eq!(told(&mut watch).await, [value(at(1, 89)), None], "it is in the history");
+        world.feed(Ok(news(at(1, 95), vec![value(at(1, 95)), None])));
+        world.first(at(2, 91), vec![value(at(1, 89)), value(at(2, 91))]);
+        assert_eq!(told(&mut watch).await, [None, value(at(2, 91))]);
+        world.feed(Ok(news(at(1, 90), vec![value(at(1, 90)), None])));
+        world.first(at(2, 92), vec![value(at(2, 92)), value(at(2, 91))]);
+        assert_eq!(told(&mut watch).await, [value(at(2, 92)), None], "of an epoch before");
+    });
+}
+
 #[test]
 fn news_that_are_taken_back_are_asked_for_once_more() {
     run(AT_ONCE, |world| async move {
@@ -174,6 +218,76 @@ fn news_that_are_taken_back_are_asked_for_once_more() {
         world.first(at(1, 20), vec![value(at(1, 19)), absent()]);
         assert_eq!(told(&mut watch).await, [value(at(1, 19)), None]);
         assert_eq!(world.asked_behind().0, [None, Some(None)]);
+    });
+}
+
+#[test]
+fn first_news_count_until_they_are_told_and_are_fetched_again_where_there_was_no_room() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
+        let bytes = meridian_gateway::size_of_news(&vec![value(at(1, 3)), absent()]);
+        let room = Room::alone(2 * bytes);
+        let begin = async || {
+            let watch = Watch { room: room.clone(), ..watch(Consistency::Eventual) };
+            world.router.watch(watch).await.unwrap()
+        };
+        let mut watch = begin().await;
+        let mut without_room = begin().await;
+        assert_eq!(room.take(bytes).err(), Some(NoRoom(bytes)), "the first has most of it");
+        let told_none = poll_fn(|context| without_room.poll_news(context)).await;
+        assert_eq!(told_none, Some(Err(NoRoom(bytes))));
+        let begun = world.voters.watches.lock().len();
+        assert_eq!(told(&mut watch).await.len(), 2);
+        assert_eq!(world.voters.watches.lock().len(), begun, "none is fetched unasked");
+        world.first(at(1, 10), vec![value(at(1, 10)), absent()]);
+        assert_eq!(told(&mut without_room).await, [value(at(1, 10)), absent()]);
+        assert!(room.take(bytes).is_ok(), "it was told");
+    });
+}
+
+#[test]
+fn watch_that_went_to_another_node_comes_back_to_the_one_of_its_process() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![absent(), absent()]);
+        let began = world.time.now();
+        let mut watch = world.begin(Consistency::Eventual).await;
+        told(&mut watch).await;
+        assert_eq!(world.fed_by(), NodeId(2));
+        world.voters.link(2, Link::Refused);
+        world.feed(Err(Failed::Unknown("it stops".to_owned())));
+        world.first(at(1, 10), vec![value(at(1, 10)), absent()]);
+        told(&mut watch).await;
+        assert_ne!(world.fed_by(), NodeId(2));
+        world.voters.link(2, Link::Up);
+        world.first(at(1, 11), vec![value(at(1, 11)), absent()]);
+        assert_eq!(told(&mut watch).await, [value(at(1, 11)), None]);
+        assert_eq!(world.fed_by(), NodeId(2));
+        let took = world.time.now() - began;
+        assert!(took < Duration::from_secs(90), "{took:?}");
+    });
+}
+
+#[test]
+fn watches_of_a_gateway_without_a_node_look_for_the_nearest_now_and_then() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 9), vec![absent(), absent()]);
+        let began = world.time.now();
+        let mut watches = Vec::new();
+        for _ in 0..20 {
+            let mut watch = world.begin(Consistency::Eventual).await;
+            told(&mut watch).await;
+            watches.push(watch);
+        }
+        world.first(at(1, 10), vec![value(at(1, 10)), absent()]);
+        let all = watches.iter_mut().map(|watch| async {
+            assert_eq!(told(watch).await, [value(at(1, 10)), None]);
+            world.time.now() - began
+        });
+        let mut came = futures::future::join_all(all).await;
+        came.sort();
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert!(came[0] >= minutes(10) && came[19] < minutes(21), "{came:?}");
+        assert!(came[19] - came[0] > minutes(2), "they come a few at a time: {came:?}");
     });
 }
 

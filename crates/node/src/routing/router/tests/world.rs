@@ -14,15 +14,13 @@ use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
 use futures::{FutureExt, StreamExt};
 use meridian_config::DevLayout;
-use meridian_gateway::Access;
+use meridian_gateway::{Access, Room, size_of_news};
 use meridian_memory::Held;
 use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
 
 use super::super::*;
-use crate::routing::nodes::{
-    Answering, BrokenOff, LocalVoter, NewsStream, Wanted, WriteTry, Written,
-};
+use crate::routing::nodes::{Answering, BrokenOff, Feeding, LocalVoter, Wanted, WriteTry, Written};
 use crate::watches::News;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
@@ -145,6 +143,8 @@ pub(super) struct Voters {
     pub(super) with_room: AtomicUsize,
     /// The watches that were begun, at which node each, and the other end of its news.
     pub(super) watches: Mutex<Vec<(NodeId, Wanted, mpsc::UnboundedSender<Fed>)>>,
+    /// Nodes that are in this epoch yet, whichever they are asked for.
+    pub(super) epochs: Mutex<BTreeMap<NodeId, Epoch>>,
     /// What nodes tell first of all keys.
     pub(super) first_news: Mutex<News>,
 }
@@ -179,6 +179,7 @@ impl Voters {
             transfer: Mutex::default(),
             with_room: AtomicUsize::default(),
             watches: Mutex::default(),
+            epochs: Mutex::default(),
             first_news: Mutex::new(News { position: Position::ZERO, values: Vec::new() }),
         })
     }
@@ -337,19 +338,23 @@ impl Nodes for Arc<Voters> {
     fn watch(
         &self,
         node: NodeId,
-        _: (ShardId, Epoch),
+        (_, epoch): (ShardId, Epoch),
         wanted: Wanted,
-    ) -> BoxFuture<'static, Result<(News, NewsStream), Failed>> {
+        room: Room,
+    ) -> BoxFuture<'static, Result<Feeding, Failed>> {
         let voters = Arc::clone(self);
         let begun = async move {
             voters.travels(node, &Departure::default()).await?;
             if voters.refusing.lock().contains(&node) {
                 return Err(Failed::NotDone("it has not caught up".to_owned()));
             }
+            if voters.epochs.lock().get(&node).is_some_and(|here| *here < epoch) {
+                return Err(Failed::NotDone("it is in an earlier epoch".to_owned()));
+            }
             let (feed, news) = mpsc::unbounded();
             voters.watches.lock().push((node, wanted, feed));
             let first = voters.first_news.lock().clone();
-            Ok((first, news.boxed()))
+            Ok(room.take(size_of_news(&first.values)).map(|kept| (first, kept, news.boxed())))
         };
         begun.boxed()
     }
