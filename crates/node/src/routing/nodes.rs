@@ -16,7 +16,7 @@ use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::watches::{News, Shown};
 
-/// What a try of a write says beside the write.
+/// The conditions of one try of a write.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WriteTry {
     pub(crate) node: NodeId,
@@ -42,9 +42,9 @@ pub(crate) struct Written {
 
 /// A node has begun to answer a read.
 pub(crate) struct Answering {
-    /// What the state read from had applied, at least.
+    /// The position of the state that was read, at least.
     pub(crate) position: Position,
-    /// The shard's leader, as far as the node knows that was read from.
+    /// The shard's leader, as far as the answering node knows.
     pub(crate) leader: Option<NodeId>,
     /// The entries of each range, or why their transfer broke off. To drop it stops the transfer.
     pub(crate) ranges: BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>,
@@ -59,7 +59,7 @@ pub(crate) enum BrokenOff {
     ForRoom(Held),
 }
 
-/// What a watch wants of one node: news of keys, behind what it has shown of each.
+/// A watch's request to one node: news of keys, behind the versions that it has shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) database: DatabaseId,
@@ -75,7 +75,7 @@ pub(crate) type NewsStream = BoxStream<'static, Result<News, Failed>>;
 /// [`NoRoom`]: there was none for the first, and the watch there has ended.
 pub(crate) type Feeding = Result<(News, Kept, NewsStream), NoRoom>;
 
-/// What the node of this process is in a shard.
+/// The role of this process's node in a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalVoter {
     /// The leader, as far as it knows.

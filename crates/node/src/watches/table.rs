@@ -1,5 +1,5 @@
-//! What is known of the watched keys of one shard, and which watches have news: as of the last batch
-//! that was heard of, so that what is told together is of one state.
+//! The versions and values known of the watched keys of one shard, and the watches that have news:
+//! as of the last batch that was heard of, so that each message is of one state.
 //!
 //! No clock, no task, no engine: [`super::hub`] drives it.
 
@@ -67,7 +67,7 @@ enum Known {
     Yes(Option<Versionstamp>),
 }
 
-/// What a watch is told.
+/// The answer to a watch that asks for news.
 pub(super) enum Told {
     News(News),
     Nothing,
@@ -287,7 +287,7 @@ impl Table {
         {
             let Some(watched) = self.keys.get_mut(&key) else { continue };
             if from == 0 {
-                // What changes from now on is told anew, from the first one.
+                // Changes from now on are told anew, from the first watch.
                 watched.is_changed = false;
             }
             let mut next = from;
@@ -303,8 +303,8 @@ impl Table {
         signals
     }
 
-    /// What a watch is told that was `shown` this: what has changed since, or in the first news what
-    /// is there. Where that has to be read first, `signal` waits for it.
+    /// The news of a watch that was `shown` this: the keys that have changed since, or all of them
+    /// the first time. Where a value has to be read first, `signal` waits for it.
     pub(super) fn tell(
         &mut self,
         (id, signal): (WatcherId, &Arc<Signal>),
@@ -368,8 +368,8 @@ impl Table {
     /// Takes over what was read of a state at this position. The watches that waited for it; `None`:
     /// not all batches up to there were heard of yet.
     ///
-    /// What was read holds for the last batch that was heard of: effects on the key behind the
-    /// position are known, and an effect is newer than what was read.
+    /// Values that were read hold for the last batch that was heard of: effects on the key behind the
+    /// position are known, and an effect is newer than the value that was read.
     pub(super) fn fill(
         &mut self,
         round: &Round,

@@ -106,7 +106,7 @@ impl Time {
 pub(super) enum Link {
     #[default]
     Up,
-    /// What is sent is lost.
+    /// Requests are lost.
     Silent,
     Refused,
     /// No connection comes about, and none is refused.
@@ -145,7 +145,7 @@ pub(super) struct Voters {
     pub(super) watches: Mutex<Vec<(NodeId, Wanted, mpsc::UnboundedSender<Fed>)>>,
     /// Nodes that are in this epoch yet, whichever they are asked for.
     pub(super) epochs: Mutex<BTreeMap<NodeId, Epoch>>,
-    /// What nodes tell first of all keys.
+    /// The first news of each node.
     pub(super) first_news: Mutex<News>,
 }
 
