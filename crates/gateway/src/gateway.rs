@@ -261,14 +261,14 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
         drop(share);
-        let room = Room::new(self.answers.clone(), self.holder(token, None));
-        let of_keys = room.take(keys.iter().map(|key| key.len() as u64).sum());
-        let of_keys = of_keys.map_err(|_| self.overloaded(Overload::Answers))?;
         if keys.is_empty() {
             let mut pieces = watched_value::message(&Vec::new());
             pieces.insert(0, PING);
             return Ok(answer::watch(AnswerBody::Whole(pieces.concat().into())));
         }
+        let room = Room::new(self.answers.clone(), self.holder(token, None));
+        let of_keys = room.take(keys.iter().map(|key| key.len() as u64).sum());
+        let of_keys = of_keys.map_err(|_| self.overloaded(Overload::Answers))?;
         let watch = Watch { database, consistency, keys, room: room.clone() };
         let watching = self.database.watch(watch).await;
         let watching = watching.map_err(Refusal::from)?;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_gateway::WatchNews;
-use meridian_memory::ByteBudget;
+use meridian_memory::{ByteBudget, Exhausted, Held};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, Epoch, Position, ShardId, Versionstamp};
 use parking_lot::Mutex;
@@ -66,23 +66,37 @@ impl News {
 
 /// So much of the bytes of reads, and beside them, is for news on their way to other processes.
 const NEWS_PART: usize = 8;
+/// So much of them, and beside them, is for the keys that other processes watch.
+const KEYS_PART: usize = 16;
 
 /// The watches of this node's shards. A shard that was never watched costs nothing.
 pub(crate) struct Watches {
     directory: Arc<Directory>,
     reads: Reads,
-    /// For news on their way to other processes, and the keys that those watch.
+    /// For news on their way to other processes.
     elsewhere: ByteBudget,
+    /// For the keys that other processes watch. Not of the budget for news: a watch holds its keys
+    /// while it waits for room for its news.
+    keys_elsewhere: ByteBudget,
     hubs: Mutex<BTreeMap<ShardId, Arc<Hub>>>,
 }
 
 impl Watches {
     pub(crate) fn new(directory: Arc<Directory>, reads: Reads) -> Self {
         let elsewhere = ByteBudget::new("watches", reads.total_bytes() / NEWS_PART);
-        Self { directory, reads, elsewhere, hubs: Mutex::default() }
+        let keys_elsewhere = ByteBudget::new("watched keys", reads.total_bytes() / KEYS_PART);
+        Self { directory, reads, elsewhere, keys_elsewhere, hubs: Mutex::default() }
     }
 
-    /// The bytes that watches of other processes may hold here.
+    /// Room for the keys of a watch of another process, for as long as it is open.
+    ///
+    /// # Errors
+    /// Those watches have as many bytes of keys as they may.
+    pub(crate) fn keep_keys(&self, keys: &[Bytes]) -> Result<Held, Exhausted> {
+        self.keys_elsewhere.try_take(keys.iter().map(Bytes::len).sum())
+    }
+
+    /// The bytes that news for watches of other processes may take here.
     pub(crate) fn elsewhere(&self) -> &ByteBudget {
         &self.elsewhere
     }

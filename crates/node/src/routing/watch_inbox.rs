@@ -107,6 +107,14 @@ impl Shared {
         }
         self.state.lock().is_over = true;
         self.waker.wake();
+        // The last news wait no longer than others.
+        if self.state.lock().waits.is_some() {
+            tokio::select! {
+                () = self.taken.notified() => {}
+                () = sleep_until(until) => {}
+            }
+            self.state.lock().waits = None;
+        }
     }
 
     /// Whether there was room for it.

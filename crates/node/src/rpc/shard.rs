@@ -166,22 +166,26 @@ impl shard_server::Shard for ShardService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let refused = |reason: String| Status::failed_precondition(reason);
         let permit = Arc::clone(&self.watch_permits).try_acquire_owned();
-        let permit = permit.map_err(|_| refused("too many watches are open here".to_owned()))?;
+        // No refusal of the shard: its reads are served.
+        let permit =
+            permit.map_err(|_| Status::resource_exhausted("too many watches are open here"))?;
         let request = request.into_inner();
         let shard = self.shard(request.group, true)?;
         let epoch = shard.epoch();
         let Wanted { database, keys, shown, min_sequence } =
             watch_news::wanted(request).map_err(invalid)?;
-        let budget = self.watches.elsewhere();
-        let of_keys = budget.try_take(keys.iter().map(|key| key.len()).sum());
-        let of_keys = of_keys.map_err(|exhausted| refused(exhausted.to_string()))?;
+        let of_keys = self.watches.keep_keys(&keys);
+        let of_keys =
+            of_keys.map_err(|exhausted| Status::resource_exhausted(exhausted.to_string()))?;
         let watcher =
             self.watches.begin(&shard, (database, &keys, &shown), (epoch, min_sequence)).await;
         let watcher = watcher.map_err(|not_served| match not_served {
             NotServed::NotLeader(_) => refused("this node does not serve it".to_owned()),
             NotServed::Refused(refusal) => refused(refusal.to_string()),
         })?;
-        Ok(Response::new(Sending::new(watcher, budget.clone(), (permit, of_keys)).boxed()))
+        Ok(Response::new(
+            Sending::new(watcher, self.watches.elsewhere().clone(), (permit, of_keys)).boxed(),
+        ))
     }
 
     async fn write(

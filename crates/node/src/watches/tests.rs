@@ -248,6 +248,21 @@ async fn watch_of_a_state_that_left_the_history_ends_and_one_within_it_goes_on()
 }
 
 /// The node has heard of the next epoch, and its shard goes on with the one before for a while.
+#[test]
+fn keys_that_other_processes_watch_take_no_room_of_news() {
+    let reads = Reads::new(ByteBudget::new("reads", 68 << 20));
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let watches = Watches::new(Arc::new(Directory::new(cluster, Access::default(), None)), reads);
+    let keys = vec![Bytes::from(vec![7; 2048]); 10];
+    let mut kept = Vec::new();
+    while let Ok(held) = watches.keep_keys(&keys) {
+        kept.push(held);
+    }
+    assert!(kept.len() > 100, "{}", kept.len());
+    assert!(watches.elsewhere().try_take(watches.elsewhere().total_bytes()).is_ok());
+}
+
 #[tokio::test]
 async fn what_is_applied_behind_the_base_of_a_known_epoch_is_not_told() {
     let stage = Stage::new();

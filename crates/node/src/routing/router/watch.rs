@@ -137,6 +137,11 @@ impl<N: Nodes, C: Clock> Watching for RoutedWatch<N, C> {
                 Feed::Ended => return Poll::Ready(None),
                 Feed::Moving(moving) => match std::task::ready!(moving.poll_unpin(context)) {
                     Ok(Ok(Fed { node, first, kept, news })) => {
+                        // It may have waited for the client for long.
+                        if self.is_over(first.position) {
+                            self.look_for_another();
+                            continue;
+                        }
                         self.feed = Feed::From(node, news);
                         drop(kept);
                         first
@@ -288,7 +293,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         let lasts = match self.local_node {
             Some(here) if here == node => return news,
             None if self.is_near(node) => rand::random_range(BESIDE..2 * BESIDE),
-            _ => AFAR,
+            // Watches that moved together ask again one after the other.
+            _ => rand::random_range(AFAR..2 * AFAR),
         };
         let (router, end) = (Arc::clone(self), self.clock.now() + lasts);
         news.take_until(async move { router.clock.sleep_until(end).await }.boxed()).boxed()

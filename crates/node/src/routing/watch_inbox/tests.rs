@@ -48,6 +48,18 @@ fn is_empty(room: &Room) -> bool {
 }
 
 #[tokio::test]
+async fn news_of_a_stream_that_has_ended_are_kept_no_longer_than_others() {
+    let room = Room::alone(ROOM);
+    let (feed, mut inbox) = fed(&room);
+    let large = News { values: vec![value(1, 9000), None], ..news(1) };
+    feed.send(Ok(large)).unwrap();
+    feed.send(Err(Failed::Unknown("lost".to_owned()))).unwrap();
+    until("they are kept", async || !is_empty(&room)).await;
+    until("they are kept no more", async || is_empty(&room)).await;
+    assert!(matches!(inbox.next().await, Some(Err(Failed::Unknown(_)))));
+}
+
+#[tokio::test]
 async fn client_that_takes_what_comes_hears_of_it_and_of_the_end() {
     let room = Room::alone(ROOM);
     let (feed, mut inbox) = fed(&room);

@@ -207,6 +207,21 @@ fn what_was_lost_is_not_told_once_it_is_known_to_be_lost() {
 }
 
 #[test]
+fn first_news_that_were_lost_before_the_client_took_them_are_not_told() {
+    run(AT_ONCE, |world| async move {
+        world.first(at(1, 95), vec![value(at(1, 95)), absent()]);
+        let mut watch = world.begin(Consistency::Eventual).await;
+        world.learns(|cluster| {
+            let shard = cluster.shards.values_mut().next().unwrap();
+            shard.epoch = Epoch(2);
+            shard.bases.push((Epoch(2), at(1, 90)));
+        });
+        world.first(at(2, 91), vec![absent(), value(at(2, 91))]);
+        assert_eq!(told(&mut watch).await, [absent(), value(at(2, 91))]);
+    });
+}
+
+#[test]
 fn news_that_are_taken_back_are_asked_for_once_more() {
     run(AT_ONCE, |world| async move {
         world.first(at(1, 9), vec![value(at(1, 3)), absent()]);
@@ -263,7 +278,7 @@ fn watch_that_went_to_another_node_comes_back_to_the_one_of_its_process() {
         assert_eq!(told(&mut watch).await, [value(at(1, 11)), None]);
         assert_eq!(world.fed_by(), NodeId(2));
         let took = world.time.now() - began;
-        assert!(took < Duration::from_secs(90), "{took:?}");
+        assert!(took < Duration::from_secs(150), "{took:?}");
     });
 }
 
