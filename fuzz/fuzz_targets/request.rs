@@ -10,8 +10,8 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use meridian_gateway::{
-    Catalogue, Database, Databases, Gateway, Grant, Options, Read, ReadOutput, Unavailable, Watch,
-    WatchNews, Watching, Write, WriteFailure,
+    Catalogue, Database, Databases, Gateway, Grant, NoRoom, Options, Read, ReadOutput, Unavailable,
+    Watch, WatchNews, Watching, Write, WriteFailure,
 };
 use meridian_types::{
     DatabaseId, MutationKind, ShardId, V8Format, Versionstamp, WriteOutcome, limits,
@@ -25,7 +25,7 @@ struct Limits;
 enum NoWatch {}
 
 impl Watching for NoWatch {
-    fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<WatchNews>> {
+    fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>> {
         match *self {}
     }
 

@@ -51,7 +51,7 @@ fn is_empty(room: &Room) -> bool {
 async fn news_of_a_stream_that_has_ended_are_kept_no_longer_than_others() {
     let room = Room::alone(ROOM);
     let (feed, mut inbox) = fed(&room);
-    let large = News { values: vec![value(1, 9000), None], ..news(1) };
+    let large = News { values: vec![value(1, 5000), None], ..news(1) };
     feed.send(Ok(large)).unwrap();
     feed.send(Err(Failed::Unknown("lost".to_owned()))).unwrap();
     until("they are kept", async || !is_empty(&room)).await;
