@@ -14,8 +14,10 @@ use std::time::Duration;
 use meridian_directory::{Phase, Shard};
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, Watching};
-use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
+use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, clients, poll};
 use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, ShardId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Far beyond every time-out inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -89,12 +91,50 @@ async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     cluster.kill(1);
 }
 
+/// Messages of all databases that are not delivered, by the gauges of a node.
+async fn undelivered(cluster: &Cluster, node: NodeId) -> Result<u64, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut socket = TcpStream::connect(cluster.metrics_address(node)).await.map_err(text)?;
+    let request = b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
+    socket.write_all(request).await.map_err(text)?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.map_err(text)?;
+    let counts = answer
+        .lines()
+        .filter(|line| line.starts_with("meridian_queue_undelivered_messages{"))
+        .filter_map(|line| line.rsplit(' ').next()?.split('.').next()?.parse::<u64>().ok());
+    Ok(counts.sum())
+}
+
+/// Has the Node client enqueue so many messages, which are due in an hour.
+async fn enqueue(cluster: &Cluster, through: NodeId, count: u32) {
+    let mut program = clients::node();
+    program.arg(clients::program("enqueue.mjs")).arg(cluster.url(through)).arg(count.to_string());
+    clients::run(program).await;
+}
+
+async fn messages_are_at(cluster: &Cluster, nodes: &[NodeId], count: u64) {
+    for node in nodes {
+        poll::until("the messages are there", DEADLINE, async || {
+            match undelivered(cluster, *node).await {
+                Ok(found) if found == count => Ok(()),
+                found => Err(format!("node {node}: {found:?}")),
+            }
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn deno_writes_through_the_loss_of_its_primary_region_and_the_way_back() {
     let mut cluster = Cluster::start(THREE_REGIONS).await;
     let mut writer = Writer::start(&[cluster.url(4), cluster.url(7)]).await;
+    enqueue(&cluster, NodeId(4), 3).await;
     lose_region_once_all_is_shipped(&mut cluster).await;
     writer.more_written(50).await;
+    messages_are_at(&cluster, &[4, 5, 6, 7].map(NodeId), 3).await;
+    enqueue(&cluster, NodeId(7), 2).await;
+    messages_are_at(&cluster, &[4, 5, 6, 7].map(NodeId), 5).await;
     let report = shard(&cluster, 1).await.reports.last().unwrap().clone();
     assert_eq!((report.from_region.as_str(), report.planned), ("region-1", false), "{report:?}");
     assert_eq!(report.loss.transactions, 0, "{report:?}");
@@ -117,6 +157,7 @@ async fn deno_writes_through_the_loss_of_its_primary_region_and_the_way_back() {
     let (count, slowest_ms) = writer.finish().await;
     println!("{count} writes acknowledged and there, the slowest after {slowest_ms} ms");
     level(&cluster, 1, &cluster.node_ids()).await;
+    messages_are_at(&cluster, &cluster.node_ids(), 5).await;
     cluster.assert_all_run();
 }
 

@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "log.proto",
         "raft.proto",
         "shard.proto",
+        "queue.proto",
         "shipping.proto",
         "admin.proto",
         "directory.proto",

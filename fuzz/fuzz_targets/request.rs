@@ -10,12 +10,14 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use meridian_gateway::{
-    Catalogue, Database, Databases, Gateway, Grant, NoRoom, Options, Read, ReadOutput, Unavailable,
-    Watch, WatchNews, Watching, Write, WriteFailure,
+    Catalogue, Database, Databases, Gateway, Grant, Listen, Listened, NoRoom, Options, Read,
+    ReadOutput, Reports, Unavailable, Watch, WatchNews, Watching, Write, WriteFailure,
 };
+use meridian_queue::{Answer, MAX_CREDITS};
 use meridian_types::{
     DatabaseId, MutationKind, ShardId, V8Format, Versionstamp, WriteOutcome, limits,
 };
+use tokio::sync::{mpsc, oneshot};
 
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
 
@@ -43,6 +45,17 @@ impl Database for Limits {
         Err(Unavailable { reason: "no watch begins here".to_owned() })
     }
 
+    fn listen(self: &Arc<Self>, listen: Listen) -> Listened {
+        assert!((1..=MAX_CREDITS).contains(&listen.credits));
+        assert!(listen.held.len() <= MAX_CREDITS as usize);
+        Listened { heard: mpsc::channel(1).1, enough: oneshot::channel().0 }
+    }
+
+    async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {
+        assert!(reports.reports.len() <= MAX_CREDITS as usize);
+        Err(Unavailable { reason: "no listener is here".to_owned() })
+    }
+
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         assert!(read.ranges.len() <= limits::MAX_READ_RANGES);
         let entries: u64 = read.ranges.iter().map(|range| u64::from(range.limit)).sum();
@@ -64,6 +77,17 @@ impl Database for Limits {
             if let MutationKind::Set(value) = &mutation.kind {
                 assert!(value.data.len() <= limits::MAX_VALUE_BYTES);
             }
+        }
+        assert!(transaction.settlements.is_empty());
+        assert!(transaction.mutations.len() + transaction.enqueues.len() <= limits::MAX_MUTATIONS);
+        for enqueue in &transaction.enqueues {
+            assert!(enqueue.payload.len() <= limits::MAX_VALUE_BYTES);
+            assert!(enqueue.keys_if_undelivered.len() <= limits::MAX_UNDELIVERED_KEYS);
+            for key in &enqueue.keys_if_undelivered {
+                assert!(key.len() <= limits::MAX_WRITE_KEY_BYTES);
+            }
+            let schedule = enqueue.backoff_ms.as_deref().unwrap_or_default();
+            assert!(schedule.len() <= limits::MAX_BACKOFF_INTERVALS);
         }
         let committed = Versionstamp::from_slice(&[0; 10]).expect("ten bytes");
         Ok(WriteOutcome::Committed(committed))
@@ -98,11 +122,19 @@ impl Catalogue for Limits {
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, body)) = data.split_first() else { return };
-    let method = ["snapshot_read", "atomic_write", "watch"][usize::from(first % 3)];
+    let paths = [
+        "strong/snapshot_read",
+        "strong/atomic_write",
+        "strong/watch",
+        "queue/enqueue",
+        "queue/listen",
+        "queue/report",
+    ];
+    let path = paths[usize::from(*first) % paths.len()];
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let gateway = Gateway::new(Arc::new(Limits), Arc::new(Limits), Options::default());
-    let request = Request::post(format!("/kv/strong/{method}"))
+    let request = Request::post(format!("/kv/{path}"))
         .header("authorization", "Bearer a-token-of-the-fuzzer")
         .header("x-denokv-version", "3")
         .header("x-denokv-database-id", DATABASE.to_string())
@@ -110,6 +142,7 @@ fuzz_target!(|data: &[u8]| {
         .expect("a request");
     let answer = runtime.block_on(gateway.handle(request)).expect("an answer");
     let status = answer.status();
-    let is_refused_watch = method == "watch" && status == StatusCode::SERVICE_UNAVAILABLE;
-    assert!(status == StatusCode::OK || status.is_client_error() || is_refused_watch, "{status}");
+    let is_unavailable = ["strong/watch", "queue/report"].contains(&path)
+        && status == StatusCode::SERVICE_UNAVAILABLE;
+    assert!(status == StatusCode::OK || status.is_client_error() || is_unavailable, "{status}");
 });

@@ -79,6 +79,8 @@ async fn malformed_writes(mut shards: ShardClient<Channel>, id: NodeId) {
             mutations: vec![set(b"by rpc", b"v")],
             ..Default::default()
         }),
+        enqueues: Vec::new(),
+        settlements: Vec::new(),
         retry: false,
         late_leader: 0,
         pass_on: false,

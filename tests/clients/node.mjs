@@ -91,6 +91,16 @@ await kv.set(longKey, root);
 assert.equal((await kv.get(longKey)).value, root, "a key of 2048 bytes");
 await assert.rejects(kv.set([new Uint8Array(2047).fill(2)], root), "a longer key");
 
+// Messages: the write's versionstamp is theirs, and they have limits.
+const delay = 3_600_000;
+const enqueued = await kv.enqueue({ text: "text" }, { delay, keysIfUndelivered: [key("dead")] });
+assert(enqueued.ok && enqueued.versionstamp > second.versionstamp);
+assert((await kv.enqueue(new Uint8Array(65_000), { delay })).ok);
+await assert.rejects(kv.enqueue(new Uint8Array(65_537), { delay }), "a larger payload");
+const keysIfUndelivered = Array.from({ length: 11 }, (_, at) => key("dead", at));
+await assert.rejects(kv.enqueue("text", { delay, keysIfUndelivered }), "more keys");
+await assert.rejects(kv.enqueue("text", { delay: 31 * 24 * delay }), "a longer delay");
+
 // Expiry: not before, and soon after.
 const set = performance.now();
 await kv.set(key("expires"), 1, { expireIn: 700 });

@@ -121,6 +121,21 @@ async def operations(kv):
             continue
         raise AssertionError("what exceeds a limit is refused")
 
+    # Messages are part of a write.
+    due = datetime.now(timezone.utc) + timedelta(hours=1)
+    before = await kv.set(key("enqueued"), 0.0)
+    write = kv.atomic().set(key("enqueued"), 1.0)
+    write.enqueue({"text": "text"}, delivery_time=due, retry_delays=[1, 5], dead_letter_keys=[key("dead")])
+    await kv.write(write)
+    _, entry = await kv.get(key("enqueued"))
+    equal((entry.value, entry.versionstamp > before), (1.0, True), "a write with a message")
+    try:
+        await kv.write(kv.atomic().enqueue("text", delivery_time=due, retry_delays=[3601]))
+    except Exception:
+        pass
+    else:
+        raise AssertionError("an interval that exceeds the limit is refused")
+
     # Expiry: not before, and soon after.
     expires = datetime.now(timezone.utc) + timedelta(milliseconds=700)
     await kv.write(Set(key("expires"), 1.0, expire_at=expires))

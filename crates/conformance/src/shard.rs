@@ -6,16 +6,20 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use meridian_gateway::{
-    Database, NoRoom, Read, ReadOutput, Unavailable, Watch, WatchNews, Watching, Write,
-    WriteFailure,
+    Database, Listen, Listened, NoRoom, Read, ReadOutput, Reports, Unavailable, Watch, WatchNews,
+    Watching, Write, WriteFailure,
 };
 use meridian_proto::{DecodedBatch, encode_batch};
+use meridian_queue::Answer;
 use meridian_storage::{Engine, MemoryEngine, RaftApplied, ShardState, StorageError, decode_batch};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
+use meridian_types::limits::MAX_UNDELIVERED_MESSAGES;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Epoch, Position, ShardId, Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, QueueEffect, QueueTotals,
+    RequestId, ShardId, Versionstamp, WriteOutcome,
 };
 use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 /// The time of the shard, in milliseconds since the Unix epoch.
 pub const NOW_MS: u64 = 1_700_000_000_000;
@@ -73,17 +77,48 @@ impl Shard {
         Ok(())
     }
 
+    /// Lets the queue of a database be as long as it may be, by its totals.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn fill_queue(&self, database: DatabaseId) -> Result<(), StorageError> {
+        let mut leader = self.leader.lock();
+        self.apply(&mut leader, 0)?;
+        let totals =
+            QueueTotals { undelivered: MAX_UNDELIVERED_MESSAGES, ..QueueTotals::default() };
+        let transaction = CommittedTransaction {
+            request_id: RequestId([0; 16]),
+            database,
+            effects: vec![Effect::Queue(QueueEffect::PutTotals(totals))],
+            refusal: None,
+        };
+        self.append(&mut leader, transaction)?;
+        self.apply(&mut leader, 0)
+    }
+
+    fn append(
+        &self,
+        leader: &mut Leader,
+        transaction: CommittedTransaction,
+    ) -> Result<(), StorageError> {
+        let position = leader.last.next();
+        let batch = Batch { position, time_ms: NOW_MS, transactions: vec![transaction] };
+        leader.in_flight.push_back(decode_batch(encode_batch(&batch))?);
+        leader.last = position;
+        self.apply(leader, IN_FLIGHT)
+    }
+
     fn commit(&self, write: &Write) -> Result<WriteOutcome, StorageError> {
         let mut leader = self.leader.lock();
-        let position = leader.last.next();
-        let versionstamp = Versionstamp::new(position, 0);
+        let versionstamp = Versionstamp::new(leader.last.next(), 0);
         let applied = self.state.at(NOW_MS);
         let view = Overlaid { overlay: &leader.overlay, applied: &applied, now_ms: NOW_MS };
-        let effects = match evaluate(&view, write.database, versionstamp, &write.transaction)? {
-            Evaluation::Commit(effects) => effects,
-            Evaluation::CheckFailed(indexes) => return Ok(WriteOutcome::CheckFailed(indexes)),
-            Evaluation::Rejected(text) => return Ok(WriteOutcome::Rejected(text)),
-        };
+        let effects =
+            match evaluate(&view, write.database, versionstamp, NOW_MS, &write.transaction)? {
+                Evaluation::Commit(effects) => effects,
+                Evaluation::CheckFailed(indexes) => return Ok(WriteOutcome::CheckFailed(indexes)),
+                Evaluation::Rejected(text) => return Ok(WriteOutcome::Rejected(text)),
+            };
         leader.overlay.push(versionstamp, write.database, &effects);
         let transaction = CommittedTransaction {
             request_id: write.request_id,
@@ -91,10 +126,7 @@ impl Shard {
             effects,
             refusal: None,
         };
-        let batch = Batch { position, time_ms: NOW_MS, transactions: vec![transaction] };
-        leader.in_flight.push_back(decode_batch(encode_batch(&batch))?);
-        leader.last = position;
-        self.apply(&mut leader, IN_FLIGHT)?;
+        self.append(&mut leader, transaction)?;
         Ok(WriteOutcome::Committed(versionstamp))
     }
 
@@ -123,6 +155,15 @@ impl Database for Shard {
 
     async fn watch(self: &Arc<Self>, _: Watch) -> Result<NoWatch, Unavailable> {
         Err(Unavailable { reason: "This shard has no watches.".to_owned() })
+    }
+
+    /// No message goes to a listener: the shard has no leader that deals with them.
+    fn listen(self: &Arc<Self>, _: Listen) -> Listened {
+        Listened { heard: mpsc::channel(1).1, enough: oneshot::channel().0 }
+    }
+
+    async fn report(&self, _: Reports) -> Result<Vec<Answer>, Unavailable> {
+        Err(Unavailable { reason: "This shard has no listeners.".to_owned() })
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {

@@ -114,11 +114,21 @@ impl From<Refusal> for Answer {
     }
 }
 
-/// The answer to a watch, of which proxies are told to pass on each message as it comes.
+/// The answer to a watch.
 pub(crate) fn watch(body: AnswerBody) -> Answer {
+    streamed(body, "application/octet-stream")
+}
+
+/// The answer to a listener: lines of JSON.
+pub(crate) fn lines(body: AnswerBody) -> Answer {
+    streamed(body, "application/x-ndjson")
+}
+
+/// An answer of which proxies are told to pass on each piece as it comes.
+fn streamed(body: AnswerBody, content_type: &'static str) -> Answer {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

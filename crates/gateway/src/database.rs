@@ -1,13 +1,17 @@
-//! The interface of a database below the gateway: reads, watches and writes, and how each may fail.
+//! The interface of a database below the gateway: reads, watches, writes and queues, and how each may
+//! fail.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use meridian_queue::{Answer, ListenerId, MessageKey, Report};
 use meridian_types::{
     Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
 };
+use tokio::sync::{mpsc, oneshot};
 
 use crate::room::{NoRoom, Room};
 use crate::watched_value::WatchNews;
@@ -61,6 +65,59 @@ pub struct Write {
     pub transaction: Transaction,
 }
 
+/// A listener to the queue of a database.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    pub database: DatabaseId,
+    pub listener: ListenerId,
+    /// How many messages the listener may hold at a time; or get in all, where they are leased for a
+    /// time.
+    pub credits: u32,
+    /// A message is leased for so long; `None`: for as long as the listener listens.
+    pub lease: Option<Duration>,
+    /// The messages that the listener holds from before.
+    pub held: Vec<MessageKey>,
+}
+
+/// A message that was handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedMessage {
+    pub key: MessageKey,
+    /// From 1.
+    pub attempt: u32,
+    pub payload: Bytes,
+    pub enqueued_ms: u64,
+    /// `None`: it is leased for as long as the listener listens.
+    pub lease: Option<Duration>,
+}
+
+/// News for a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    Messages(Vec<QueuedMessage>),
+    /// They are not the listener's any more: settled, or handed to another.
+    Released(Vec<MessageKey>),
+    /// For this reason nothing more is heard.
+    Ended(String),
+}
+
+/// A listener under way. It goes on from one leader to the next by itself.
+#[derive(Debug)]
+pub struct Listened {
+    pub heard: mpsc::Receiver<Heard>,
+    /// For a listener whose messages are leased for a time: it wants no more than these. What else
+    /// was handed to it goes back, as if it had not been. To drop it is to want none.
+    pub enough: oneshot::Sender<Vec<MessageKey>>,
+}
+
+/// The reports of a listener on messages.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    pub database: DatabaseId,
+    pub listener: ListenerId,
+    pub reports: Vec<(MessageKey, Report)>,
+}
+
 /// Why an operation was not carried out. Retrying such a write cannot apply it twice.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{reason}")]
@@ -99,4 +156,14 @@ pub trait Database: Send + Sync + 'static {
         &self,
         write: Write,
     ) -> impl Future<Output = Result<WriteOutcome, WriteFailure>> + Send;
+
+    /// Begins to listen to the queue of a database, until what is returned is dropped.
+    fn listen(self: &Arc<Self>, listen: Listen) -> Listened;
+
+    /// Takes reports on messages. A report is logged before it is answered, and may be reported
+    /// again without harm; so a failure says nothing of what was logged.
+    fn report(
+        &self,
+        reports: Reports,
+    ) -> impl Future<Output = Result<Vec<Answer>, Unavailable>> + Send;
 }

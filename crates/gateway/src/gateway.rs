@@ -2,6 +2,7 @@
 //! validation, the database. No sockets here; see [`serve`](crate::serve).
 
 mod lookup;
+mod queues;
 
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
@@ -16,7 +17,7 @@ use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
-use meridian_types::{Consistency, ShardId, WriteOutcome};
+use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
@@ -25,6 +26,7 @@ use crate::database::{Database, Read, Unavailable, Watch, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
 use crate::order::{self, Place};
+use crate::permission::Permission;
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
 use crate::room::Room;
@@ -32,7 +34,7 @@ use crate::route::{Route, StaticFile, Target};
 use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
-use crate::watch_stream::{Counted, Permission, WatchStream};
+use crate::watch_stream::{Counted, WatchStream};
 use crate::watched_value::{self, PING};
 use crate::{Catalogue, body, head, validation};
 
@@ -46,6 +48,8 @@ pub struct Unanswered;
 const MAX_EXCHANGES: u64 = 512;
 /// The number of metadata requests that are held while the cluster is not known.
 const MAX_HELD: u64 = 512;
+/// The number of listeners of queues at a time.
+const MAX_LISTENERS: u64 = 10_000;
 /// The largest body of a metadata request: an object with a list of versions.
 const MAX_EXCHANGE_BYTES: usize = 4096;
 
@@ -70,6 +74,8 @@ pub struct Gateway<D, C> {
     answers: Shares,
     /// Open watches, which may last for as long as their clients do.
     watches: Shares,
+    /// Listeners of queues that stream or poll.
+    listeners: Shares,
     /// Tokens are told apart by a hash with a random key, so that a client cannot choose a token
     /// that collides with another.
     holders: RandomState,
@@ -105,6 +111,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             bodies: Shares::new(options.max_bodies_bytes),
             answers: Shares::new(options.max_answers_bytes),
             watches: Shares::new(options.max_watches.into()),
+            listeners: Shares::new(MAX_LISTENERS),
             holders: RandomState::new(),
             options,
         }
@@ -177,6 +184,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Route::Watch(consistency) => self.watch(consistency, parts, body).await,
             Route::AtomicWrite => self.write(parts, body).await,
             Route::File(file) => Ok(file.answer()),
+            Route::Queue(route) => self.queue(route, parts, body).await,
         }
     }
 
@@ -272,16 +280,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let watch = Watch { database, consistency, keys, room: room.clone() };
         let watching = self.database.watch(watch).await;
         let watching = watching.map_err(Refusal::from)?;
-        let permission =
-            Permission { catalogue: Arc::clone(&self.catalogue), token: token.into(), database };
+        let permission = self.permission(token, database, false);
         let counted = Counted { room, _of_keys: of_keys, _open: open };
         let stream = WatchStream::new(watching, permission, counted, self.telemetry.open_watches());
         Ok(answer::watch(AnswerBody::Frames(stream.boxed_unsync())))
     }
 
-    /// A write runs as [`Unabandoned`]: a client that leaves, or resets its stream, drops this
-    /// future, and dropping a write halfway would leave its outcome unknown and its retries inside
-    /// the cluster undone.
     async fn write<B>(&self, parts: &Parts, body: B) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
@@ -296,17 +300,34 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             None => body.await,
         }?;
         let message = validation::decode_write(body.clone())?;
-        let valid = validation::write(message, self.catalogue.v8_format(database));
+        let valid = validation::write(message, self.catalogue.v8_format(database), now_ms());
         let (transaction, reserved) = valid.map_err(Refusal::from)?;
         let may_come_again = reserved.has_request_id;
         let request_id =
             if may_come_again { request_id_of(database, &body) } else { new_request_id() };
         drop(body);
         let write = Write { database, request_id, may_come_again, transaction };
+        match self.carry_out(write, place, (request, share)).await? {
+            WriteOutcome::Committed(versionstamp) => Ok(answer::committed(versionstamp)),
+            WriteOutcome::CheckFailed(failed) => Ok(answer::check_failed(failed)),
+            WriteOutcome::Rejected(text) => Err(Refusal::Rejected(text).into()),
+        }
+    }
+
+    /// A write runs as [`Unabandoned`]: a client that leaves, or resets its stream, drops this
+    /// future, and dropping a write halfway would leave its outcome unknown and its retries inside
+    /// the cluster undone. `shares`: of the request and its body, until the database has finished it.
+    async fn carry_out(
+        &self,
+        write: Write,
+        place: Option<&Arc<Place>>,
+        shares: (Share, Share),
+    ) -> Result<WriteOutcome, Failure> {
+        let Write { request_id, database, .. } = write;
         let service = Arc::clone(&self.database);
         let mut running = Box::pin(async move {
             let outcome = service.write(write).await;
-            drop((request, share));
+            drop(shares);
             outcome
         });
         // Runs the write up to its first wait, in its turn among the writes of its connection.
@@ -319,15 +340,17 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Poll::Pending => Unabandoned::new(running).await,
         };
         match outcome {
-            Ok(WriteOutcome::Committed(versionstamp)) => Ok(answer::committed(versionstamp)),
-            Ok(WriteOutcome::CheckFailed(failed)) => Ok(answer::check_failed(failed)),
-            Ok(WriteOutcome::Rejected(text)) => Err(Refusal::Rejected(text).into()),
+            Ok(outcome) => Ok(outcome),
             Err(WriteFailure::NotCommitted(unavailable)) => Err(Refusal::from(unavailable).into()),
             Err(WriteFailure::Unknown(reason)) => {
                 warn!(%request_id, %database, reason, "write left unanswered: its outcome is unknown");
                 Err(Failure::Unanswered)
             }
         }
+    }
+
+    fn permission(&self, token: &str, database: DatabaseId, writes: bool) -> Permission<C> {
+        Permission { catalogue: Arc::clone(&self.catalogue), token: token.into(), database, writes }
     }
 
     fn holder(&self, token: &str, shard: Option<ShardId>) -> Holder {
@@ -365,6 +388,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Overload::Bodies => &self.bodies,
             Overload::Answers => &self.answers,
             Overload::Watches => &self.watches,
+            Overload::Listeners => &self.listeners,
         };
         if shares.is_closed() {
             return Refusal::Stopping;
@@ -372,4 +396,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         self.telemetry.overloaded(what);
         Refusal::Overloaded { what, limit: shares.total() }
     }
+}
+
+/// The wall clock, in milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! KV Connect over a small [`Database`] trait: HTTP/1.1 and HTTP/2 on one plain TCP port.
+//! KV Connect and queues over a small [`Database`] trait: HTTP/1.1 and HTTP/2 on one plain TCP port.
 //!
 //! | module | contents |
 //! |---|---|
@@ -14,6 +14,8 @@
 //! | `unabandoned` | writes that run to their end without their client |
 //! | `answer`, `refusal` | results and errors to HTTP, all of them |
 //! | `watch_stream`, `watched_value` | the answer to a watch, and the values that it tells of |
+//! | `queue_json`, `listen_stream` | what clients of queues send and get, and the answer to a listener |
+//! | `permission` | the right to a stream, for as long as it lasts |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
 //! | `shares` | requests and bytes in progress, divided among tokens |
@@ -32,7 +34,7 @@
 //! - Keys, values and tokens are in no log line, no metric and no error text.
 //!
 //! Absent on purpose: TLS (left to a proxy), routing to leaders, retries and evaluation (the
-//! [`Database`]'s), and for now queues.
+//! [`Database`]'s), which listener gets which message (a leader's).
 
 mod access;
 mod answer;
@@ -41,9 +43,12 @@ mod catalogue;
 mod database;
 mod gateway;
 mod head;
+mod listen_stream;
 mod metadata;
 mod options;
 mod order;
+mod permission;
+mod queue_json;
 mod refusal;
 mod request_id;
 mod reserved;
@@ -60,7 +65,10 @@ mod watched_value;
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
 pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
-pub use database::{Database, Read, ReadOutput, Unavailable, Watch, Watching, Write, WriteFailure};
+pub use database::{
+    Database, Heard, Listen, Listened, QueuedMessage, Read, ReadOutput, Reports, Unavailable,
+    Watch, Watching, Write, WriteFailure,
+};
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};
 pub use request_id::new_request_id;

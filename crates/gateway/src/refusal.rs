@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
+use crate::queue_json::InvalidQueueRequest;
 use crate::validation::Invalid;
 
 /// Every answer that is not a result. Displayed as the plain-text body.
@@ -54,6 +55,8 @@ pub(crate) enum Refusal {
     BodyUnreadable,
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    #[error(transparent)]
+    InvalidQueueRequest(#[from] InvalidQueueRequest),
     /// A mutation that cannot be applied to the stored value. The text is the database's.
     #[error("{0}")]
     Rejected(String),
@@ -83,6 +86,7 @@ pub(crate) enum Overload {
     Bodies,
     Answers,
     Watches,
+    Listeners,
 }
 
 impl Overload {
@@ -94,6 +98,7 @@ impl Overload {
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
             Self::Watches => "watches",
+            Self::Listeners => "listeners",
         }
     }
 }
@@ -106,6 +111,7 @@ impl fmt::Display for Overload {
             Self::Bodies => "bytes of requests",
             Self::Answers => "bytes of answers",
             Self::Watches => "watches",
+            Self::Listeners => "listeners",
         })
     }
 }
@@ -156,6 +162,7 @@ impl Refusal {
             | Self::BodyTooLarge { .. }
             | Self::BodyUnreadable
             | Self::Invalid(_)
+            | Self::InvalidQueueRequest(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
             Self::BodyTimeout { .. }
             | Self::Overloaded { .. }
@@ -195,6 +202,7 @@ mod tests {
             | Refusal::BodyTooLarge { .. }
             | Refusal::BodyUnreadable
             | Refusal::Invalid(_)
+            | Refusal::InvalidQueueRequest(_)
             | Refusal::Rejected(_)
             | Refusal::BodyTimeout { .. }
             | Refusal::Overloaded { .. }
@@ -208,6 +216,7 @@ mod tests {
             (Overload::Bodies, 268_435_456),
             (Overload::Answers, 16_777_216),
             (Overload::Watches, 20_000),
+            (Overload::Listeners, 10_000),
         ];
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
@@ -233,7 +242,23 @@ mod tests {
         .into();
         all.extend(overloads.map(|(what, limit)| Refusal::Overloaded { what, limit }));
         all.extend(invalid_of_every_kind().into_iter().map(Refusal::Invalid));
+        all.extend(invalid_about_queues().into_iter().map(Refusal::InvalidQueueRequest));
         all
+    }
+
+    fn invalid_about_queues() -> Vec<InvalidQueueRequest> {
+        let listed = |invalid: InvalidQueueRequest| match invalid {
+            InvalidQueueRequest::Json { .. }
+            | InvalidQueueRequest::Field(_)
+            | InvalidQueueRequest::Limit { .. } => invalid,
+        };
+        [
+            InvalidQueueRequest::Json { line: 1, column: 2 },
+            InvalidQueueRequest::Field("credits"),
+            InvalidQueueRequest::Limit { field: "credits", limit: 1000 },
+        ]
+        .map(listed)
+        .into()
     }
 
     fn invalid_of_every_kind() -> Vec<Invalid> {
@@ -248,7 +273,7 @@ mod tests {
             | Invalid::Encoding { .. }
             | Invalid::U64Length { .. }
             | Invalid::ReservedKey { .. }
-            | Invalid::Enqueue => invalid,
+            | Invalid::ReservedKeyIfUndelivered => invalid,
         };
         let malformed = || Bytes::from_static(b"\xff");
         [
@@ -262,7 +287,7 @@ mod tests {
             Invalid::ExpireAt { index: 0, expire_at_ms: -2 },
             Invalid::Encoding { index: 0, number: 4 },
             Invalid::U64Length { index: 0, length: 7 },
-            Invalid::Enqueue,
+            Invalid::ReservedKeyIfUndelivered,
         ]
         .map(listed)
         .into()

@@ -9,6 +9,8 @@ pub const STRONG_PATH: &str = "/kv/strong";
 /// The endpoint of eventual reads. Writes are served here too: clients that were given this path as
 /// their strong endpoint use it for everything. Listed in clients' metadata: it never changes.
 pub const EVENTUAL_PATH: &str = "/kv/eventual";
+/// Queues, which are beside the protocol and so beside its endpoints.
+const QUEUE_PATH: &str = "/kv/queue";
 
 /// The path of the files that a gateway serves beside KV Connect, with `GET` and without a token.
 /// Programs name these paths: they never change.
@@ -53,8 +55,18 @@ pub(crate) enum Route<'a> {
     SnapshotRead(Consistency),
     Watch(Consistency),
     AtomicWrite,
+    Queue(QueueRoute),
     /// By `GET`.
     File(StaticFile),
+}
+
+/// The operation on a queue that a `POST` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QueueRoute {
+    Listen,
+    Poll,
+    Report,
+    Enqueue,
 }
 
 /// The database that a metadata exchange opens.
@@ -73,6 +85,9 @@ impl<'a> Route<'a> {
         }
         if let Some(operation) = path.strip_prefix(EVENTUAL_PATH) {
             return Self::data(operation, Consistency::Eventual);
+        }
+        if let Some(operation) = path.strip_prefix(QUEUE_PATH) {
+            return QueueRoute::of(operation).map(Self::Queue);
         }
         if path == "/" {
             return Some(Self::Metadata(Target::Default));
@@ -95,6 +110,18 @@ impl<'a> Route<'a> {
     }
 }
 
+impl QueueRoute {
+    fn of(operation: &str) -> Option<Self> {
+        match operation {
+            "/listen" => Some(Self::Listen),
+            "/poll" => Some(Self::Poll),
+            "/report" => Some(Self::Report),
+            "/enqueue" => Some(Self::Enqueue),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +138,13 @@ mod tests {
             ("/kv/eventual/snapshot_read", Some(Route::SnapshotRead(Consistency::Eventual))),
             ("/kv/strong/atomic_write", Some(Route::AtomicWrite)),
             ("/kv/eventual/atomic_write", Some(Route::AtomicWrite)),
+            ("/kv/queue/listen", Some(Route::Queue(QueueRoute::Listen))),
+            ("/kv/queue/poll", Some(Route::Queue(QueueRoute::Poll))),
+            ("/kv/queue/report", Some(Route::Queue(QueueRoute::Report))),
+            ("/kv/queue/enqueue", Some(Route::Queue(QueueRoute::Enqueue))),
+            ("/kv/queue", None),
+            ("/kv/queue/", None),
+            ("/kv/queue/listen/", None),
             ("", None),
             ("*", None),
             ("//", None),

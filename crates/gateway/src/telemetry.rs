@@ -26,6 +26,7 @@ pub(crate) struct Telemetry {
     watch: Operation,
     atomic_write: Operation,
     file: Operation,
+    queue: Operation,
     unknown: Operation,
     unauthorized: Counter,
     too_many_requests: Counter,
@@ -33,6 +34,7 @@ pub(crate) struct Telemetry {
     too_many_bodies: Counter,
     too_many_answers: Counter,
     too_many_watches: Counter,
+    too_many_listeners: Counter,
     evicted: Counter,
     open_watches: Gauge,
 }
@@ -61,6 +63,7 @@ impl Telemetry {
             watch: Operation::new("watch"),
             atomic_write: Operation::new("atomic_write"),
             file: Operation::new("file"),
+            queue: Operation::new("queue"),
             unknown: Operation::new("unknown"),
             unauthorized: counter!(UNAUTHORIZED),
             too_many_requests: overloaded(Overload::Requests),
@@ -68,6 +71,7 @@ impl Telemetry {
             too_many_bodies: overloaded(Overload::Bodies),
             too_many_answers: overloaded(Overload::Answers),
             too_many_watches: overloaded(Overload::Watches),
+            too_many_listeners: overloaded(Overload::Listeners),
             evicted: counter!(EVICTED),
             open_watches: gauge!(WATCHES),
         }
@@ -84,6 +88,7 @@ impl Telemetry {
             Overload::Bodies => &self.too_many_bodies,
             Overload::Answers => &self.too_many_answers,
             Overload::Watches => &self.too_many_watches,
+            Overload::Listeners => &self.too_many_listeners,
         }
         .increment(1);
     }
@@ -110,6 +115,7 @@ impl Telemetry {
             Some(Route::Watch(_)) => &self.watch,
             Some(Route::AtomicWrite) => &self.atomic_write,
             Some(Route::File(_)) => &self.file,
+            Some(Route::Queue(_)) => &self.queue,
             None => &self.unknown,
         };
         let class = match status {

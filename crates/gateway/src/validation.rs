@@ -1,5 +1,7 @@
 //! Messages of the data path to `meridian-types`. All limits on them are checked here.
 
+mod enqueue;
+
 use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
@@ -8,7 +10,7 @@ use meridian_types::{
 };
 use meridian_values::v8;
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use crate::reserved::{MAX_ID_BYTES, Misuse, Reserved};
 
@@ -44,8 +46,8 @@ pub(crate) enum Invalid {
     U64Length { index: usize, length: usize },
     #[error("Invalid mutation: mutation {index} is of a reserved key that says nothing known.")]
     ReservedKey { index: usize },
-    #[error("Queues are not served yet: an atomic write cannot enqueue.")]
-    Enqueue,
+    #[error("Invalid message: a key if undelivered is a reserved key.")]
+    ReservedKeyIfUndelivered,
 }
 
 /// The largest message of a read within the limits: ten ranges of two keys.
@@ -54,7 +56,7 @@ pub(crate) const MAX_READ_BYTES: usize = 64 * 1024;
 /// Decodes a read. A message with too many ranges is refused undecoded.
 pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Invalid> {
     let mut ranges = 0;
-    fields(body.clone(), |field| match field {
+    fields(body.clone(), |field, _| match field {
         1 => one_more(&mut ranges, limits::MAX_READ_RANGES, RANGES),
         _ => Ok(()),
     })?;
@@ -67,41 +69,46 @@ pub(crate) const MAX_WATCH_BYTES: usize = 32 * 1024;
 /// Decodes a watch. A message with too many keys is refused undecoded.
 pub(crate) fn decode_watch(body: Bytes) -> Result<pb::Watch, Invalid> {
     let mut keys = 0;
-    fields(body.clone(), |field| match field {
+    fields(body.clone(), |field, _| match field {
         1 => one_more(&mut keys, limits::MAX_WATCHED_KEYS, WATCHED),
         _ => Ok(()),
     })?;
     Ok(pb::Watch::decode(body)?)
 }
 
-/// Decodes an atomic write. A message with too many checks or mutations, or with enqueues, is
-/// refused undecoded.
+/// Decodes an atomic write. A message with too many checks, mutations or enqueues, or with too many
+/// elements in one of these, is refused undecoded.
 pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Invalid> {
-    let (mut checks, mut mutations, mut enqueues) = (0, 0, false);
-    fields(body.clone(), |field| match field {
+    let (mut checks, mut mutations) = (0, 0);
+    fields(body.clone(), |field, content| match field {
         1 => one_more(&mut checks, limits::MAX_CHECKS, CHECKS),
-        2 | 3 => {
-            enqueues |= field == 3;
-            one_more(&mut mutations, limits::MAX_MUTATIONS, MUTATIONS)
+        2 => one_more(&mut mutations, limits::MAX_MUTATIONS, MUTATIONS),
+        3 => {
+            one_more(&mut mutations, limits::MAX_MUTATIONS, MUTATIONS)?;
+            content.map_or(Ok(()), enqueue::count_elements)
         }
         _ => Ok(()),
     })?;
-    if enqueues {
-        return Err(Invalid::Enqueue);
-    }
     Ok(pb::AtomicWrite::decode(body)?)
 }
 
-/// Calls `field` with the number of each of a message's own fields, without decoding them: an
-/// element of two bytes takes a hundred times as many once it is decoded.
+/// Calls `field` with the number of each of a message's own fields, and with what is in it where it
+/// is one of bytes, without decoding them: an element of two bytes takes a hundred times as many
+/// once it is decoded.
 fn fields(
     mut body: Bytes,
-    mut field: impl FnMut(u32) -> Result<(), Invalid>,
+    mut field: impl FnMut(u32, Option<Bytes>) -> Result<(), Invalid>,
 ) -> Result<(), Invalid> {
     while body.has_remaining() {
         let (number, wire_type) = decode_key(&mut body)?;
-        field(number)?;
+        let mut content = body.clone();
         skip_field(wire_type, number, &mut body, DecodeContext::default())?;
+        content.truncate(content.len() - body.len());
+        let is_bytes = wire_type == WireType::LengthDelimited;
+        if is_bytes {
+            decode_varint(&mut content)?;
+        }
+        field(number, is_bytes.then_some(content))?;
     }
     Ok(())
 }
@@ -148,11 +155,12 @@ pub(crate) fn watch(message: pb::Watch) -> Result<Vec<Bytes>, Invalid> {
     message.keys.into_iter().map(key).collect()
 }
 
-/// The transaction of an atomic write, with its V8 values in the format of the database, and without
-/// what its mutations of reserved keys say.
+/// The transaction of an atomic write that comes at `now_ms` of the wall clock, with its V8 values
+/// in the format of the database, and without what its mutations of reserved keys say.
 pub(crate) fn write(
     message: pb::AtomicWrite,
     format: V8Format,
+    now_ms: u64,
 ) -> Result<(Transaction, Reserved), Invalid> {
     at_most(message.checks.len(), limits::MAX_CHECKS, CHECKS, "")?;
     at_most(
@@ -161,9 +169,6 @@ pub(crate) fn write(
         MUTATIONS,
         "",
     )?;
-    if !message.enqueues.is_empty() {
-        return Err(Invalid::Enqueue);
-    }
     let mut size = Size(0);
     let checks = message.checks.into_iter().enumerate();
     let checks = checks
@@ -176,8 +181,12 @@ pub(crate) fn write(
         let taken = reserved.take(mutation).map_err(|misuse| misused(index, misuse))?;
         mutations.extend(taken);
     }
+    let enqueues = message.enqueues.into_iter();
+    let enqueues = enqueues
+        .map(|message| enqueue::enqueue(message, format, now_ms, &mut size))
+        .collect::<Result<_, _>>()?;
     at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
-    Ok((Transaction { checks, mutations }, reserved))
+    Ok((Transaction { checks, mutations, enqueues, settlements: Vec::new() }, reserved))
 }
 
 fn misused(index: usize, misuse: Misuse) -> Invalid {
@@ -188,8 +197,8 @@ fn misused(index: usize, misuse: Misuse) -> Invalid {
     }
 }
 
-/// The bytes of an atomic write so far: keys, values and bounds. Bodies are bounded, so that the
-/// sum cannot overflow.
+/// The bytes of an atomic write so far: keys, values, bounds and payloads. Bodies are bounded, so
+/// that the sum cannot overflow.
 struct Size(usize);
 
 impl Size {
@@ -271,13 +280,15 @@ fn value(index: usize, message: Option<pb::KvValue>, format: V8Format) -> Result
     if encoding == ValueEncoding::Le64 && data.len() != size_of::<u64>() {
         return Err(Invalid::U64Length { index, length: data.len() });
     }
-    Ok(Value {
-        encoding,
-        data: match (encoding, format) {
-            (ValueEncoding::V8, V8Format::Portable) => v8::portable(data),
-            _ => data,
-        },
-    })
+    let data = if encoding == ValueEncoding::V8 { in_format(data, format) } else { data };
+    Ok(Value { encoding, data })
+}
+
+fn in_format(serialized: Bytes, format: V8Format) -> Bytes {
+    match format {
+        V8Format::Portable => v8::portable(serialized),
+        V8Format::AsSent => serialized,
+    }
 }
 
 fn at_most(

@@ -8,19 +8,18 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
-use meridian_types::DatabaseId;
 use metrics::Gauge;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 
 use crate::Catalogue;
 use crate::answer::Interrupted;
 use crate::database::Watching;
+use crate::permission::Permission;
 use crate::room::{Kept, NoRoom, Room};
 use crate::shares::Share;
 use crate::watched_value::{PING, WatchNews, WatchedValue, message, size_of_message};
@@ -30,23 +29,6 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// Until it is looked whether there is room for what had none: at first, and twice as long each
 /// time up to the time between pings.
 const NO_ROOM: Duration = Duration::from_millis(250);
-
-/// The right to a watch, looked at before each message and each ping.
-pub(crate) struct Permission<C> {
-    pub(crate) catalogue: Arc<C>,
-    pub(crate) token: Box<str>,
-    pub(crate) database: DatabaseId,
-}
-
-impl<C: Catalogue> Permission<C> {
-    /// False once the token was revoked, or the database deleted. That the metadata expired which
-    /// the client began with changes nothing.
-    fn holds(&self) -> bool {
-        let grant = self.catalogue.authorize(&self.token);
-        let is_granted = grant.is_some_and(|grant| grant.allows(self.database));
-        is_granted && self.catalogue.shard(self.database).is_some() || !self.catalogue.is_current()
-    }
-}
 
 /// Where the bytes of messages are counted.
 pub(crate) struct Counted {
@@ -207,10 +189,11 @@ impl Drop for Open {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
-    use meridian_types::{ShardId, V8Format};
+    use meridian_types::{DatabaseId, ShardId, V8Format};
 
     use super::*;
     use crate::shares::{Holder, Shares};
@@ -290,6 +273,7 @@ mod tests {
                 catalogue: Arc::clone(&catalogue),
                 token: "token".into(),
                 database: DATABASE,
+                writes: false,
             };
             let watch = Shares::new(9).take(HOLDER, 1).unwrap();
             let room = Room::new(answers.clone(), HOLDER);

@@ -8,6 +8,7 @@ pub(crate) mod maintenance;
 pub(crate) mod marks;
 pub(crate) mod parts;
 pub(crate) mod purge;
+pub(crate) mod queue_gauges;
 pub(crate) mod reclaim;
 pub(crate) mod request_ids;
 pub(crate) mod status;

@@ -13,6 +13,7 @@
 //! | `routing` | from a gateway to the node that can answer, with retries and hedges |
 //! | `watches` | watched keys: what this node tells of them, as it applies what changes them |
 //! | `shard` | one shard here: as a voter or as a replica |
+//! | `queues` | messages of the shards that this node leads: to listeners, and what became of them |
 //! | `write` | the write path of a leader: admission and group commit |
 //! | `read` | reads of a state, a few at a time, within the bytes they may hold |
 //! | `divergence` | batches that a later epoch's history does not hold, kept in files |
@@ -34,6 +35,7 @@ mod host;
 mod network;
 mod placement;
 mod process;
+mod queues;
 mod read;
 mod replication;
 mod routing;

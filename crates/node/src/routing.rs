@@ -3,6 +3,7 @@
 pub(crate) mod cluster_nodes;
 pub(crate) mod hedge;
 pub(crate) mod nodes;
+pub(crate) mod queue_calls;
 pub(crate) mod read_answer;
 pub(crate) mod router;
 mod watch_inbox;

@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod cluster_gate;
 pub(crate) mod directory;
 pub(crate) mod failover;
+pub(crate) mod queue;
 pub(crate) mod replication;
 pub(crate) mod server;
 pub(crate) mod shard;

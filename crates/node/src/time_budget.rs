@@ -10,6 +10,7 @@ use meridian_failover::{
     ASK_TIMEOUT, ControllerConfig, LEADER_SILENT, RENEW, RENEW_TIMEOUT, SEARCH,
 };
 use meridian_placement::{DRAIN_TIMEOUT, ORDER_TIMEOUT};
+use meridian_queue::{GRACE, HOLD};
 use meridian_shipping::RelayConfig;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 
@@ -143,6 +144,23 @@ const _: () = {
     assert!(ms(WORKING_EVERY) < ms(SAYS_THAT_IT_IS_AT_WORK));
     assert!(ms(SAYS_THAT_IT_IS_AT_WORK) < ms(RECEIVED_LATELY));
     assert!(ms(RECEIVED_LATELY) < ms(ATTEMPT_TIMEOUT));
+};
+
+// Queues.
+
+/// How often a leader says to a listener's gateway that it is alive, while there are no messages.
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_millis(500);
+/// A leader that says nothing for so long is looked for elsewhere.
+pub(crate) const LISTENING_SILENT: Duration = Duration::from_millis(1500);
+/// Between two times that a gateway asks for a leader of its listeners, at most.
+pub(crate) const LISTEN_PAUSE: Duration = Duration::from_millis(200);
+
+const _: () = {
+    assert!(2 * ms(ALIVE_EVERY) < ms(LISTENING_SILENT));
+    // A gateway that lost its leader without a word finds the next one, and says what its listeners
+    // hold, while that waits for it, and while the one before would wait for it.
+    assert!(ms(LISTENING_SILENT) + ms(LISTEN_PAUSE) + ms(ATTEMPT_TIMEOUT) < ms(HOLD));
+    assert!(ms(HOLD) < ms(GRACE));
 };
 
 // Request ids.

@@ -10,12 +10,21 @@ use prost::Message;
 
 use crate::log;
 
+mod queue;
+
+pub use queue::{
+    decode_dead_letter, decode_message, decode_queue_totals, encode_dead_letter, encode_message,
+    encode_queue_totals,
+};
+
 /// Bytes that are not an encoded batch. On disk this is corruption, on the wire a broken peer.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidBatch {
     #[error("the checksum that its leader made does not match: the bytes were damaged since")]
     Checksum,
-    #[error("it is of format {0}, and this version reads none beyond {FORMAT}: upgrade this node")]
+    #[error(
+        "it is of format {0}, and this version reads none beyond {NEWEST_FORMAT}: upgrade this node"
+    )]
     Format(u32),
     #[error("not a batch: {0}")]
     Protobuf(#[from] prost::DecodeError),
@@ -23,8 +32,11 @@ pub enum InvalidBatch {
     Field(&'static str),
 }
 
-/// The format that [`encode_batch`] writes.
+/// The format of batches that change keys alone.
 const FORMAT: u32 = 1;
+/// The format of batches that change queues, too.
+const QUEUE_FORMAT: u32 = 2;
+const NEWEST_FORMAT: u32 = QUEUE_FORMAT;
 /// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the
 /// last of a batch.
 const CHECKSUM_KEY: u8 = 15 << 3 | 5;
@@ -59,7 +71,7 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
         sequence: batch.position.sequence,
         time_ms: batch.time_ms,
         transactions,
-        format: FORMAT,
+        format: format(batch),
         crc32c: 0,
     };
     let mut bytes = Vec::with_capacity(wire.encoded_len() + 5);
@@ -69,6 +81,12 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
     bytes.push(CHECKSUM_KEY);
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.into()
+}
+
+/// The oldest format that has what is in the batch.
+fn format(batch: &Batch) -> u32 {
+    let mut effects = batch.transactions.iter().flat_map(|transaction| &transaction.effects);
+    if effects.any(|effect| matches!(effect, Effect::Queue(_))) { QUEUE_FORMAT } else { FORMAT }
 }
 
 /// The bytes that the checksum covers, and the checksum.
@@ -104,10 +122,16 @@ pub fn decode_batch(bytes: Bytes) -> Result<Batch, InvalidBatch> {
 pub fn decode_stored(bytes: Bytes) -> Result<DecodedBatch, InvalidBatch> {
     let (checksum, len) = (verify_checksum(&bytes)?, bytes.len());
     let wire = log::Batch::decode(bytes)?;
-    if wire.format != FORMAT {
-        return Err(InvalidBatch::Format(wire.format));
+    let written = wire.format;
+    if !(FORMAT..=NEWEST_FORMAT).contains(&written) {
+        return Err(InvalidBatch::Format(written));
     }
-    Ok(DecodedBatch { batch: batch(wire)?, len, checksum })
+    let batch = batch(wire)?;
+    // A node that knows no more than that format would have left something out.
+    if written < format(&batch) {
+        return Err(InvalidBatch::Field("format"));
+    }
+    Ok(DecodedBatch { batch, len, checksum })
 }
 
 fn batch(wire: log::Batch) -> Result<Batch, InvalidBatch> {
@@ -197,17 +221,24 @@ fn effect_to_wire(effect: &Effect) -> log::Effect {
             data: value.data.clone(),
             expire_at_ms: *expire_at_ms,
             drop_database: false,
+            queue: None,
         },
         Effect::Delete { key } => log::Effect { key: key.clone(), ..Default::default() },
         Effect::Unindex { key, expire_at_ms } => {
             log::Effect { key: key.clone(), expire_at_ms: *expire_at_ms, ..Default::default() }
         }
         Effect::DropDatabase => log::Effect { drop_database: true, ..Default::default() },
+        Effect::Queue(effect) => {
+            log::Effect { queue: Some(queue::effect_to_wire(effect)), ..Default::default() }
+        }
     }
 }
 
 fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
-    let log::Effect { key, encoding, data, expire_at_ms, drop_database } = wire;
+    let log::Effect { key, encoding, data, expire_at_ms, drop_database, queue } = wire;
+    if let Some(queue) = queue {
+        return queue::effect(queue).map(Effect::Queue);
+    }
     if drop_database {
         return Ok(Effect::DropDatabase);
     }
@@ -225,6 +256,8 @@ fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
 
 #[cfg(test)]
 mod tests {
+    use meridian_types::QueueEffect;
+
     use super::*;
 
     fn sample() -> Batch {
@@ -332,9 +365,23 @@ mod tests {
         }
     }
 
+    /// A node of that format would have applied it without the message.
+    #[test]
+    fn a_batch_of_an_older_format_than_its_effects_is_refused() {
+        let mut batch = sample();
+        batch.transactions[0].effects =
+            vec![Effect::Queue(QueueEffect::DeleteDeadLetter { number: 1 })];
+        let mut wire = log::Batch::decode(encode_batch(&batch)).unwrap();
+        (wire.format, wire.crc32c) = (FORMAT, 0);
+        let error = decode_batch(with_checksum(&wire)).unwrap_err();
+        assert!(matches!(error, InvalidBatch::Field("format")), "{error}");
+        wire.format = QUEUE_FORMAT;
+        assert_eq!(decode_batch(with_checksum(&wire)).unwrap(), batch);
+    }
+
     #[test]
     fn a_batch_of_another_format_is_not_guessed_at() {
-        for format in [0, FORMAT + 1, u32::MAX] {
+        for format in [0, NEWEST_FORMAT + 1, u32::MAX] {
             let wire = log::Batch { epoch: 1, sequence: 1, format, ..Default::default() };
             let error = decode_batch(with_checksum(&wire)).unwrap_err();
             assert!(matches!(error, InvalidBatch::Format(found) if found == format), "{error}");

@@ -34,6 +34,9 @@ mod meridian {
     pub(crate) mod shard {
         generated!(v1, "meridian.shard.v1");
     }
+    pub(crate) mod queue {
+        generated!(v1, "meridian.queue.v1");
+    }
     pub(crate) mod shipping {
         generated!(v1, "meridian.shipping.v1");
     }
@@ -58,19 +61,21 @@ mod shard_report;
 mod transaction;
 
 pub use batch::{
-    DecodedBatch, InvalidBatch, batch_header, decode_batch, decode_request, decode_stored,
-    encode_batch, encode_request, verify_checksum,
+    DecodedBatch, InvalidBatch, batch_header, decode_batch, decode_dead_letter, decode_message,
+    decode_queue_totals, decode_request, decode_stored, encode_batch, encode_dead_letter,
+    encode_message, encode_queue_totals, encode_request, verify_checksum,
 };
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
 pub use meridian::directory::v1 as directory;
 pub use meridian::log::v1 as log;
+pub use meridian::queue::v1 as queue;
 pub use meridian::raft::v1 as raft;
 pub use meridian::shard::v1 as shard;
 pub use meridian::shipping::v1 as shipping;
 pub use node_id::{node_id, node_id_to_wire};
 pub use shard_report::{shard_report, shard_report_to_wire};
 pub use transaction::{
-    InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire,
+    InvalidTransaction, WireTransaction, entry, entry_to_wire, read_range, read_range_to_wire,
+    transaction, transaction_to_wire,
 };
-pub use transaction::{entry, entry_to_wire};

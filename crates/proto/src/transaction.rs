@@ -1,36 +1,55 @@
-//! Transactions, ranges and entries as they travel between nodes, in KV Connect's own messages.
+//! Transactions, ranges and entries as they travel between nodes, in KV Connect's own messages as
+//! far as those go.
 //! Limits are the gateway's matter: what comes from another node was checked there.
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, Entry, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding,
-    Versionstamp,
+    Check, Enqueue, Entry, MessageId, Mutation, MutationKind, ReadRange, Settlement, SumBounds,
+    Transaction, Value, ValueEncoding, Verdict, Versionstamp,
 };
 
-use crate::kv_connect as wire;
+use crate::shard::settlement::Verdict as WireVerdict;
+use crate::{kv_connect as wire, shard};
 
 /// A message from another node that is not what its type promises.
 #[derive(Debug, thiserror::Error)]
 #[error("field `{0}` is missing or out of its range")]
 pub struct InvalidTransaction(pub &'static str);
 
-pub fn transaction_to_wire(transaction: &Transaction) -> wire::AtomicWrite {
+/// A transaction as the fields of a `meridian.shard.v1.WriteRequest`.
+#[derive(Debug, Default)]
+pub struct WireTransaction {
+    pub write: wire::AtomicWrite,
+    pub enqueues: Vec<shard::Enqueue>,
+    pub settlements: Vec<shard::Settlement>,
+}
+
+pub fn transaction_to_wire(transaction: &Transaction) -> WireTransaction {
     let checks = transaction.checks.iter().map(|check| wire::Check {
         key: check.key.clone(),
         versionstamp: check
             .versionstamp
             .map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
     });
-    wire::AtomicWrite {
-        checks: checks.collect(),
-        mutations: transaction.mutations.iter().map(mutation_to_wire).collect(),
-        enqueues: Vec::new(),
+    WireTransaction {
+        write: wire::AtomicWrite {
+            checks: checks.collect(),
+            mutations: transaction.mutations.iter().map(mutation_to_wire).collect(),
+            enqueues: Vec::new(),
+        },
+        enqueues: transaction.enqueues.iter().map(enqueue_to_wire).collect(),
+        settlements: transaction.settlements.iter().map(settlement_to_wire).collect(),
     }
 }
 
 /// # Errors
 /// [`InvalidTransaction`], naming the field.
-pub fn transaction(wire: wire::AtomicWrite) -> Result<Transaction, InvalidTransaction> {
+pub fn transaction(wire: WireTransaction) -> Result<Transaction, InvalidTransaction> {
+    let WireTransaction { write, enqueues, settlements } = wire;
+    // An index of a message has 16 bits. Without a schedule those of `write` would be others.
+    if enqueues.len() > usize::from(u16::MAX) || !write.enqueues.is_empty() {
+        return Err(InvalidTransaction("enqueues"));
+    }
     let check = |check: wire::Check| {
         let versionstamp = match check.versionstamp.len() {
             0 => None,
@@ -39,9 +58,52 @@ pub fn transaction(wire: wire::AtomicWrite) -> Result<Transaction, InvalidTransa
         Ok(Check { key: check.key, versionstamp })
     };
     Ok(Transaction {
-        checks: wire.checks.into_iter().map(check).collect::<Result<_, _>>()?,
-        mutations: wire.mutations.into_iter().map(mutation).collect::<Result<_, _>>()?,
+        checks: write.checks.into_iter().map(check).collect::<Result<_, _>>()?,
+        mutations: write.mutations.into_iter().map(mutation).collect::<Result<_, _>>()?,
+        enqueues: enqueues.into_iter().map(enqueue).collect(),
+        settlements: settlements.into_iter().map(settlement).collect::<Result<_, _>>()?,
     })
+}
+
+fn enqueue_to_wire(enqueue: &Enqueue) -> shard::Enqueue {
+    let backoff = enqueue.backoff_ms.clone();
+    shard::Enqueue {
+        payload: enqueue.payload.clone(),
+        due_ms: enqueue.due_ms,
+        keys_if_undelivered: enqueue.keys_if_undelivered.clone(),
+        backoff: backoff.map(|intervals_ms| shard::Backoff { intervals_ms }),
+    }
+}
+
+fn enqueue(wire: shard::Enqueue) -> Enqueue {
+    let shard::Enqueue { payload, due_ms, keys_if_undelivered, backoff } = wire;
+    let backoff_ms = backoff.map(|backoff| backoff.intervals_ms);
+    Enqueue { payload, due_ms, keys_if_undelivered, backoff_ms }
+}
+
+fn settlement_to_wire(settlement: &Settlement) -> shard::Settlement {
+    let verdict = match settlement.verdict {
+        Verdict::Delivered => WireVerdict::Delivered(true),
+        Verdict::Failed { retry_at_ms } => WireVerdict::FailedRetryAtMs(retry_at_ms),
+        Verdict::Cancelled => WireVerdict::Cancelled(true),
+        Verdict::Rescheduled { due_ms } => WireVerdict::RescheduledDueMs(due_ms),
+    };
+    shard::Settlement {
+        id: Bytes::copy_from_slice(&settlement.id.to_bytes()),
+        due_ms: settlement.due_ms,
+        verdict: Some(verdict),
+    }
+}
+
+fn settlement(wire: shard::Settlement) -> Result<Settlement, InvalidTransaction> {
+    let verdict = match wire.verdict.ok_or(InvalidTransaction("verdict"))? {
+        WireVerdict::Delivered(_) => Verdict::Delivered,
+        WireVerdict::FailedRetryAtMs(retry_at_ms) => Verdict::Failed { retry_at_ms },
+        WireVerdict::Cancelled(_) => Verdict::Cancelled,
+        WireVerdict::RescheduledDueMs(due_ms) => Verdict::Rescheduled { due_ms },
+    };
+    let id = MessageId::from_slice(&wire.id).ok_or(InvalidTransaction("id"))?;
+    Ok(Settlement { id, due_ms: wire.due_ms, verdict })
 }
 
 fn versionstamp(bytes: &[u8]) -> Result<Versionstamp, InvalidTransaction> {
@@ -143,4 +205,59 @@ pub fn entry(wire: wire::KvEntry) -> Result<Entry, InvalidTransaction> {
         value: Value { encoding, data: wire.value },
         versionstamp: versionstamp(&wire.versionstamp)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enqueue_with(backoff_ms: Option<Vec<u32>>) -> Enqueue {
+        Enqueue {
+            payload: Bytes::from_static(b"payload"),
+            due_ms: 1 << 40,
+            keys_if_undelivered: vec![Bytes::from_static(b"k"), Bytes::from_static(b"l")],
+            backoff_ms,
+        }
+    }
+
+    #[test]
+    fn messages_and_their_settlements_arrive_as_they_were_sent() {
+        let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0x0102 };
+        let verdicts = [
+            Verdict::Delivered,
+            Verdict::Failed { retry_at_ms: 0 },
+            Verdict::Failed { retry_at_ms: 1 << 40 },
+            Verdict::Cancelled,
+            Verdict::Rescheduled { due_ms: 0 },
+        ];
+        let settlements =
+            verdicts.map(|verdict| Settlement { id, due_ms: 1 << 41, verdict }).to_vec();
+        // No schedule is another thing than a schedule without intervals.
+        let enqueues = [None, Some(vec![]), Some(vec![0, 100])].map(enqueue_with).to_vec();
+        let sent = Transaction { enqueues, settlements, ..Transaction::default() };
+        assert_eq!(transaction(transaction_to_wire(&sent)).unwrap(), sent);
+    }
+
+    #[test]
+    fn what_is_wrong_in_messages_and_settlements_is_named() {
+        let wrong = |wire: WireTransaction| transaction(wire).unwrap_err().0;
+        let settled = |settlement| {
+            wrong(WireTransaction { settlements: vec![settlement], ..WireTransaction::default() })
+        };
+        let id = Bytes::from_static(b"123456789012");
+        let verdict = Some(WireVerdict::Cancelled(true));
+        assert_eq!(settled(shard::Settlement { id, ..Default::default() }), "verdict");
+        assert_eq!(settled(shard::Settlement { verdict, ..Default::default() }), "id");
+        let many = |count| WireTransaction {
+            enqueues: vec![shard::Enqueue::default(); count],
+            ..WireTransaction::default()
+        };
+        assert_eq!(transaction(many(65_535)).unwrap().enqueues.len(), 65_535);
+        assert_eq!(wrong(many(65_536)), "enqueues");
+        let write = wire::AtomicWrite {
+            enqueues: vec![wire::Enqueue::default()],
+            ..wire::AtomicWrite::default()
+        };
+        assert_eq!(wrong(WireTransaction { write, ..WireTransaction::default() }), "enqueues");
+    }
 }

@@ -59,8 +59,8 @@ pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};
 pub use schema::{GroupId, LogMark, RecordKind};
 pub use shard_state::{
-    Applied, AppliedMark, Expired, LogSubscription, RaftApplied, Replace, RequestsSoFar,
-    ShardState, StateAt, StateChange,
+    Applied, AppliedMark, Expired, LogSubscription, QueuedMessage, RaftApplied, Replace,
+    RequestsSoFar, ShardState, StateAt, StateChange,
 };
 pub use shipped_log::{ShippedLog, StoredBatch, decode_batch};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};

@@ -22,6 +22,9 @@
 //! | `meta` | `reclaimed` ‖ shard ‖ database | name of the state family that was compacted after the database was dropped | `storage::ShardState` |
 //! | `state-<shard>-<generation>` | `d` ‖ database ‖ user key | versionstamp ‖ encoding ‖ expiry ‖ data | `storage::ShardState` |
 //! | | `x` ‖ expiry ‖ database ‖ user key | versionstamp (a stale one is ignored and swept) | |
+//! | | `q` ‖ database ‖ due time ‖ versionstamp ‖ index (2) | `meridian.log.v1.QueuedMessage` | |
+//! | | `u` ‖ database ‖ number (8) | `meridian.log.v1.DeadLetter`, undelivered and without keys | |
+//! | | `m` ‖ `q` ‖ database | `meridian.log.v1.QueueTotals` | |
 //! | | `m` ‖ `applied` | `meridian.log.v1.Applied` | |
 //! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` | |
 //! | | `m` ‖ `d` ‖ database | versionstamp of the transaction that dropped the database | |
@@ -41,6 +44,7 @@
 mod directory;
 mod log;
 mod meta;
+mod queue;
 mod state;
 mod value;
 
@@ -50,6 +54,11 @@ pub use meta::{
     CLUSTER_KEY, META_FAMILY, NODE_INCARNATION_KEY, NODE_KEY, VOTING_STATUS_MEMBER,
     VOTING_STATUS_NON_VOTING, current_family_key, follows_from_key, incarnation_key, reclaimed_key,
     seal_key, voting_status_key,
+};
+pub use queue::{
+    dead_letter_key, dead_letters_range, message_key, messages_bound, messages_range,
+    parse_dead_letter_key, parse_message_key, parse_queue_totals_key, queue_totals_key,
+    queue_totals_range,
 };
 pub use state::{
     APPLIED_KEY, data_key, data_range, dropped_key, dropped_range, expiry_bound, expiry_database,

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `applied` | what a state reflects, and how it goes on |
 //! | `reading` | reads of one moment |
+//! | `queues` | messages, dead letters, and how many they are |
 //! | `replacing` | snapshots, and another state in the place of this one |
 //! | `shipped` | batches that are applied outside of any Raft group |
 //! | `log_readers` | readers of what is applied |
@@ -31,6 +32,7 @@ mod applied;
 mod dropped;
 mod log_readers;
 mod mark;
+mod queues;
 mod reading;
 mod replacing;
 mod shipped;
@@ -39,6 +41,7 @@ pub use applied::{Applied, RaftApplied};
 use log_readers::{LogReaders, Reader};
 pub use log_readers::{LogSubscription, StateChange};
 pub use mark::AppliedMark;
+pub use queues::QueuedMessage;
 pub use reading::{Expired, StateAt};
 pub use replacing::Replace;
 
@@ -336,10 +339,13 @@ fn write_effect(
             writes.delete(family, schema::expiry_key(*expire_at_ms, database, key));
         }
         Effect::DropDatabase => {
-            let (start, end) = schema::data_range(database);
-            writes.delete_range(family, start, end);
+            for (start, end) in dropped::ranges(database) {
+                writes.delete_range(family, start, end);
+            }
+            writes.delete(family, schema::queue_totals_key(database));
             writes.put(family, schema::dropped_key(database), versionstamp.0.to_vec());
         }
+        Effect::Queue(effect) => queues::write_effect(writes, family, database, effect),
     }
 }
 

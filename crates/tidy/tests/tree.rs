@@ -17,6 +17,7 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-directory", Allowed::Only(&["meridian-types"])),
     ("meridian-failover", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-placement", Allowed::Only(&["meridian-types", "meridian-directory"])),
+    ("meridian-queue", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     (
         "meridian-consensus",
@@ -26,7 +27,13 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-net", Allowed::Only(&[])),
     (
         "meridian-gateway",
-        Allowed::Only(&["meridian-types", "meridian-values", "meridian-proto", "meridian-net"]),
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-values",
+            "meridian-proto",
+            "meridian-net",
+            "meridian-queue",
+        ]),
     ),
     (
         "meridian-config",
@@ -48,6 +55,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-directory",
             "meridian-failover",
             "meridian-placement",
+            "meridian-queue",
             "meridian-storage",
             "meridian-consensus",
             "meridian-wan",
@@ -65,6 +73,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian-conformance",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-queue",
             "meridian-proto",
             "meridian-txn",
             "meridian-storage",
@@ -123,6 +132,7 @@ const NODE_STAIR: &[&str] = &[
     "divergence",
     "read",
     "write",
+    "queues",
     "shard",
     "watches",
     "routing",

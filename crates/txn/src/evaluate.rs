@@ -1,4 +1,4 @@
-//! The evaluation of one transaction: checks first, then mutations in order.
+//! The evaluation of one transaction: checks first, then mutations in order, then its messages.
 
 use bytes::Bytes;
 use meridian_types::limits::MAX_COMPUTED_BYTES;
@@ -7,7 +7,8 @@ use meridian_types::{
 };
 
 use crate::arithmetic::{U64Operation, sum};
-use crate::rejection::Rejection;
+use crate::messages::Messages;
+use crate::rejection::{Rejection, Stop};
 use crate::view::View;
 use crate::write_set::WriteSet;
 
@@ -15,7 +16,7 @@ use crate::write_set::WriteSet;
 /// batch commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Evaluation {
-    /// At most one effect a key: the last. Empty if the transaction only checks, or does nothing.
+    /// At most one effect a row: the last. Empty if the transaction only checks, or does nothing.
     Commit(Vec<Effect>),
     /// Indexes of **all** the checks that failed, ascending. To be answered only once the batches
     /// that were seen through the overlay have committed.
@@ -25,15 +26,18 @@ pub enum Evaluation {
 }
 
 /// Evaluates `transaction` against `view`: first its checks, then its mutations in order, each of
-/// which sees the ones before it.
+/// which sees the ones before it, then its settlements likewise, then its enqueues. What a message
+/// that dies writes to keys comes behind all mutations. A settlement of a message that was settled
+/// before does nothing, and keeps nothing else from committing.
 ///
-/// `versionstamp` is the stamp that the transaction will have if it commits; only
-/// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that
-/// such a key is not longer than a key may be.
+/// `versionstamp` is the stamp that the transaction will have if it commits, and `time_ms` the time
+/// of its batch. [`MutationKind::SetSuffixVersionstampedKey`] looks at the stamp, and the gateway
+/// sees to it beforehand that such a key is not longer than a key may be. Messages have the stamp
+/// in their ids, and are due at that time at the earliest.
 ///
-/// The bytes that arithmetic reads and writes are bounded by [`MAX_COMPUTED_BYTES`], counted as it
-/// is carried out, so that values that a later mutation replaces count too: that bounds the work,
-/// and with the size of the request the effects.
+/// The bytes that arithmetic reads and writes, and that settlements write, are bounded by
+/// [`MAX_COMPUTED_BYTES`], counted as they are carried out, so that values that a later mutation
+/// replaces count too: that bounds the work, and with the size of the request the effects.
 ///
 /// A value that the transaction itself has set is seen by its later mutations even if it expires at
 /// once, since evaluation knows no time.
@@ -44,6 +48,7 @@ pub fn evaluate<V: View>(
     view: &V,
     database: DatabaseId,
     versionstamp: Versionstamp,
+    time_ms: u64,
     transaction: &Transaction,
 ) -> Result<Evaluation, V::Error> {
     let mut failed_checks = Vec::new();
@@ -57,28 +62,11 @@ pub fn evaluate<V: View>(
     }
 
     let written = WriteSet::with_capacity(transaction.mutations.len());
-    let mut mutations = Mutations { view, database, versionstamp, written, computed_bytes: 0 };
-    for (index, mutation) in (1..).zip(&transaction.mutations) {
-        match mutations.apply(mutation).and_then(|()| mutations.within_bounds(index)) {
-            Ok(()) => {}
-            Err(Stop::Rejected(rejection)) => {
-                return Ok(Evaluation::Rejected(rejection.to_string()));
-            }
-            Err(Stop::View(error)) => return Err(error),
-        }
-    }
-    Ok(Evaluation::Commit(mutations.written.into_effects()))
-}
-
-/// Why evaluation ends before the last mutation.
-enum Stop<E> {
-    Rejected(Rejection),
-    View(E),
-}
-
-impl<E> From<Rejection> for Stop<E> {
-    fn from(rejection: Rejection) -> Self {
-        Self::Rejected(rejection)
+    let mutations = Mutations { view, database, versionstamp, written, computed_bytes: 0 };
+    match mutations.carry_out(transaction, time_ms) {
+        Ok(effects) => Ok(Evaluation::Commit(effects)),
+        Err(Stop::Rejected(rejection)) => Ok(Evaluation::Rejected(rejection.to_string())),
+        Err(Stop::View(error)) => Err(error),
     }
 }
 
@@ -93,6 +81,27 @@ struct Mutations<'a, V> {
 }
 
 impl<V: View> Mutations<'_, V> {
+    /// Everything behind the checks.
+    fn carry_out(
+        mut self,
+        transaction: &Transaction,
+        time_ms: u64,
+    ) -> Result<Vec<Effect>, Stop<V::Error>> {
+        for (index, mutation) in (1..).zip(&transaction.mutations) {
+            self.apply(mutation)?;
+            self.within_bounds(index)?;
+        }
+        let Self { view, database, versionstamp, mut written, computed_bytes } = self;
+        let mut messages = Messages::new(view, database, versionstamp, time_ms, computed_bytes);
+        for settlement in &transaction.settlements {
+            messages.settle(settlement, &mut written)?;
+        }
+        messages.enqueue(&transaction.enqueues)?;
+        let mut effects = written.into_effects();
+        effects.extend(messages.into_effects());
+        Ok(effects)
+    }
+
     fn apply(&mut self, mutation: &Mutation) -> Result<(), Stop<V::Error>> {
         let key = &mutation.key;
         let effect = match &mutation.kind {
@@ -140,9 +149,8 @@ impl<V: View> Mutations<'_, V> {
         let stored = match self.written.get(key) {
             Some(Effect::Put { value, .. }) => Some(value.clone()),
             Some(Effect::Delete { .. }) => None,
-            // Evaluation writes neither `Unindex`, which says nothing of the value, nor
-            // `DropDatabase`.
-            Some(Effect::Unindex { .. } | Effect::DropDatabase) | None => {
+            // Mutations come to puts and deletes alone.
+            Some(_) | None => {
                 self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value)
             }
         };

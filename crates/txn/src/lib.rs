@@ -7,16 +7,17 @@
 //! Invariants:
 //! - a transaction takes effect whole or not at all, and each of its mutations sees the earlier
 //!   ones;
-//! - there is at most one effect a key, with the final value;
+//! - there is at most one effect a row, with the final value;
+//! - a message has one row at a time, and what a settlement of a row does is done once;
 //! - no bytes of a client or of the store can make this crate panic.
 //!
-//! Absent on purpose: clocks (the time is an argument), I/O, the limits of requests (the gateway
-//! checks those), and the queue, whose messages are not part of a
-//! [`Transaction`](meridian_types::Transaction) yet.
+//! Absent on purpose: clocks (the time is an argument), I/O, the limits of requests (the
+//! gateway checks those), and the delivery of messages.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `evaluate.rs` | checks, then mutations in order |
+//! | `evaluate.rs` | checks, then mutations in order, then messages |
+//! | `messages.rs` | settlements and enqueues |
 //! | `write_set.rs` | what the transaction at hand has written so far |
 //! | `arithmetic.rs` | `sum`, `min`, `max`: the rules of the reference implementation, denokv_sqlite 0.14 |
 //! | `number.rs` | the numbers that a sum can add |
@@ -25,6 +26,7 @@
 
 mod arithmetic;
 mod evaluate;
+mod messages;
 mod number;
 mod overlay;
 mod rejection;

@@ -3,7 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use meridian_types::{Batch, DatabaseId, Effect, Position, Value, Versionstamp};
+use meridian_types::{
+    Batch, DatabaseId, Effect, Message, MessageId, Position, QueueEffect, QueueTotals, Value,
+    Versionstamp,
+};
 
 use crate::view::{Stored, View};
 
@@ -45,18 +48,92 @@ impl InFlight {
 /// It is as large as the batches in flight; bounding those bounds it.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    /// By database and key. The inner maps are not empty.
-    newest: HashMap<DatabaseId, HashMap<Bytes, InFlight>>,
+    /// No database is here of which nothing is in flight.
+    newest: HashMap<DatabaseId, Newest>,
     /// Every effect pushed and not yet released, in order, superseded ones too: what makes
     /// [`Overlay::release`] cost no more than the pushes did.
     pushed: VecDeque<Pushed>,
+}
+
+/// The newest effects in flight on each row of a database.
+#[derive(Debug, Default)]
+struct Newest {
+    keys: HashMap<Bytes, InFlight>,
+    /// By due time and id. `None` where the row is removed.
+    messages: HashMap<(u64, MessageId), (Versionstamp, Option<Message>)>,
+    queue_totals: Option<(Versionstamp, QueueTotals)>,
+}
+
+impl Newest {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.messages.is_empty() && self.queue_totals.is_none()
+    }
+
+    /// Adds an effect. `None` where no transaction can see it.
+    fn push(&mut self, versionstamp: Versionstamp, effect: &Effect) -> Option<Row> {
+        let in_flight = match effect {
+            Effect::Put { value, expire_at_ms, .. } => {
+                InFlight::Put { versionstamp, value: value.clone(), expire_at_ms: *expire_at_ms }
+            }
+            Effect::Delete { .. } => InFlight::Delete { versionstamp },
+            Effect::Queue(effect) => return self.push_on_queue(versionstamp, effect),
+            // Of a dropped database nothing is evaluated any more.
+            Effect::Unindex { .. } | Effect::DropDatabase => return None,
+        };
+        self.keys.insert(effect.key().clone(), in_flight);
+        Some(Row::Key(effect.key().clone()))
+    }
+
+    fn push_on_queue(&mut self, versionstamp: Versionstamp, effect: &QueueEffect) -> Option<Row> {
+        let (due_ms, id, message) = match effect {
+            QueueEffect::PutMessage { id, due_ms, message } => (*due_ms, *id, Some(message)),
+            QueueEffect::DeleteMessage { id, due_ms } => (*due_ms, *id, None),
+            QueueEffect::PutTotals(totals) => {
+                self.queue_totals = Some((versionstamp, *totals));
+                return Some(Row::QueueTotals);
+            }
+            // They are looked for by their age, which those in flight do not have.
+            QueueEffect::PutDeadLetter { .. } | QueueEffect::DeleteDeadLetter { .. } => {
+                return None;
+            }
+        };
+        self.messages.insert((due_ms, id), (versionstamp, message.cloned()));
+        Some(Row::Message(due_ms, id))
+    }
+
+    /// Drops what is in flight on a row, if it was written by this transaction.
+    fn release(&mut self, row: &Row, by: Versionstamp) {
+        match row {
+            Row::Key(key) => {
+                if self.keys.get(key).is_some_and(|in_flight| in_flight.versionstamp() == by) {
+                    self.keys.remove(key);
+                }
+            }
+            Row::Message(due_ms, id) => {
+                let row = (*due_ms, *id);
+                if self.messages.get(&row).is_some_and(|(stamp, _)| *stamp == by) {
+                    self.messages.remove(&row);
+                }
+            }
+            Row::QueueTotals => {
+                self.queue_totals.take_if(|(stamp, _)| *stamp == by);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Row {
+    Key(Bytes),
+    Message(u64, MessageId),
+    QueueTotals,
 }
 
 #[derive(Debug)]
 struct Pushed {
     versionstamp: Versionstamp,
     database: DatabaseId,
-    key: Bytes,
+    row: Row,
 }
 
 impl Overlay {
@@ -79,18 +156,12 @@ impl Overlay {
         );
         let newest = self.newest.entry(database).or_default();
         for effect in effects {
-            let in_flight = match effect {
-                Effect::Put { value, expire_at_ms, .. } => InFlight::Put {
-                    versionstamp,
-                    value: value.clone(),
-                    expire_at_ms: *expire_at_ms,
-                },
-                Effect::Delete { .. } => InFlight::Delete { versionstamp },
-                // Of a dropped database nothing is evaluated any more.
-                Effect::Unindex { .. } | Effect::DropDatabase => continue,
-            };
-            newest.insert(effect.key().clone(), in_flight);
-            self.pushed.push_back(Pushed { versionstamp, database, key: effect.key().clone() });
+            if let Some(row) = newest.push(versionstamp, effect) {
+                self.pushed.push_back(Pushed { versionstamp, database, row });
+            }
+        }
+        if newest.is_empty() {
+            self.newest.remove(&database);
         }
     }
 
@@ -111,12 +182,7 @@ impl Overlay {
         while self.pushed.front().is_some_and(|oldest| oldest.versionstamp.position() <= upto) {
             let Some(pushed) = self.pushed.pop_front() else { break };
             let Some(newest) = self.newest.get_mut(&pushed.database) else { continue };
-            if newest
-                .get(&pushed.key)
-                .is_some_and(|in_flight| in_flight.versionstamp() == pushed.versionstamp)
-            {
-                newest.remove(&pushed.key);
-            }
+            newest.release(&pushed.row, pushed.versionstamp);
             if newest.is_empty() {
                 self.newest.remove(&pushed.database);
             }
@@ -131,7 +197,17 @@ impl Overlay {
 
     /// The newest effect of a key, if any is in flight.
     pub fn get(&self, database: DatabaseId, key: &[u8]) -> Option<&InFlight> {
-        self.newest.get(&database)?.get(key)
+        self.newest.get(&database)?.keys.get(key)
+    }
+
+    /// The newest effect on the row of a message, if any is in flight: `None` inside where the row
+    /// is removed.
+    fn message(&self, database: DatabaseId, row: (u64, MessageId)) -> Option<Option<&Message>> {
+        self.newest.get(&database)?.messages.get(&row).map(|(_, message)| message.as_ref())
+    }
+
+    fn queue_totals(&self, database: DatabaseId) -> Option<QueueTotals> {
+        self.newest.get(&database)?.queue_totals.map(|(_, totals)| totals)
     }
 
     /// Whether nothing is in flight.
@@ -174,6 +250,33 @@ impl<V: View> View for Overlaid<'_, V> {
             }
             None => self.applied.version(database, key),
         }
+    }
+
+    fn message(
+        &self,
+        database: DatabaseId,
+        due_ms: u64,
+        id: MessageId,
+    ) -> Result<Option<Message>, V::Error> {
+        match self.overlay.message(database, (due_ms, id)) {
+            Some(message) => Ok(message.cloned()),
+            None => self.applied.message(database, due_ms, id),
+        }
+    }
+
+    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, V::Error> {
+        match self.overlay.queue_totals(database) {
+            Some(totals) => Ok(totals),
+            None => self.applied.queue_totals(database),
+        }
+    }
+
+    fn dead_letter_died_ms(
+        &self,
+        database: DatabaseId,
+        number: u64,
+    ) -> Result<Option<u64>, V::Error> {
+        self.applied.dead_letter_died_ms(database, number)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Why a mutation cannot be carried out, in the words that clients know.
 
-use meridian_types::limits::MAX_COMPUTED_BYTES;
+use meridian_types::limits::{MAX_COMPUTED_BYTES, MAX_UNDELIVERED_MESSAGES};
 
 /// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show
-/// them, and programs match on them, so they stay as they are. The last one is Meridian's own.
+/// them, and programs match on them, so they stay as they are. The last ones are Meridian's own; the
+/// first words of [`Rejection::QueueFull`] are those of Deno Deploy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejection {
     #[error("Failed to perform '{0}' mutation on a non-U64 operand")]
@@ -35,6 +36,27 @@ pub(crate) enum Rejection {
          and those among the first {mutations} mutations of this one come to {bytes} bytes."
     )]
     TooMuch { mutations: usize, bytes: usize },
+    #[error(
+        "The settlements of one transaction may write {MAX_COMPUTED_BYTES} bytes, with its sums, minima and maxima, \
+         and those of this one come to {bytes} bytes."
+    )]
+    SettlesTooMuch { bytes: usize },
+    #[error(
+        "Queue backlog limit exceeded: a database may have {MAX_UNDELIVERED_MESSAGES} undelivered messages."
+    )]
+    QueueFull,
+}
+
+/// Why evaluation ends before all is carried out.
+pub(crate) enum Stop<E> {
+    Rejected(Rejection),
+    View(E),
+}
+
+impl<E> From<Rejection> for Stop<E> {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
 }
 
 #[cfg(test)]
@@ -57,7 +79,9 @@ mod tests {
             | Rejection::StoredNotEightBytes
             | Rejection::TypesDiffer { .. }
             | Rejection::OutOfRange
-            | Rejection::TooMuch { .. } => rejection,
+            | Rejection::TooMuch { .. }
+            | Rejection::SettlesTooMuch { .. }
+            | Rejection::QueueFull => rejection,
         };
         let mut all: Vec<Rejection> = [
             Rejection::OperandNotU64("min"),
@@ -72,6 +96,7 @@ mod tests {
             Rejection::StoredEmpty,
             Rejection::OutOfRange,
             Rejection::TooMuch { mutations: 33, bytes: 4_325_376 },
+            Rejection::QueueFull,
         ]
         .map(listed)
         .into();
@@ -83,7 +108,8 @@ mod tests {
         all
     }
 
-    /// But for [`Rejection::StoredNotEightBytes`], of which the gateway lets no value in.
+    /// But for [`Rejection::StoredNotEightBytes`], of which the gateway lets no value in, and
+    /// [`Rejection::SettlesTooMuch`], since no write of a client settles.
     #[test]
     fn every_rejection_stands_in_the_documentation() {
         for rejection in of_every_kind() {
@@ -96,7 +122,8 @@ mod tests {
     /// speaks of authorization for a stale token, and send the same write again.
     #[test]
     fn no_rejection_speaks_of_authorization() {
-        for rejection in of_every_kind().into_iter().chain([Rejection::StoredNotEightBytes]) {
+        let elsewhere = [Rejection::StoredNotEightBytes, Rejection::SettlesTooMuch { bytes: 1 }];
+        for rejection in of_every_kind().into_iter().chain(elsewhere) {
             let text = rejection.to_string().to_lowercase();
             assert!(!text.contains("authorization"), "{text}");
         }

@@ -1,6 +1,6 @@
 //! The state that a transaction is evaluated against.
 
-use meridian_types::{DatabaseId, Value, Versionstamp};
+use meridian_types::{DatabaseId, Message, MessageId, QueueTotals, Value, Versionstamp};
 
 /// The value of a present key, as a transaction reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,4 +27,23 @@ pub trait View {
     ) -> Result<Option<Versionstamp>, Self::Error> {
         Ok(self.get(database, key)?.map(|stored| stored.versionstamp))
     }
+
+    /// The message with this id, if it is stored under this due time.
+    fn message(
+        &self,
+        database: DatabaseId,
+        due_ms: u64,
+        id: MessageId,
+    ) -> Result<Option<Message>, Self::Error>;
+
+    /// Zeros before the first message.
+    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, Self::Error>;
+
+    /// When the dead letter with this number died. `None` also where it is not applied yet: then it
+    /// is a young one.
+    fn dead_letter_died_ms(
+        &self,
+        database: DatabaseId,
+        number: u64,
+    ) -> Result<Option<u64>, Self::Error>;
 }

@@ -1,5 +1,5 @@
-//! Histories of transactions, evaluated through an overlay whose batches are applied late, against
-//! a model in which every transaction takes effect at once.
+//! Histories of transactions on keys, evaluated through an overlay whose batches are applied late,
+//! against a model in which every transaction takes effect at once.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,8 +13,9 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
 use meridian_types::{
-    Batch, Check, CommittedTransaction, DatabaseId, Effect, Mutation, MutationKind, Position,
-    RequestId, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
+    Batch, Check, CommittedTransaction, DatabaseId, Effect, Message, MessageId, Mutation,
+    MutationKind, Position, QueueTotals, RequestId, SumBounds, Transaction, Value, ValueEncoding,
+    Versionstamp,
 };
 use proptest::collection::vec;
 use proptest::prelude::{
@@ -60,7 +61,7 @@ impl Applied {
                     Effect::Delete { .. } => {
                         self.rows.remove(&at);
                     }
-                    Effect::Unindex { .. } | Effect::DropDatabase => {}
+                    Effect::Unindex { .. } | Effect::DropDatabase | Effect::Queue(_) => {}
                 }
             }
         }
@@ -76,6 +77,18 @@ impl View for Applied {
             .get(&(database, Bytes::copy_from_slice(key)))
             .filter(|row| row.is_present(self.now_ms));
         Ok(row.map(|row| Stored { versionstamp: row.versionstamp, value: row.value.clone() }))
+    }
+
+    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Infallible> {
+        Ok(None)
+    }
+
+    fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Infallible> {
+        Ok(QueueTotals::default())
+    }
+
+    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Infallible> {
+        Ok(None)
     }
 }
 
@@ -189,7 +202,8 @@ fn transaction(rows: &Rows, now_ms: u64, write: &Write) -> (Transaction, Vec<u32
         },
         expire_at_ms: *expire_at_ms,
     });
-    (Transaction { checks, mutations: mutations.collect() }, failing)
+    let mutations = mutations.collect();
+    (Transaction { checks, mutations, ..Transaction::default() }, failing)
 }
 
 /// The proposer: its overlay, the batch it fills, and those in flight.
@@ -218,7 +232,7 @@ impl Proposer {
         let stamp = Versionstamp::new(self.filling.position, order);
         let (transaction, failing) = transaction(&self.model, now_ms, write);
         let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms };
-        let Ok(evaluation) = evaluate(&view, database(write.database), stamp, &transaction);
+        let Ok(evaluation) = evaluate(&view, database(write.database), stamp, 0, &transaction);
         if !failing.is_empty() {
             prop_assert_eq!(evaluation, Evaluation::CheckFailed(failing));
             return Ok(());
@@ -364,8 +378,8 @@ proptest! {
             MutationKind::Min(Value { encoding: ValueEncoding::Le64, data: operand.clone() }),
             MutationKind::Max(Value { encoding, data: operand }),
         ] {
-            let transaction = Transaction { checks: vec![], mutations: vec![Mutation { key: key(0), kind, expire_at_ms: 0 }] };
-            let Ok(evaluation) = evaluate(&applied, database(0), Versionstamp([1; 10]), &transaction);
+            let transaction = Transaction { mutations: vec![Mutation { key: key(0), kind, expire_at_ms: 0 }], ..Transaction::default() };
+            let Ok(evaluation) = evaluate(&applied, database(0), Versionstamp([1; 10]), 0, &transaction);
             prop_assert!(!matches!(evaluation, Evaluation::CheckFailed(_)));
         }
     }

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 
-use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
+use crate::{DatabaseId, Position, QueueEffect, RequestId, Value, Versionstamp, WriteOutcome};
 
 /// Tags, lengths, expiries, ids: what the encoding adds to the bytes of an effect, or of a
 /// transaction, at most.
 const ENCODING_BYTES: usize = 64;
 
-/// The change of one key by a transaction, with its final value. Applied blindly by every replica.
+/// A change of one row by a transaction, with its final value. Applied blindly by every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     Put {
@@ -28,25 +28,28 @@ pub enum Effect {
     /// Deletes everything that the transaction's database holds, for good: nothing of that database
     /// is behind it in the log.
     DropDatabase,
+    /// On the queue of the transaction's database, and on none of its keys.
+    Queue(QueueEffect),
 }
 
 impl Effect {
-    /// Empty where the effect is on all keys.
+    /// Empty where the effect is on all keys, or on none.
     pub fn key(&self) -> &Bytes {
         static ALL: Bytes = Bytes::new();
         match self {
             Self::Put { key, .. } | Self::Delete { key } | Self::Unindex { key, .. } => key,
-            Self::DropDatabase => &ALL,
+            Self::DropDatabase | Self::Queue(_) => &ALL,
         }
     }
 
     /// Bytes that it takes in an encoded batch, at most.
     pub fn size(&self) -> usize {
-        let data = match self {
-            Self::Put { value, .. } => value.data.len(),
-            Self::Delete { .. } | Self::Unindex { .. } | Self::DropDatabase => 0,
-        };
-        ENCODING_BYTES + self.key().len() + data
+        match self {
+            Self::Put { key, value, .. } => ENCODING_BYTES + key.len() + value.data.len(),
+            Self::Delete { key } | Self::Unindex { key, .. } => ENCODING_BYTES + key.len(),
+            Self::DropDatabase => ENCODING_BYTES,
+            Self::Queue(effect) => effect.size(),
+        }
     }
 }
 
@@ -56,7 +59,7 @@ impl Effect {
 pub struct CommittedTransaction {
     pub request_id: RequestId,
     pub database: DatabaseId,
-    /// At most one put or delete a key: the last.
+    /// At most one put or delete a row: the last.
     pub effects: Vec<Effect>,
     /// Set where the request did nothing and that must be remembered: an earlier try of it may
     /// arrive yet.
@@ -152,7 +155,8 @@ mod tests {
         for effect in [put(b""), Effect::Delete { key: KEY }, unindex] {
             assert_eq!(effect.key(), &KEY);
         }
-        assert!(Effect::DropDatabase.key().is_empty());
+        let queue = Effect::Queue(QueueEffect::DeleteDeadLetter { number: 1 });
+        assert!(Effect::DropDatabase.key().is_empty() && queue.key().is_empty());
     }
 
     /// Batches end by these sizes, so that none is too large to be sent.

@@ -1,5 +1,5 @@
 //! The words of Meridian: identities, positions, versionstamps, transactions, effects,
-//! reports of shards, and limits.
+//! messages of queues, reports of shards, and limits.
 //!
 //! Invariant: a value of one of these types is well formed (a [`Versionstamp`] has ten bytes, a
 //! [`DatabaseId`] sixteen). Absent on purpose: clocks, I/O, wire formats and any rule of
@@ -10,6 +10,7 @@ mod epoch_history;
 mod id;
 pub mod limits;
 mod position;
+mod queue;
 mod read;
 mod shard_report;
 mod transaction;
@@ -18,6 +19,10 @@ pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
 pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use position::{Epoch, Position, Versionstamp};
+pub use queue::{
+    DeadLetter, Enqueue, InvalidMessageId, Message, MessageId, QueueEffect, QueueTotals,
+    Settlement, Verdict,
+};
 pub use read::{Consistency, Entry, ReadRange};
 pub use shard_report::{CommitProgress, ShardReport};
 pub use transaction::{

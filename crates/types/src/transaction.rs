@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::Versionstamp;
+use crate::{Enqueue, Settlement, Versionstamp};
 
 /// How a stored value is to be read by clients. The numbers are those of the wire and of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,11 +88,15 @@ pub struct Mutation {
     pub expire_at_ms: u64,
 }
 
-/// One atomic write. Mutations apply in order; one failing undoes them all.
+/// One atomic write. Mutations apply in order, then settlements, then enqueues; one failing undoes
+/// them all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Transaction {
     pub checks: Vec<Check>,
     pub mutations: Vec<Mutation>,
+    /// The message of the enqueue at index `i` has that index in its id.
+    pub enqueues: Vec<Enqueue>,
+    pub settlements: Vec<Settlement>,
 }
 
 /// The outcome of a transaction. All of them are results, not errors.

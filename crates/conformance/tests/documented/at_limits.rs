@@ -7,7 +7,7 @@ use meridian_types::limits;
 
 use crate::DOCUMENT;
 use crate::arithmetic::bigint_of;
-use crate::messages::{check, key, of_total, range, sized, suffixed};
+use crate::messages::{check, key, of_total, range, sized, suffixed, wall_clock_ms};
 use crate::server::Server;
 
 /// As documents write a number.
@@ -24,15 +24,31 @@ fn the_limits_of_the_documentation_are_those_of_the_code() {
     let (ranges, entries) = (grouped(limits::MAX_READ_RANGES), grouped(limits::MAX_READ_ENTRIES));
     let expected = [
         ["key, written / read".to_owned(), format!("{written} / {read} bytes")],
-        ["value".to_owned(), format!("{} bytes", grouped(limits::MAX_VALUE_BYTES))],
+        [
+            "value; payload of a message".to_owned(),
+            format!("{} bytes", grouped(limits::MAX_VALUE_BYTES)),
+        ],
         ["ranges of a read, entries of a read".to_owned(), format!("{ranges}, {entries} in all")],
         ["checks of an atomic write".to_owned(), grouped(limits::MAX_CHECKS)],
-        ["mutations of an atomic write".to_owned(), grouped(limits::MAX_MUTATIONS)],
+        ["mutations and enqueues of an atomic write".to_owned(), grouped(limits::MAX_MUTATIONS)],
         [
             "an atomic write in all".to_owned(),
             format!("{} bytes", grouped(limits::MAX_TRANSACTION_BYTES)),
         ],
         ["keys of a watch".to_owned(), grouped(limits::MAX_WATCHED_KEYS)],
+        ["delay of a message".to_owned(), "30 days, and ten minutes for clocks".to_owned()],
+        [
+            "backoff schedule of a message".to_owned(),
+            format!("{} intervals of at most an hour", grouped(limits::MAX_BACKOFF_INTERVALS)),
+        ],
+        [
+            "keys if undelivered of a message".to_owned(),
+            format!("{}, of {written} bytes each", grouped(limits::MAX_UNDELIVERED_KEYS)),
+        ],
+        [
+            "undelivered messages of a database".to_owned(),
+            grouped(usize::try_from(limits::MAX_UNDELIVERED_MESSAGES).unwrap()),
+        ],
     ];
     assert_eq!(document::table(DOCUMENT, "## Limits"), expected);
 }
@@ -70,6 +86,16 @@ async fn a_write_at_each_limit_is_done() {
         value: Some(pb::KvValue { data: vec![0; length].into(), encoding }),
         ..sized(key, 0)
     };
+    let message = pb::Enqueue {
+        payload: vec![0; 65_536].into(),
+        deadline_ms: i64::try_from(wall_clock_ms() + limits::MAX_ENQUEUE_DELAY_MS).unwrap(),
+        keys_if_undelivered: vec![key(2048); 10],
+        backoff_schedule: vec![3_600_000; 10],
+    };
+    for enqueues in [vec![message], vec![pb::Enqueue::default(); 1000]] {
+        let done = server.client.write(pb::AtomicWrite { enqueues, ..Default::default() }).await;
+        assert!(done.is_ok(), "{done:?}");
+    }
     for (checks, mutations) in [
         (vec![check(2049, 0)], vec![sized(2048, 65_536)]),
         (vec![], vec![suffixed(2026)]),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::poll;
+use http_body_util::Full;
 use hyper::Request;
 use hyper::body::{Body, Frame};
 use meridian_conformance::{Catalogue, DATABASE, Meridian, WRITER_TOKEN, whole};
@@ -89,10 +90,28 @@ pub(crate) async fn answers() -> Vec<Answered> {
         first_refusal(requests, WRITE, none.clone()).await,
         first_refusal("more metadata requests", "/", none).await,
         first_refusal("more bytes of bodies", WRITE, megabyte).await,
+        listeners().await,
         unread_answers().await,
         stopping().await,
         late_body().await,
     ]
+}
+
+async fn listeners() -> Answered {
+    let meridian = meridian();
+    let listen = || {
+        let request = request("/kv/queue/listen", &Bytes::new());
+        meridian.gateway.handle(request.map(|_| Full::<Bytes>::default()))
+    };
+    let mut open = Vec::new();
+    for _ in 0..20_000 {
+        let answer = listen().await;
+        if answer.as_ref().is_ok_and(|answer| answer.status() != 200) {
+            return answered("more listeners", answer);
+        }
+        open.push(answer);
+    }
+    panic!("{} listeners are open", open.len());
 }
 
 async fn unread_answers() -> Answered {

@@ -1,11 +1,15 @@
 //! Answers to messages that are beyond a limit, or that say nothing that can be done.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
+use meridian_conformance::DATABASE;
 use meridian_kv_client::message::{mutation, set};
 use meridian_proto::kv_connect as pb;
+use meridian_types::limits;
 use prost::Message;
 
-use crate::server::{Answered, Server, WATCH, WRITE};
+use crate::server::{Answered, Server, WATCH};
 
 pub(crate) fn key(length: usize) -> Bytes {
     vec![b'k'; length].into()
@@ -42,6 +46,8 @@ pub(crate) async fn answers() -> Vec<Answered> {
     answers.extend(watches(&server).await);
     answers.extend(limits_of_writes(&server).await);
     answers.extend(fields_of_writes(&server).await);
+    answers.extend(enqueues(&server).await);
+    answers.extend(about_queues(&server).await);
     answers
 }
 
@@ -87,7 +93,7 @@ async fn limits_of_writes(server: &Server) -> Vec<Answered> {
         (of_a_value, (vec![], vec![pb::Mutation { sum_min: bound(), ..sized(1, 1) }])),
         (of_a_value, (vec![], vec![pb::Mutation { sum_max: bound(), ..sized(1, 1) }])),
         ("101 checks", (vec![check(1, 0); 101], vec![])),
-        ("1,001 mutations", (vec![], vec![sized(1, 1); 1001])),
+        ("1,001 mutations and enqueues", (vec![], vec![sized(1, 1); 1001])),
         ("819,201 bytes", of_total(819_201)),
     ] {
         answers.push(Answered::new(case, &server.write(checks, mutations).await));
@@ -128,10 +134,59 @@ async fn fields_of_writes(server: &Server) -> Vec<Answered> {
     ] {
         answers.push(Answered::new(case, &server.write(vec![], vec![mutation]).await));
     }
-    let enqueue = pb::AtomicWrite { enqueues: vec![pb::Enqueue::default()], ..Default::default() };
-    let reply = server.post(WRITE, &server.client.headers(), enqueue.encode_to_vec()).await;
-    answers.push(Answered::new("an enqueue", &reply));
     // None of these was carried out.
     assert!(server.client.get(&key(1)).await.unwrap().is_none());
+    answers
+}
+
+async fn about_queues(server: &Server) -> Vec<Answered> {
+    let mut answers = Vec::new();
+    for (case, path, body) in [
+        ("a request about queues that is no JSON", "listen", "{x"),
+        ("a field about queues that is missing or out of its range", "listen", r#"{"credits":0}"#),
+        ("a field about queues that is too large", "listen", r#"{"credits":1001}"#),
+    ] {
+        let path = format!("/kv/queue/{path}");
+        let reply = server.post(&path, &server.client.headers(), body).await;
+        answers.push(Answered::new(case, &reply));
+    }
+    answers
+}
+
+/// Milliseconds since the Unix epoch, by the clock that gateways compare due times with.
+pub(crate) fn wall_clock_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+async fn enqueues(server: &Server) -> Vec<Answered> {
+    let under = |keys_if_undelivered| pb::Enqueue { keys_if_undelivered, ..Default::default() };
+    let after = |backoff_schedule| pb::Enqueue { backoff_schedule, ..Default::default() };
+    let reserved = Bytes::from_static(b"\x01\xfdmeridian\xfd\x00\x02k\x00");
+    let too_late = wall_clock_ms() + limits::MAX_ENQUEUE_DELAY_MS + 2 * 600_000;
+    let mut answers = Vec::new();
+    for (case, enqueue) in [
+        (
+            "a payload of 65,537 bytes",
+            pb::Enqueue { payload: vec![0; 65_537].into(), ..Default::default() },
+        ),
+        ("11 keys if undelivered of a message", under(vec![key(1); 11])),
+        ("a key if undelivered of 2,049 bytes", under(vec![key(2049)])),
+        ("a key if undelivered that is reserved", under(vec![reserved])),
+        ("11 intervals of a backoff schedule", after(vec![1; 11])),
+        ("an interval of more than an hour", after(vec![3_600_001])),
+        (
+            "a message that is due after the longest delay",
+            pb::Enqueue { deadline_ms: i64::try_from(too_late).unwrap(), ..Default::default() },
+        ),
+    ] {
+        answers.push(Answered::new(case, &server.enqueue(vec![enqueue]).await));
+    }
+    let many = server.enqueue(vec![pb::Enqueue::default(); 1001]).await;
+    answers.push(Answered::new("1,001 mutations and enqueues", &many));
+    server.shard.fill_queue(DATABASE).unwrap();
+    let beyond = server.enqueue(vec![pb::Enqueue::default()]).await;
+    answers
+        .push(Answered::new("an enqueue beyond the undelivered messages of a database", &beyond));
     answers
 }

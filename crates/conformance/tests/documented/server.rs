@@ -1,11 +1,12 @@
 //! A gateway on a socket, and the requests that it refuses.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use meridian_conformance::{Catalogue, DATABASE, Meridian, WRITER_TOKEN};
+use meridian_conformance::{Catalogue, DATABASE, Meridian, Shard, WRITER_TOKEN};
 use meridian_gateway::Options;
 use meridian_kv_client::{KvClient, Reply};
 use meridian_proto::kv_connect as pb;
@@ -34,6 +35,7 @@ impl Answered {
 /// A gateway that serves until this is dropped.
 pub(crate) struct Server {
     pub(crate) client: KvClient,
+    pub(crate) shard: Arc<Shard>,
     serving: JoinHandle<()>,
 }
 
@@ -53,7 +55,8 @@ impl Server {
         let options = Options { hearing_timeout, ..Options::default() };
         let meridian = Meridian::new(options, catalogue).unwrap();
         let (url, serving) = meridian.serve().await.unwrap();
-        Self { client: KvClient::new(url, WRITER_TOKEN, DATABASE), serving }
+        let client = KvClient::new(url, WRITER_TOKEN, DATABASE);
+        Self { client, shard: meridian.shard, serving }
     }
 
     /// With these headers and no others.
@@ -77,6 +80,11 @@ impl Server {
         mutations: Vec<pb::Mutation>,
     ) -> Reply {
         let message = pb::AtomicWrite { checks, mutations, ..Default::default() };
+        self.post(WRITE, &self.client.headers(), message.encode_to_vec()).await
+    }
+
+    pub(crate) async fn enqueue(&self, enqueues: Vec<pb::Enqueue>) -> Reply {
+        let message = pb::AtomicWrite { enqueues, ..Default::default() };
         self.post(WRITE, &self.client.headers(), message.encode_to_vec()).await
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::reserved::PREFIX;
 
 fn write(message: pb::AtomicWrite) -> Result<(Transaction, Reserved), Invalid> {
-    super::write(message, V8Format::default())
+    super::write(message, V8Format::default(), 0)
 }
 
 fn bytes(length: usize) -> Bytes {
@@ -209,20 +209,13 @@ fn mutation_of_a_reserved_key_is_no_mutation_of_the_database() {
     let key = [PREFIX, b"\x02request\x00\x02an id\x00"].concat();
     let reserved = pb::Mutation { key: key.into(), ..set(1, 1) };
     let mutations = vec![set(1, 1), reserved.clone(), set(2, 1)];
-    let message = pb::AtomicWrite { mutations, ..Default::default() };
+    let enqueues = vec![pb::Enqueue::default()];
+    let message = pb::AtomicWrite { mutations, enqueues, ..Default::default() };
     let (transaction, said) = write(message).unwrap();
-    assert_eq!(transaction.mutations.len(), 2);
+    assert_eq!((transaction.mutations.len(), transaction.enqueues.len()), (2, 1));
     assert!(said.has_request_id);
     let sum = pb::Mutation { mutation_type: pb::MutationType::MSum.into(), ..reserved };
     assert_eq!(one(sum).unwrap_err(), Invalid::ReservedKey { index: 0 });
-}
-
-#[test]
-fn enqueues_are_refused() {
-    let message = pb::AtomicWrite { enqueues: vec![pb::Enqueue::default()], ..Default::default() };
-    let refused = write(message).unwrap_err();
-    assert_eq!(refused, Invalid::Enqueue);
-    assert!(refused.to_string().contains("not served yet"));
 }
 
 #[test]
@@ -236,7 +229,8 @@ fn v8_values_are_stored_in_the_format_of_the_database() {
             ..Default::default()
         };
         let message = pb::AtomicWrite { mutations: vec![set], ..Default::default() };
-        let MutationKind::Set(value) = &super::write(message, format).unwrap().0.mutations[0].kind
+        let MutationKind::Set(value) =
+            &super::write(message, format, 0).unwrap().0.mutations[0].kind
         else {
             panic!("it is a set")
         };
@@ -270,11 +264,6 @@ fn message_over_a_limit_is_refused_before_it_is_decoded() {
     limit(decode_write(repeated(b"\x12\x00", half)).unwrap_err(), "The number of mutations");
     limit(decode_write(repeated(b"\x1a\x00", half)).unwrap_err(), "The number of mutations");
     limit(decode_write(repeated(b"\x12\x00", 1000)).unwrap_err(), "Request protobuf is invalid");
-    // The half a million keys inside of an enqueued message are not looked into.
-    let enqueue =
-        pb::Enqueue { keys_if_undelivered: vec![Bytes::new(); 1 << 18], ..Default::default() };
-    let message = pb::AtomicWrite { enqueues: vec![enqueue], ..Default::default() };
-    limit(decode_write(message.encode_to_vec().into()).unwrap_err(), "Queues are not served");
     let within = decode_write(Bytes::from(b"\x12\x00".repeat(1000))).unwrap();
     assert_eq!(within.mutations.len(), 1000);
     let key = Bytes::from(vec![7; limits::MAX_READ_KEY_BYTES]);

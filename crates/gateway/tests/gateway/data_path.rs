@@ -281,8 +281,9 @@ async fn messages_against_the_rules() {
         let message = pb::AtomicWrite { checks, mutations, enqueues: vec![] };
         client.write(&message).await.unwrap().refuses(400, part);
     }
-    let message = pb::AtomicWrite { enqueues: vec![pb::Enqueue::default()], ..Default::default() };
-    client.write(&message).await.unwrap().refuses(400, "Queues are not served yet");
+    let enqueue = pb::Enqueue { backoff_schedule: vec![1; 11], ..Default::default() };
+    let message = pb::AtomicWrite { enqueues: vec![enqueue], ..Default::default() };
+    client.write(&message).await.unwrap().refuses(400, "limit of 10.");
     assert_eq!(server.memory.committed(), 0);
 }
 

@@ -14,6 +14,7 @@ mod fairness;
 mod gate;
 mod metadata;
 mod order;
+mod queues;
 mod support;
 mod watch;
 mod watched;

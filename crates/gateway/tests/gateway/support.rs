@@ -12,21 +12,24 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput,
-    Unavailable, Watch, Write, WriteFailure, serve,
+    Access, AccessToken, Catalogue, Database, Databases, Grant, Listen, Listened, Options, Read,
+    ReadOutput, Reports, Unavailable, Watch, Write, WriteFailure, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
+use meridian_queue::Answer;
 use meridian_types::{
     Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, V8Format,
     Value, Versionstamp, WriteOutcome,
 };
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::gate::Gate;
+use crate::queues::Queues;
 use crate::watched::MemoryWatch;
 
 pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
@@ -62,6 +65,7 @@ pub(crate) struct Memory {
     pub(crate) reads: Mutex<Vec<Consistency>>,
     /// Changes with every commit.
     pub(crate) commits: watch::Sender<()>,
+    pub(crate) queues: Queues,
 }
 
 impl Memory {
@@ -74,6 +78,7 @@ impl Memory {
             request_ids: Mutex::new(Vec::new()),
             reads: Mutex::new(Vec::new()),
             commits: watch::Sender::new(()),
+            queues: Queues::default(),
         }
     }
 
@@ -127,6 +132,17 @@ impl Database for Memory {
             return Err(Unavailable { reason: "no leader".to_owned() });
         }
         Ok(MemoryWatch::new(Arc::clone(self), watch))
+    }
+
+    fn listen(self: &Arc<Self>, listen: Listen) -> Listened {
+        self.queues.listen(listen)
+    }
+
+    async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {
+        if matches!(*self.plan.lock().unwrap(), Plan::Unavailable) {
+            return Err(Unavailable { reason: "no leader".to_owned() });
+        }
+        Ok(self.queues.report(reports))
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
@@ -290,15 +306,7 @@ impl Server {
     /// Over HTTP/2, through a gate that can hold back the server's bytes from the client.
     pub(crate) async fn gated(&self) -> (Client, Gate) {
         let (gate, stream) = Gate::before(self.connect().await);
-        let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        (
-            Client {
-                sender: Sender::Http2(sender),
-                driver: tokio::spawn(async { drop(connection.await) }),
-            },
-            gate,
-        )
+        (Self::http2_over(stream).await, gate)
     }
 
     pub(crate) async fn http1(&self) -> Client {
@@ -314,7 +322,11 @@ impl Server {
     }
 
     pub(crate) async fn http2(&self) -> Client {
-        let io = TokioIo::new(self.connect().await);
+        Self::http2_over(self.connect().await).await
+    }
+
+    async fn http2_over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
+        let io = TokioIo::new(stream);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
         Client {
             sender: Sender::Http2(sender),
@@ -473,12 +485,8 @@ pub(crate) fn set(key: &'static str, value: impl Into<Bytes>) -> pb::AtomicWrite
 }
 
 pub(crate) fn all() -> pb::SnapshotRead {
-    let range = pb::ReadRange {
-        start: "".into(),
-        end: Bytes::from_static(b"\xff"),
-        limit: 1000,
-        reverse: false,
-    };
+    let end = Bytes::from_static(b"\xff");
+    let range = pb::ReadRange { start: "".into(), end, limit: 1000, reverse: false };
     pb::SnapshotRead { ranges: vec![range] }
 }
 

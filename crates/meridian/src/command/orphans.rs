@@ -3,6 +3,7 @@
 
 mod batch;
 mod key;
+mod queue;
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that
 /// has none.
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 20] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
@@ -18,6 +18,11 @@ const COUNTERS: [(&str, &str); 18] = [
     ("meridian_proposer_rpo_slowed_total", "Writes slowed because replication lags."),
     ("meridian_gateway_moved_watches_total", "How often a watch looked for another node."),
     ("meridian_proposer_swept_rows_total", "Expired rows that were deleted."),
+    ("meridian_queue_delivered_messages_total", "Messages that were handed out to listeners."),
+    (
+        "meridian_queue_settled_messages_total",
+        "Messages whose delivery was logged: as done, or as failed.",
+    ),
     ("meridian_replica_comparisons_total", "Comparisons of this node's state with another's."),
     (
         "meridian_replica_divergence_total",

@@ -12,6 +12,7 @@ use crate::background::gauges::Gauges;
 use crate::background::marks::Marks;
 use crate::background::parts::DutyParts;
 use crate::background::purge::Purge;
+use crate::background::queue_gauges::QueueGauges;
 use crate::background::reclaim::Reclaim;
 use crate::background::request_ids::RequestIds;
 use crate::background::status::NodeStatus;
@@ -27,6 +28,8 @@ const PURGE: Duration = Duration::from_secs(10);
 const EACH_SECOND: Duration = Duration::from_secs(1);
 /// How often the node looks for dropped databases whose room the disk has not got back.
 const RECLAIM: Duration = Duration::from_secs(5);
+/// How often the queues of all databases are counted.
+const COUNT_QUEUES: Duration = Duration::from_secs(5);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 const FLUSH_ON_A_LOW_DISK: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,8 @@ pub(crate) fn start(parts: &DutyParts) -> Vec<JoinHandle<()>> {
     });
     let reclaim = Arc::new(Reclaim::new(parts));
     duties.every(RECLAIM, move || Arc::clone(&reclaim).reclaim());
+    let queues = Arc::new(QueueGauges::new(parts));
+    duties.every(COUNT_QUEUES, move || Arc::clone(&queues).measure());
     let ids = RequestIds::new(parts);
     duties.every(FORGET_AFTER / 20, move || {
         ids.forget(Instant::now());

@@ -86,6 +86,7 @@ pub(super) fn transaction(
     Transaction {
         checks: vec![Check { key: DIRECTORY_CLUSTER_KEY.into(), versionstamp: present }],
         mutations: std::iter::once(cluster).chain(records).collect(),
+        ..Transaction::default()
     }
 }
 

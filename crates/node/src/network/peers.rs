@@ -115,7 +115,7 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
     }
 
-    /// For a stream of a watch: they are many and last, and requests do not wait for them. What
+    /// For a stream of a watch or of a listener: they are many and last, and requests do not wait for them. What
     /// comes with the channel is to be kept for as long as the stream.
     pub(crate) fn watches(&self, node: NodeId) -> Option<(Channel, Open)> {
         self.channels.read().get(&node).map(|channels| channels.watches.next())

@@ -31,12 +31,18 @@ const ALLOTMENTS: [usize; 3] = [SMALL_BYTES, 4 << 20, limits::MAX_READ_ENTRIES *
 /// So much of the bytes that reads may hold, and beside them, is for reads at once.
 const SMALL_PART: usize = 32;
 
+/// As much again is for messages on their way to listeners, which take them in their own time: they
+/// keep nothing from reads. It has room for many parts also in the smallest process.
+const MESSAGES_PART: usize = 16;
+const MIN_MESSAGES_BYTES: usize = 4 << 20;
+
 /// The reads of one node. Cheap to clone; clones share threads and bytes.
 #[derive(Clone)]
 pub(crate) struct Reads {
     bytes: ByteBudget,
     /// For what is read at once.
     small: ByteBudget,
+    messages: ByteBudget,
     /// Turns at a time.
     turns: Arc<Semaphore>,
 }
@@ -57,7 +63,37 @@ impl Reads {
     pub(crate) fn new(bytes: ByteBudget) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
-        Self { bytes, small, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+        let messages = (bytes.total_bytes() / MESSAGES_PART).max(MIN_MESSAGES_BYTES);
+        let messages = ByteBudget::new("messages", messages);
+        Self { bytes, small, messages, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+    }
+
+    /// For messages that are about to be read, however long that takes.
+    pub(crate) async fn take_for_messages(&self, bytes: usize) -> Held {
+        loop {
+            if let Ok(held) = self.messages.take(bytes, PATIENCE).await {
+                return held;
+            }
+        }
+    }
+
+    /// For messages that another node has sent.
+    pub(crate) fn take_for_messages_now(&self, bytes: usize) -> Option<Held> {
+        self.messages.try_take(bytes).ok()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn used_for_messages(&self) -> usize {
+        self.messages.used_bytes()
+    }
+
+    /// Runs `work`, which reads a little, on a thread that may block, when it is its turn. `None`:
+    /// the runtime ends.
+    pub(crate) async fn little<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.turn(move || Ok(work())).await.ok()
     }
 
     /// The bytes that all reads together may hold.
@@ -195,6 +231,13 @@ pub(crate) fn weight(entry: &Entry) -> usize {
 
 /// Gives the bytes that an answer takes back with its last entry, which is the last to be encoded.
 pub(crate) fn hold_with_last(ranges: &mut [Vec<Entry>], held: Held) {
+    if let Some(last) = ranges.iter_mut().rev().find_map(|entries| entries.last_mut()) {
+        last.value.data = counted(std::mem::take(&mut last.value.data), held);
+    }
+}
+
+/// Bytes that give back what is held for them when they are dropped.
+pub(crate) fn counted(data: Bytes, held: Held) -> Bytes {
     struct Counted {
         data: Bytes,
         _held: Held,
@@ -204,10 +247,7 @@ pub(crate) fn hold_with_last(ranges: &mut [Vec<Entry>], held: Held) {
             &self.data
         }
     }
-    if let Some(last) = ranges.iter_mut().rev().find_map(|entries| entries.last_mut()) {
-        let data = std::mem::take(&mut last.value.data);
-        last.value.data = Bytes::from_owner(Counted { data, _held: held });
-    }
+    Bytes::from_owner(Counted { data, _held: held })
 }
 
 #[cfg(test)]

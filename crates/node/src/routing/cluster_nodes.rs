@@ -6,10 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use meridian_gateway::{Read, Room, Write, size_of_news};
+use meridian_gateway::{Read, Reports, Room, Write, size_of_news};
 use meridian_memory::Held;
+use meridian_proto::queue::queue_client::QueueClient;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{node_id, node_id_to_wire, read_range_to_wire, transaction_to_wire};
+use meridian_queue::Answer;
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
 use prost::Message;
 use tokio::sync::Notify;
@@ -18,9 +20,13 @@ use crate::cluster_view::epoch_lease::Fenced;
 use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
+use crate::queues::Listener;
 use crate::read::execution::Reads;
 use crate::read::refusal::{NotServed, ReadRefusal};
-use crate::routing::nodes::{Answering, Feeding, LocalVoter, Nodes, Wanted, WriteTry, Written};
+use crate::routing::nodes::{
+    Answering, Feeding, LocalVoter, Nodes, ToldStream, Wanted, WriteTry, Written,
+};
+use crate::routing::queue_calls::{self, Over};
 use crate::routing::read_answer;
 use crate::routing::watch_news;
 use crate::routing::write_calls::WriteCalls;
@@ -47,8 +53,7 @@ type Client = ShardClient<tonic::transport::Channel>;
 impl ClusterNodes {
     fn client(&self, node: NodeId) -> Result<Client, Failed> {
         let channel = self.peers.requests(node);
-        let none = || Failed::NotDone(format!("node {node} is not known"));
-        let client = ShardClient::new(channel.ok_or_else(none)?);
+        let client = ShardClient::new(channel.ok_or_else(|| unknown_node(node))?);
         Ok(client.max_decoding_message_size(read_answer::MAX_PART_BYTES))
     }
 
@@ -86,11 +91,14 @@ impl Nodes for ClusterNodes {
             return async move { written(voter.write_when_led(request, late, expires_at).await) }
                 .boxed();
         }
+        let transaction = transaction_to_wire(&write.transaction);
         let mut request = wire::WriteRequest {
             group: Some(shard_epoch(shard)),
             database: Bytes::copy_from_slice(&write.database.0),
             request_id: Bytes::copy_from_slice(&write.request_id.0),
-            write: Some(transaction_to_wire(&write.transaction)),
+            write: Some(transaction.write),
+            enqueues: transaction.enqueues,
+            settlements: transaction.settlements,
             retry,
             late_leader: node_id_to_wire(late),
             pass_on,
@@ -153,12 +161,81 @@ impl Nodes for ClusterNodes {
             return watch_here(Arc::clone(&self.watches), local, shard.1, wanted, room).boxed();
         }
         let Some((channel, open)) = self.peers.watches(node) else {
-            return ready(Err(Failed::NotDone(format!("node {node} is not known")))).boxed();
+            return ready(Err(unknown_node(node))).boxed();
         };
         let client = ShardClient::new(channel);
         let client = client.max_decoding_message_size(read_answer::MAX_PART_BYTES);
         let request = watch_news::request(shard_epoch(shard), &wanted);
         watch_news::begun(client, request, room, open).boxed()
+    }
+
+    fn listen(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        listener: Listener,
+    ) -> BoxFuture<'static, Result<ToldStream, Over>> {
+        if let Some(local) = self.here(node, shard.0) {
+            return async move {
+                let LocalShard::Voter(voter) = local else {
+                    return Err(Over::Failed(Failed::NotLeader(None)));
+                };
+                let session = voter.queues().listen(listener).await.map_err(queue_calls::over)?;
+                Ok(session.into_parts().map(queue_calls::told).boxed())
+            }
+            .boxed();
+        }
+        let Some((channel, open)) = self.peers.watches(node) else {
+            return ready(Err(Over::Failed(unknown_node(node)))).boxed();
+        };
+        let request = queue_calls::listener_to_wire(shard_epoch(shard), &listener);
+        let reads = self.reads.clone();
+        async move {
+            let parts = QueueClient::new(channel).listen(request).await;
+            let failed = |status| Over::Failed(Failed::from_status(status));
+            let told = move |part: Result<_, tonic::Status>| {
+                let _open = &open;
+                let told = queue_calls::told_from_wire(part.map_err(failed)?)?;
+                queue_calls::held_by(&reads, told)
+            };
+            let mut parts = parts.map_err(failed)?.into_inner().map(told).boxed();
+            match parts.next().await {
+                Some(Ok(_)) => Ok(parts),
+                Some(Err(over)) => Err(over),
+                None => Err(Over::Failed(Failed::Unknown("an empty answer".to_owned()))),
+            }
+        }
+        .boxed()
+    }
+
+    fn report(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        reports: &Reports,
+    ) -> BoxFuture<'static, Result<Vec<Answer>, Failed>> {
+        if let Some(local) = self.here(node, shard.0) {
+            let Reports { database, listener, reports } = reports.clone();
+            return async move {
+                let LocalShard::Voter(voter) = local else { return Err(Failed::NotLeader(None)) };
+                let answers = voter.queues().report(database, listener, reports).await;
+                answers.map_err(|not_listening| match queue_calls::over(not_listening) {
+                    Over::Refused(reason) => Failed::NotDone(reason),
+                    Over::Failed(failed) => failed,
+                    Over::NotTaken => Failed::NotDone("it was not taken".to_owned()),
+                })
+            }
+            .boxed();
+        }
+        let Some(channel) = self.peers.requests(node) else {
+            return ready(Err(unknown_node(node))).boxed();
+        };
+        let request = queue_calls::reports_to_wire(shard_epoch(shard), reports);
+        async move {
+            let answer = QueueClient::new(channel).report(request).await;
+            queue_calls::answers(answer.map_err(Failed::from_status)?.into_inner())
+        }
+        .boxed()
     }
 }
 
@@ -184,6 +261,10 @@ fn not_served(not_served: NotServed) -> Failed {
         NotServed::NotLeader(leader) => Failed::NotLeader(leader),
         NotServed::Refused(refusal) => Failed::NotDone(refusal.to_string()),
     }
+}
+
+fn unknown_node(node: NodeId) -> Failed {
+    Failed::NotDone(format!("node {node} is not known"))
 }
 
 async fn read_here(

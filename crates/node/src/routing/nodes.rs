@@ -7,13 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use meridian_gateway::{Kept, NoRoom, Read, Room, Write};
+use meridian_gateway::{Kept, NoRoom, Read, Reports, Room, Write};
 use meridian_memory::Held;
+use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
 use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
+use crate::queues::Listener;
+use crate::routing::queue_calls::{Over, Told};
 use crate::watches::{News, Shown};
 
 /// The conditions of one try of a write.
@@ -71,6 +74,9 @@ pub(crate) struct Wanted {
 /// A node's news, until it has no more. To drop it ends the watch there.
 pub(crate) type NewsStream = BoxStream<'static, Result<News, Failed>>;
 
+/// What a leader tells a listener, until it says why there is no more. To drop it ends the session.
+pub(crate) type ToldStream = BoxStream<'static, Result<Told, Over>>;
+
 /// The first news of a node, with the room that they are kept in, and what follows them.
 /// [`NoRoom`]: there was none for the first, and the watch there has ended.
 pub(crate) type Feeding = Result<(News, Kept, NewsStream), NoRoom>;
@@ -119,4 +125,21 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         wanted: Wanted,
         room: Room,
     ) -> BoxFuture<'static, Result<Feeding, Failed>>;
+
+    /// Begins a session of a listener, if the node leads. To drop the future ends the session.
+    fn listen(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        listener: Listener,
+    ) -> BoxFuture<'static, Result<ToldStream, Over>>;
+
+    /// Has what is reported logged, if the node leads. What it did when the future was dropped, or
+    /// failed, is done again without harm.
+    fn report(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        reports: &Reports,
+    ) -> BoxFuture<'static, Result<Vec<Answer>, Failed>>;
 }

@@ -9,6 +9,7 @@ mod budget;
 mod candidates;
 mod health;
 mod leaders;
+mod listen;
 mod operation;
 mod read;
 mod refusals;
@@ -20,7 +21,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Watch, Write, WriteFailure};
+use meridian_gateway::{
+    Database, Listen, Listened, Read, ReadOutput, Reports, Unavailable, Watch, Write, WriteFailure,
+};
+use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, WriteOutcome};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -35,6 +39,7 @@ use crate::time_budget::ATTEMPT_TIMEOUT;
 
 use health::NodeHealth;
 use leaders::Leaders;
+use listen::Listening;
 use read::{Here, ReadOperation};
 use refusals::Refusals;
 pub(crate) use watch::RoutedWatch;
@@ -205,6 +210,14 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
     /// again then, and what was sent and arrives later is refused.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
         WriteOperation::new(self, write).run().await
+    }
+
+    fn listen(self: &Arc<Self>, listen: Listen) -> Listened {
+        Listening::start(self, listen)
+    }
+
+    async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {
+        self.reported(&reports).await
     }
 }
 

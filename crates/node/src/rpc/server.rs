@@ -17,6 +17,7 @@ use crate::rpc::admin::AdminService;
 use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
+use crate::rpc::queue::QueueService;
 use crate::rpc::replication::ShippingService;
 use crate::rpc::shard::ShardService;
 
@@ -72,6 +73,7 @@ impl Services {
         let server = grpc::server()
             .layer(self.gate)
             .add_service(self.raft.into_server())
+            .add_service(QueueService(self.shard.clone()).into_server())
             .add_service(self.shard.into_server())
             .add_service(self.shipping.into_server())
             .add_service(AdminServer::new(self.admin))

@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
-use meridian_proto::{kv_connect, node_id, node_id_to_wire, read_range, transaction};
+use meridian_proto::{
+    WireTransaction, kv_connect, node_id, node_id_to_wire, read_range, transaction,
+};
 use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -81,7 +83,10 @@ impl ShardService {
         Ok(shard)
     }
 
-    fn voter(&self, group: Option<wire::ShardEpoch>) -> Result<Option<Arc<Voter>>, Status> {
+    pub(super) fn voter(
+        &self,
+        group: Option<wire::ShardEpoch>,
+    ) -> Result<Option<Arc<Voter>>, Status> {
         match self.shard(group, false)? {
             LocalShard::Voter(voter) => Ok(Some(voter)),
             LocalShard::Replica(_) => Ok(None),
@@ -89,11 +94,11 @@ impl ShardService {
     }
 }
 
-fn invalid(field: &str) -> Status {
+pub(super) fn invalid(field: &str) -> Status {
     Status::invalid_argument(format!("field `{field}` is missing or out of its range"))
 }
 
-fn database(bytes: &[u8]) -> Result<DatabaseId, Status> {
+pub(super) fn database(bytes: &[u8]) -> Result<DatabaseId, Status> {
     bytes.try_into().map(DatabaseId).map_err(|_| invalid("database"))
 }
 
@@ -101,7 +106,7 @@ fn ranges(wire: Vec<kv_connect::ReadRange>) -> Result<Vec<ReadRange>, Status> {
     wire.into_iter().map(read_range).collect::<Result<_, _>>().map_err(|error| invalid(error.0))
 }
 
-fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
+pub(super) fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
     wire::NotLeader { leader: node_id_to_wire(leader) }
 }
 
@@ -210,7 +215,11 @@ impl shard_server::Shard for ShardService {
         let late = node_id(request.late_leader);
         let request_id =
             request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
-        let write = request.write.ok_or_else(|| invalid("write"))?;
+        let write = WireTransaction {
+            write: request.write.ok_or_else(|| invalid("write"))?,
+            enqueues: request.enqueues,
+            settlements: request.settlements,
+        };
         let request = WriteRequest {
             database: database(&request.database)?,
             request_id: RequestId(request_id),

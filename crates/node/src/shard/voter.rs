@@ -22,6 +22,7 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::boot_time;
 use crate::host::clocks::TimeSource;
 use crate::network::peers::PeerChannels;
+use crate::queues::{QueueParts, Queues, Shown};
 use crate::read::execution::Reads;
 use crate::read::freshness::{serves_alone, wait_applied};
 use crate::read::read_index::{LeaderIndex, ReadGate, ReadIndex};
@@ -44,6 +45,7 @@ pub(crate) struct Voter {
     lease: EpochLease,
     gate: Arc<ReadGate>,
     proposer: Proposer,
+    queues: Queues,
     reads: Reads,
     recovered: Arc<AtomicBool>,
     started: Instant,
@@ -89,7 +91,7 @@ impl Voter {
             gate: Arc::clone(&gate),
             policy,
             writes,
-            time,
+            time: Arc::clone(&time),
         });
         let leader = LeaderIndex { group: group.clone(), gate: Arc::clone(&gate), peers };
         let leader = Arc::new(leader);
@@ -109,6 +111,14 @@ impl Voter {
         });
         let started = Instant::now();
         let lease = EpochLease::new(Arc::clone(&directory), group.id());
+        let shown = Arc::new(Shown {
+            group: group.clone(),
+            state: Arc::clone(&state),
+            gate: Arc::clone(&gate),
+            lease: lease.clone(),
+            reads: reads.clone(),
+        });
+        let queues = Queues::start(QueueParts { shown, proposer: proposer.clone(), time });
         Self {
             group,
             state,
@@ -118,6 +128,7 @@ impl Voter {
             lease,
             gate,
             proposer,
+            queues,
             reads,
             recovered,
             started,
@@ -128,6 +139,10 @@ impl Voter {
 
     pub(crate) fn reads(&self) -> &Reads {
         &self.reads
+    }
+
+    pub(crate) fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// The term in which this node leads, at some time after this call.

@@ -164,7 +164,7 @@ impl Table {
                 }
             }
             Effect::Delete { key } => self.remove(&(database, key.clone())),
-            Effect::Unindex { .. } => {}
+            Effect::Unindex { .. } | Effect::Queue(_) => {}
             Effect::DropDatabase => {
                 let keys = self.keys.keys().filter(|(of, _)| *of == database);
                 for key in keys.cloned().collect::<Vec<_>>() {

@@ -37,7 +37,7 @@ mod term;
 
 use backlog::{Backlog, QUEUE_REQUESTS, Queued};
 use expiry::Expiry;
-use logged_time::LoggedTime;
+use logged_time::{LoggedTime, ShardClock};
 use session::{Session, TermEnd};
 use term::{Inbox, Term};
 
@@ -90,6 +90,7 @@ pub(crate) struct Proposer {
     sealed: watch::Sender<bool>,
     drained: watch::Receiver<Option<u64>>,
     budget: ByteBudget,
+    clock: ShardClock,
 }
 
 /// The parts that the proposer works with.
@@ -110,14 +111,17 @@ impl Proposer {
     pub(crate) fn start(parts: ProposerParts) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS);
         let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
-        let proposer = Self {
-            queue,
-            sealed: sealed.clone(),
-            drained: drained.subscribe(),
-            budget: parts.writes.clone(),
-        };
-        tokio::spawn(Task::new(parts, requests, sealed.subscribe(), drained).run());
-        proposer
+        let (following, budget) = (drained.subscribe(), parts.writes.clone());
+        let task = Task::new(parts, requests, sealed.subscribe(), drained);
+        let clock = task.time.clock();
+        tokio::spawn(task.run());
+        Self { queue, sealed, drained: following, budget, clock }
+    }
+
+    /// The shard's time while this node leads, in milliseconds since the Unix epoch. `now` on the
+    /// monotonic clock.
+    pub(crate) fn time_ms(&self, now: Duration) -> u64 {
+        self.clock.time_ms(now)
     }
 
     /// From now on every write is refused.

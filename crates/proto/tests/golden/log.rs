@@ -136,3 +136,73 @@ fn a_batch_is_golden_and_its_header_can_be_read_alone() {
         assert_eq!(log::BatchHeader::decode(batch_fields.concat().as_slice()).unwrap(), header);
     }
 }
+
+fn queued_message() -> (log::QueuedMessage, Fields) {
+    let message = log::QueuedMessage {
+        payload: Bytes::from("payload"),
+        keys_if_undelivered: vec![Bytes::from("one"), Bytes::from("two")],
+        backoff_ms: vec![0, 300],
+        attempts: 4,
+        enqueued_ms: L + 5,
+    };
+    let fields = vec![
+        field_bytes(1, b"payload"),
+        field_bytes(2, b"one"),
+        field_bytes(2, b"two"),
+        field_packed(3, &[0, 300]),
+        field_varint(4, 4),
+        field_varint(5, L + 5),
+    ];
+    (message, fields)
+}
+
+fn dead_letter() -> (log::DeadLetter, Fields) {
+    let letter = log::DeadLetter {
+        id: Bytes::from("the id of it"),
+        payload: Bytes::from("payload"),
+        attempts: 3,
+        enqueued_ms: L + 4,
+        died_ms: L + 5,
+    };
+    let fields = vec![
+        field_bytes(1, b"the id of it"),
+        field_bytes(2, b"payload"),
+        field_varint(3, 3),
+        field_varint(4, L + 4),
+        field_varint(5, L + 5),
+    ];
+    (letter, fields)
+}
+
+#[test]
+fn effects_on_queues_are_golden() {
+    use log::effect::Queue;
+    let (message, message_fields) = queued_message();
+    assert_golden(&message, &message_fields);
+    let (letter, letter_fields) = dead_letter();
+    assert_golden(&letter, &letter_fields);
+    let totals = log::QueueTotals { undelivered: L + 1, first_dead: L + 2, next_dead: L + 3 };
+    let totals_fields = [field_varint(1, L + 1), field_varint(2, L + 2), field_varint(3, L + 3)];
+    assert_golden(&totals, &totals_fields);
+
+    let id = Bytes::from("the id of it");
+    let row = log::MessageRow { id: id.clone(), due_ms: L + 2, message: Some(message) };
+    let row_fields = [
+        field_bytes(1, b"the id of it"),
+        field_varint(2, L + 2),
+        field_message(3, &message_fields),
+    ];
+    let dead = log::DeadLetterRow { number: L + 1, letter: Some(letter) };
+    let dead_fields = [field_varint(1, L + 1), field_message(2, &letter_fields)];
+    let removed = log::MessageRow { id, due_ms: L + 2, message: None };
+    let effects = [
+        (Queue::PutMessage(row), field_message(6, &row_fields)),
+        (Queue::DeleteMessage(removed), field_message(7, &row_fields[..2])),
+        (Queue::PutDeadLetter(dead), field_message(8, &dead_fields)),
+        (Queue::DeleteDeadLetter(L + 9), field_varint(9, L + 9)),
+        (Queue::QueueTotals(totals), field_message(10, &totals_fields)),
+    ];
+    for (effect, golden) in effects {
+        assert_golden(&log::Effect { queue: Some(effect), ..Default::default() }, &[golden]);
+    }
+}

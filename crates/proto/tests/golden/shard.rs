@@ -22,6 +22,59 @@ fn process_time() -> (shard::ProcessTime, Fields) {
     )
 }
 
+fn enqueue() -> (shard::Enqueue, Fields) {
+    let enqueue = shard::Enqueue {
+        payload: Bytes::from("payload"),
+        due_ms: L + 2,
+        keys_if_undelivered: vec![Bytes::from("one"), Bytes::from("two")],
+        backoff: Some(shard::Backoff { intervals_ms: vec![0, 300] }),
+    };
+    let fields = vec![
+        field_bytes(1, b"payload"),
+        field_varint(2, L + 2),
+        field_bytes(3, b"one"),
+        field_bytes(3, b"two"),
+        field_message(4, &[field_packed(1, &[0, 300])]),
+    ];
+    (enqueue, fields)
+}
+
+fn settlement() -> (shard::Settlement, Fields) {
+    let verdict = shard::settlement::Verdict::FailedRetryAtMs(L + 4);
+    let settlement = shard::Settlement {
+        id: Bytes::from("the id of it"),
+        due_ms: L + 2,
+        verdict: Some(verdict),
+    };
+    let fields =
+        vec![field_bytes(1, b"the id of it"), field_varint(2, L + 2), field_varint(4, L + 4)];
+    (settlement, fields)
+}
+
+#[test]
+fn messages_and_settlements_are_golden() {
+    use shard::settlement::Verdict;
+    let (message, golden) = enqueue();
+    assert_golden(&message, &golden);
+    // No schedule is another thing than one without intervals.
+    let without = shard::Enqueue { backoff: None, ..message.clone() };
+    assert_golden(&without, &golden[..4]);
+    let (empty, mut golden) = (Some(shard::Backoff { intervals_ms: vec![] }), golden);
+    golden[4] = field_message(4, &[]);
+    assert_golden(&shard::Enqueue { backoff: empty, ..message }, &golden);
+
+    let (message, golden) = settlement();
+    for (verdict, field) in [
+        (Verdict::Delivered(true), field_varint(3, 1)),
+        (Verdict::FailedRetryAtMs(L + 4), field_varint(4, L + 4)),
+        (Verdict::Cancelled(true), field_varint(5, 1)),
+        (Verdict::RescheduledDueMs(L + 6), field_varint(6, L + 6)),
+    ] {
+        let message = shard::Settlement { verdict: Some(verdict), ..message.clone() };
+        assert_golden(&message, &[golden[..2].to_vec(), vec![field]].concat());
+    }
+}
+
 #[test]
 fn writes_to_a_shard_are_golden() {
     let (group, group_fields) = shard_epoch();
@@ -36,6 +89,8 @@ fn writes_to_a_shard_are_golden() {
         pass_on: true,
         valid_until: Some(process_time().0),
         turn: Some(shard::Turn { sender: 8, number: L + 9, bytes_ahead: L + 10 }),
+        enqueues: vec![enqueue().0, enqueue().0],
+        settlements: vec![settlement().0, settlement().0],
     };
     let golden = [
         field_message(1, &group_fields),
@@ -47,6 +102,10 @@ fn writes_to_a_shard_are_golden() {
         field_varint(7, 1),
         field_message(8, &process_time().1),
         field_message(9, &[field_varint(1, 8), field_varint(2, L + 9), field_varint(3, L + 10)]),
+        field_message(10, &enqueue().1),
+        field_message(10, &enqueue().1),
+        field_message(11, &settlement().1),
+        field_message(11, &settlement().1),
     ];
     assert_golden(&request, &golden);
 

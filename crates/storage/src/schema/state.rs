@@ -50,15 +50,19 @@ pub fn parse_expiry_key(key: &[u8]) -> Option<(u64, DatabaseId, Bytes)> {
 /// All data keys of a database: from the first (inclusive) to the second (exclusive).
 pub fn data_range(database: DatabaseId) -> (Vec<u8>, Vec<u8>) {
     let start = data_key(database, &[]);
-    let mut end = start.clone();
-    // The prefix `d` is no 0xff: there is always a byte to raise.
-    while let Some(last) = end.pop() {
+    (start.clone(), prefix_end(start))
+}
+
+/// The first key behind all that begin with `prefix`. Keys of state begin with a letter, so there
+/// is always a byte to raise.
+pub(super) fn prefix_end(mut prefix: Vec<u8>) -> Vec<u8> {
+    while let Some(last) = prefix.pop() {
         if last < 0xff {
-            end.push(last + 1);
+            prefix.push(last + 1);
             break;
         }
     }
-    (start, end)
+    prefix
 }
 
 /// The database of an expiry key; `None` if it is not one.

@@ -18,6 +18,15 @@ pub(super) fn forget(engine: &dyn Engine, family: &str) -> Result<(), StorageErr
     Ok(())
 }
 
+/// All rows of a database that have a range of their own.
+pub(super) fn ranges(database: DatabaseId) -> [(Vec<u8>, Vec<u8>); 3] {
+    [
+        schema::data_range(database),
+        schema::messages_range(database),
+        schema::dead_letters_range(database),
+    ]
+}
+
 fn dropped_in(engine: &dyn Engine, family: &str) -> Result<Vec<DatabaseId>, StorageError> {
     let (start, end) = schema::dropped_range();
     let (mut databases, mut corrupt) = (Vec::new(), None);
@@ -69,7 +78,7 @@ impl ShardState {
         if waiting.is_empty() || self.engine.open_snapshots() > 0 {
             return Ok(false);
         }
-        let ranges = waiting.iter().map(|(database, _)| schema::data_range(*database));
+        let ranges = waiting.iter().flat_map(|(database, _)| ranges(*database));
         for (start, end) in ranges.chain([schema::expiry_range()]) {
             self.engine.compact_range(&family, &start, &end, paced)?;
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_txn::{Stored, View};
-use meridian_types::{DatabaseId, Entry, Position, ReadRange};
+use meridian_types::{DatabaseId, Entry, Message, MessageId, Position, QueueTotals, ReadRange};
 
 use super::{Applied, ShardState};
 use crate::schema::{self, APPLIED_KEY, StoredValue};
@@ -226,5 +226,26 @@ impl View for StateAt<'_> {
             return Ok(None);
         }
         Ok(Some(Stored { versionstamp: stored.versionstamp, value: stored.value }))
+    }
+
+    fn message(
+        &self,
+        database: DatabaseId,
+        due_ms: u64,
+        id: MessageId,
+    ) -> Result<Option<Message>, StorageError> {
+        self.state.message(database, due_ms, id)
+    }
+
+    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, StorageError> {
+        self.state.queue_totals(database)
+    }
+
+    fn dead_letter_died_ms(
+        &self,
+        database: DatabaseId,
+        number: u64,
+    ) -> Result<Option<u64>, StorageError> {
+        self.state.dead_letter_died_ms(database, number)
     }
 }

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, DatabaseId, Effect, Epoch, Mutation, MutationKind, Position, SumBounds, Transaction,
-    Value, ValueEncoding, Versionstamp,
+    Check, DatabaseId, Effect, Epoch, Message, MessageId, Mutation, MutationKind, Position,
+    QueueTotals, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
     limits::{MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, MAX_WRITE_KEY_BYTES},
 };
 
@@ -24,6 +24,18 @@ impl View for State {
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Self::Error> {
         assert_eq!(database, DATABASE);
         if key == b"broken" { Err("disk") } else { Ok(self.0.get(key).cloned()) }
+    }
+
+    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
+        Ok(None)
+    }
+
+    fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
+        Ok(QueueTotals::default())
+    }
+
+    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Self::Error> {
+        Ok(None)
     }
 }
 
@@ -61,7 +73,8 @@ fn put(key: &'static str, value: Value) -> Effect {
 }
 
 fn evaluated(checks: Vec<Check>, mutations: Vec<Mutation>) -> Result<Evaluation, &'static str> {
-    evaluate(&state(), DATABASE, stamp(9), &Transaction { checks, mutations })
+    let transaction = Transaction { checks, mutations, ..Transaction::default() };
+    evaluate(&state(), DATABASE, stamp(9), 0, &transaction)
 }
 
 fn commit(effects: Vec<Effect>) -> Result<Evaluation, &'static str> {
@@ -192,12 +205,14 @@ fn v8_sums_go_through() {
 #[test]
 fn versionstamped_key_is_golden() {
     let set = mutation("k", MutationKind::SetSuffixVersionstampedKey(text("v")));
-    let transaction =
-        Transaction { checks: vec![], mutations: vec![Mutation { expire_at_ms: 5, ..set }] };
+    let transaction = Transaction {
+        mutations: vec![Mutation { expire_at_ms: 5, ..set }],
+        ..Transaction::default()
+    };
     let stamp = Versionstamp([1, 2, 3, 4, 5, 6, 7, 8, 9, 0xab]);
     let key = Bytes::from_static(b"k\x02010203040506070809ab\x00");
     assert_eq!(
-        evaluate(&state(), DATABASE, stamp, &transaction),
+        evaluate(&state(), DATABASE, stamp, 0, &transaction),
         commit(vec![Effect::Put { key, value: text("v"), expire_at_ms: 5 }])
     );
 }
@@ -232,6 +247,18 @@ impl View for Everywhere {
     fn get(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Stored>, Self::Error> {
         Ok(Some(Stored { versionstamp: stamp(1), value: self.0.clone() }))
     }
+
+    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
+        Ok(None)
+    }
+
+    fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
+        Ok(QueueTotals::default())
+    }
+
+    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Self::Error> {
+        Ok(None)
+    }
 }
 
 fn sums(count: usize, key: impl Fn(usize) -> String, bounds: &SumBounds) -> Transaction {
@@ -239,7 +266,7 @@ fn sums(count: usize, key: impl Fn(usize) -> String, bounds: &SumBounds) -> Tran
     let kind = MutationKind::Sum { operand: one, bounds: bounds.clone() };
     let mutations =
         (0..count).map(|n| Mutation { key: key(n).into(), kind: kind.clone(), expire_at_ms: 0 });
-    Transaction { checks: Vec::new(), mutations: mutations.collect() }
+    Transaction { mutations: mutations.collect(), ..Transaction::default() }
 }
 
 #[test]
@@ -255,7 +282,7 @@ fn a_small_request_does_not_come_to_a_large_one() {
         sums(1000, |n| format!("k{n:04}"), &clamped),
     ];
     for request in requests {
-        let result = evaluate(&view, DATABASE, stamp(9), &request).unwrap();
+        let result = evaluate(&view, DATABASE, stamp(9), 0, &request).unwrap();
         let Evaluation::Rejected(text) = result else { panic!("not refused") };
         assert!(
             text.contains("4194304 bytes of values") && text.contains("of this one come to 4"),
@@ -265,7 +292,7 @@ fn a_small_request_does_not_come_to_a_large_one() {
     // Some are what bigints are for: here as many as read and write 4 MiB, and one more.
     let some = |count| {
         let request = sums(count, |n| format!("k{n:04}"), &SumBounds::default());
-        evaluate(&view, DATABASE, stamp(9), &request).unwrap()
+        evaluate(&view, DATABASE, stamp(9), 0, &request).unwrap()
     };
     assert!(matches!(some(32), Evaluation::Commit(effects) if effects.len() == 32));
     let Evaluation::Rejected(text) = some(33) else { panic!("not refused") };
@@ -288,8 +315,7 @@ fn the_largest_request_that_carries_its_values_itself_is_taken() {
     let mut mutations: Vec<Mutation> = (0..largest).map(|n| set(n, &value)).collect();
     // And counters with the longest of keys.
     mutations.extend((0..7).map(|n| Mutation { key: key(100 + n), kind: sum(1), expire_at_ms: 0 }));
-    let result =
-        evaluate(&state(), DATABASE, stamp(9), &Transaction { checks: Vec::new(), mutations })
-            .unwrap();
+    let transaction = Transaction { mutations, ..Transaction::default() };
+    let result = evaluate(&state(), DATABASE, stamp(9), 0, &transaction).unwrap();
     assert!(matches!(result, Evaluation::Commit(_)), "{result:?}");
 }

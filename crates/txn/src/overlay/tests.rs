@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Versionstamp,
+    Batch, CommittedTransaction, DatabaseId, DeadLetter, Effect, Epoch, Message, MessageId,
+    Position, QueueEffect, QueueTotals, RequestId, Versionstamp,
 };
 
 use super::{Overlaid, Overlay};
@@ -19,6 +20,55 @@ impl View for Zeros {
     fn get(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Stored>, Self::Error> {
         Ok(Some(Stored { versionstamp: stamp(1), value: le64_value(0) }))
     }
+
+    /// It was applied with the first batch, under whatever id.
+    fn message(
+        &self,
+        _: DatabaseId,
+        due_ms: u64,
+        _: MessageId,
+    ) -> Result<Option<Message>, Self::Error> {
+        Ok((due_ms == APPLIED_DUE_MS).then(|| message(1)))
+    }
+
+    fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
+        Ok(totals(1))
+    }
+
+    fn dead_letter_died_ms(&self, _: DatabaseId, number: u64) -> Result<Option<u64>, Self::Error> {
+        Ok(Some(number * 10))
+    }
+}
+
+const APPLIED_DUE_MS: u64 = 100;
+const ID: MessageId = MessageId { enqueued: Versionstamp([7; 10]), index: 3 };
+
+fn message(attempts: u32) -> Message {
+    Message { attempts, ..Message::default() }
+}
+
+fn totals(undelivered: u64) -> QueueTotals {
+    QueueTotals { undelivered, ..QueueTotals::default() }
+}
+
+fn put_message(due_ms: u64, attempts: u32) -> Effect {
+    Effect::Queue(QueueEffect::PutMessage { id: ID, due_ms, message: message(attempts) })
+}
+
+fn delete_message(due_ms: u64) -> Effect {
+    Effect::Queue(QueueEffect::DeleteMessage { id: ID, due_ms })
+}
+
+fn put_totals(undelivered: u64) -> Effect {
+    Effect::Queue(QueueEffect::PutTotals(totals(undelivered)))
+}
+
+/// The attempts of the message under a due time, and how many are undelivered.
+fn queue(overlay: &Overlay, database: DatabaseId, due_ms: u64) -> (Option<u32>, u64) {
+    let view = Overlaid { overlay, applied: &Zeros, now_ms: 0 };
+    let (Ok(message), Ok(totals)) =
+        (view.message(database, due_ms, ID), view.queue_totals(database));
+    (message.map(|message| message.attempts), totals.undelivered)
 }
 
 fn at(sequence: u64) -> Position {
@@ -140,4 +190,46 @@ fn pushes_come_in_order() {
     let mut overlay = Overlay::new();
     overlay.push(stamp(3), DATABASE, &[put("a", 3)]);
     overlay.push(stamp(2), DATABASE, &[put("b", 2)]);
+}
+
+#[test]
+fn messages_in_flight_are_seen_moved_and_removed_before_they_are_applied() {
+    let mut overlay = Overlay::new();
+    assert_eq!(queue(&overlay, DATABASE, APPLIED_DUE_MS), (Some(1), 1));
+    overlay.push(
+        stamp(2),
+        DATABASE,
+        &[delete_message(APPLIED_DUE_MS), put_message(200, 2), put_totals(2)],
+    );
+    assert_eq!(queue(&overlay, DATABASE, APPLIED_DUE_MS), (None, 2));
+    assert_eq!(queue(&overlay, DATABASE, 200), (Some(2), 2));
+    assert_eq!(queue(&overlay, DATABASE, 300), (None, 2));
+    // Databases do not see each other.
+    assert_eq!(queue(&overlay, OTHER, APPLIED_DUE_MS), (Some(1), 1));
+    overlay.push(stamp(3), DATABASE, &[delete_message(200), put_totals(1)]);
+    assert_eq!(queue(&overlay, DATABASE, 200), (None, 1));
+    // A later batch's rows stay.
+    overlay.release(at(2));
+    assert_eq!(queue(&overlay, DATABASE, 200), (None, 1));
+    assert_eq!(queue(&overlay, DATABASE, APPLIED_DUE_MS), (Some(1), 1), "the applied view again");
+    overlay.release(at(3));
+    assert!(overlay.is_empty() && overlay.newest.is_empty());
+}
+
+#[test]
+fn dead_letters_in_flight_are_not_held() {
+    let letter =
+        DeadLetter { id: ID, payload: Bytes::new(), attempts: 1, enqueued_ms: 1, died_ms: 2 };
+    let mut overlay = Overlay::new();
+    overlay.push(
+        stamp(2),
+        DATABASE,
+        &[
+            Effect::Queue(QueueEffect::PutDeadLetter { number: 7, letter }),
+            Effect::Queue(QueueEffect::DeleteDeadLetter { number: 6 }),
+        ],
+    );
+    assert!(overlay.is_empty() && overlay.newest.is_empty());
+    let view = Overlaid { overlay: &overlay, applied: &Zeros, now_ms: 0 };
+    assert_eq!(view.dead_letter_died_ms(DATABASE, 7), Ok(Some(70)));
 }

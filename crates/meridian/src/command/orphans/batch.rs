@@ -9,6 +9,7 @@ use meridian_types::{
 use serde::Serialize;
 
 use super::key::{self, Part};
+use super::queue::{self, ExportedQueueEffect};
 use crate::command::operator::format;
 
 pub(super) struct Orphaned {
@@ -61,7 +62,7 @@ impl Orphaned {
                 database_name: known.map(|database| database.name.as_str()),
                 request_id: transaction.request_id.to_string(),
                 refusal: transaction.refusal.as_ref().map(why),
-                effects: transaction.effects.iter().map(ExportedEffect::of).collect(),
+                effects: transaction.effects.iter().map(Exported::of).collect(),
             };
             Ok(serde_json::to_string(&line)?)
         };
@@ -82,7 +83,36 @@ struct Line<'a> {
     /// Set for a transaction without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
-    effects: Vec<ExportedEffect>,
+    effects: Vec<Exported>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Exported {
+    OnQueue(Box<ExportedQueueEffect>),
+    OnKey(ExportedEffect),
+}
+
+impl Exported {
+    fn of(effect: &Effect) -> Self {
+        let (op, value, expire_at_ms) = match effect {
+            Effect::Put { value, expire_at_ms, .. } => ("put", Some(value), Some(*expire_at_ms)),
+            Effect::Delete { .. } => ("delete", None, None),
+            Effect::Unindex { expire_at_ms, .. } => ("unindex", None, Some(*expire_at_ms)),
+            Effect::DropDatabase => ("drop-database", None, None),
+            Effect::Queue(effect) => {
+                return Self::OnQueue(Box::new(ExportedQueueEffect::of(effect)));
+            }
+        };
+        Self::OnKey(ExportedEffect {
+            op,
+            key_hex: key::hex(effect.key()),
+            key: key::parts(effect.key()),
+            encoding: value.map(|value| encoding(value.encoding)),
+            value_hex: value.map(|value| key::hex(&value.data)),
+            expire_at_ms: expire_at_ms.filter(|at| *at > 0),
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -98,26 +128,6 @@ struct ExportedEffect {
     value_hex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expire_at_ms: Option<u64>,
-}
-
-impl ExportedEffect {
-    fn of(effect: &Effect) -> Self {
-        let (op, value, expire_at_ms) = match effect {
-            Effect::Put { value, expire_at_ms, .. } => ("put", Some(value), Some(*expire_at_ms)),
-            Effect::Delete { .. } => ("delete", None, None),
-            Effect::Unindex { expire_at_ms, .. } => ("unindex", None, Some(*expire_at_ms)),
-            Effect::DropDatabase => ("drop-database", None, None),
-        };
-
-        Self {
-            op,
-            key_hex: key::hex(effect.key()),
-            key: key::parts(effect.key()),
-            encoding: value.map(|value| encoding(value.encoding)),
-            value_hex: value.map(|value| key::hex(&value.data)),
-            expire_at_ms: expire_at_ms.filter(|at| *at > 0),
-        }
-    }
 }
 
 fn effect_text(effect: &Effect) -> String {
@@ -137,6 +147,7 @@ fn effect_text(effect: &Effect) -> String {
             format!("unindex {key}  of {}", format::time(*expire_at_ms))
         }
         Effect::DropDatabase => "drop    the whole database".to_owned(),
+        Effect::Queue(effect) => queue::text(effect),
     }
 }
 

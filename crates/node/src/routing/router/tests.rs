@@ -2,6 +2,7 @@
 //! that are not there.
 
 mod health;
+mod listeners;
 mod local;
 mod outcomes;
 mod reads;

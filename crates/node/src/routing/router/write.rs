@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use meridian_gateway::{Write, WriteFailure};
-use meridian_types::{Epoch, ShardId, Transaction, WriteOutcome};
+use meridian_types::{Epoch, MessageId, ShardId, Transaction, WriteOutcome};
 use tokio::sync::Notify;
 
 use super::operation::{Beginning, Operation};
@@ -159,5 +160,9 @@ pub(super) fn bytes_of(transaction: &Transaction) -> usize {
         | Sum { operand: value, .. } => mutation.key.len() + value.data.len(),
         Delete => mutation.key.len(),
     });
-    checks.chain(mutations).sum()
+    let enqueues = transaction.enqueues.iter().map(|enqueue| {
+        enqueue.payload.len() + enqueue.keys_if_undelivered.iter().map(Bytes::len).sum::<usize>()
+    });
+    let settlements = transaction.settlements.iter().map(|_| MessageId::LEN);
+    checks.chain(mutations).chain(enqueues).chain(settlements).sum()
 }

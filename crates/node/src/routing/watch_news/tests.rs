@@ -96,7 +96,7 @@ impl Stage {
             let request = WriteRequest {
                 database: DEV_DEFAULT_DATABASE,
                 request_id: new_request_id(),
-                transaction: Transaction { checks: Vec::new(), mutations: mutations.clone() },
+                transaction: Transaction { mutations: mutations.clone(), ..Transaction::default() },
                 retry: false,
             };
             let reply = self.only.voter.write_when_led(request, None, Duration::MAX).await;

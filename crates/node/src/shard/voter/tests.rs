@@ -64,7 +64,7 @@ impl Alone {
         let value = Value { encoding: ValueEncoding::Bytes, data: key.into() };
         let mutations =
             vec![Mutation { key: key.into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
-        let transaction = Transaction { checks: Vec::new(), mutations };
+        let transaction = Transaction { mutations, ..Transaction::default() };
         loop {
             let (database, transaction) = (DEV_DEFAULT_DATABASE, transaction.clone());
             let request =
@@ -197,12 +197,12 @@ async fn write_that_is_refused_at_once_holds_up_none_behind_it() {
         let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; 9 << 20].into() };
         let mutations =
             vec![Mutation { key: "large".into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
-        let transaction = Transaction { checks: Vec::new(), mutations };
+        let transaction = Transaction { mutations, ..Transaction::default() };
         let request = wire::WriteRequest {
             group: Some(wire::ShardEpoch { shard: GROUP.shard.0, epoch: GROUP.epoch.0.into() }),
             database: Bytes::copy_from_slice(&DEV_DEFAULT_DATABASE.0),
             request_id: Bytes::copy_from_slice(&new_request_id().0),
-            write: Some(meridian_proto::transaction_to_wire(&transaction)),
+            write: Some(meridian_proto::transaction_to_wire(&transaction).write),
             valid_until: Some(wire::ProcessTime { millis: clock.millis + 60_000, ..clock }),
             turn: Some(turn(1)),
             ..wire::WriteRequest::default()

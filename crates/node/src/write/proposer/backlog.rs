@@ -105,8 +105,10 @@ pub(super) fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
 /// The bytes that a request takes in memory, about.
 pub(super) fn size(request: &WriteRequest) -> usize {
     use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
-    /// Of a check, a mutation or the request, beside its bytes.
+    /// Of a check, a mutation, a message or the request, beside its bytes.
     const STRUCTURE: usize = 200;
+    /// Of a key if undelivered, or an interval, beside its bytes.
+    const ELEMENT: usize = 32;
     let checks = request.transaction.checks.iter().map(|check| STRUCTURE + check.key.len());
     let mutations = request.transaction.mutations.iter().map(|mutation| {
         let operand = match &mutation.kind {
@@ -118,7 +120,17 @@ pub(super) fn size(request: &WriteRequest) -> usize {
         };
         STRUCTURE + mutation.key.len() + operand
     });
-    STRUCTURE + checks.sum::<usize>() + mutations.sum::<usize>()
+    let enqueues = request.transaction.enqueues.iter().map(|enqueue| {
+        let keys = enqueue.keys_if_undelivered.iter().map(|key| ELEMENT + key.len());
+        let intervals = enqueue.backoff_ms.as_ref().map_or(0, Vec::len);
+        STRUCTURE + enqueue.payload.len() + keys.sum::<usize>() + ELEMENT * intervals
+    });
+    let settlements = STRUCTURE * request.transaction.settlements.len();
+    STRUCTURE
+        + checks.sum::<usize>()
+        + mutations.sum::<usize>()
+        + enqueues.sum::<usize>()
+        + settlements
 }
 
 #[cfg(test)]
@@ -127,12 +139,13 @@ mod tests {
 
     use meridian_memory::ByteBudget;
     use meridian_types::{
-        Check, DatabaseId, Mutation, MutationKind, RequestId, SumBounds, Transaction, Value,
-        ValueEncoding, WriteOutcome,
+        Check, DatabaseId, Enqueue, MessageId, Mutation, MutationKind, RequestId, Settlement,
+        SumBounds, Transaction, Value, ValueEncoding, Verdict, Versionstamp, WriteOutcome,
     };
     use tokio::sync::{mpsc, watch};
 
     use super::super::Proposer;
+    use super::super::logged_time::ShardClock;
     use super::*;
     use crate::cluster_view::epoch_lease::Fenced;
     use crate::time_budget::PATIENCE;
@@ -199,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn request_size_counts_keys_values_bounds_and_each_part() {
+    fn request_size_counts_keys_values_bounds_messages_and_each_part() {
         let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
         let mutation =
             |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
@@ -215,14 +228,29 @@ mod tests {
             (mutation(3, MutationKind::Set(value(40))), 43),
             (mutation(3, MutationKind::Sum { operand: value(40), bounds }), 65_043),
         ] {
-            let size = size(&request(Transaction { checks: Vec::new(), mutations: vec![what] }));
-            assert_eq!(size, least + 2 * empty);
+            let transaction = Transaction { mutations: vec![what], ..Transaction::default() };
+            assert_eq!(size(&request(transaction)), least + 2 * empty);
         }
         let checks = vec![Check { key: vec![1; 3].into(), versionstamp: None }; 2];
-        assert_eq!(
-            size(&request(Transaction { checks, mutations: Vec::new() })),
-            2 * 3 + 3 * empty
-        );
+        let transaction = Transaction { checks, ..Transaction::default() };
+        assert_eq!(size(&request(transaction)), 2 * 3 + 3 * empty);
+        let enqueue = Enqueue {
+            payload: vec![1; 1000].into(),
+            due_ms: 1,
+            keys_if_undelivered: vec![vec![1; 50].into(); 2],
+            backoff_ms: Some(vec![1; 3]),
+        };
+        let settlement = Settlement {
+            id: MessageId { enqueued: Versionstamp([1; 10]), index: 0 },
+            due_ms: 1,
+            verdict: Verdict::Delivered,
+        };
+        let transaction = Transaction {
+            enqueues: vec![enqueue],
+            settlements: vec![settlement],
+            ..Transaction::default()
+        };
+        assert_eq!(size(&request(transaction)), 1000 + 2 * (50 + 32) + 3 * 32 + 3 * empty);
     }
 
     /// Its task is busy with something else, whatever that is.
@@ -231,8 +259,8 @@ mod tests {
         let (queue, mut requests) = mpsc::channel(9);
         let budget = ByteBudget::new("writes", 1 << 20);
         let drained = watch::Sender::new(None).subscribe();
-        let proposer =
-            Proposer { queue, sealed: watch::Sender::new(false), drained, budget: budget.clone() };
+        let (sealed, clock) = (watch::Sender::new(false), ShardClock::default());
+        let proposer = Proposer { queue, sealed, drained, budget: budget.clone(), clock };
         let write = || {
             let proposer = proposer.clone();
             tokio::spawn(async move {

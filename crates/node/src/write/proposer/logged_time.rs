@@ -1,6 +1,9 @@
 //! The time that a batch says it was made at: it follows the clocks and never goes back.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::host::clocks::Reading;
 
@@ -28,6 +31,20 @@ const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
 /// By a new shard, when there is no clock but this node's: others have not been heard yet.
 const FOUNDING_ALONE: Duration = Duration::from_secs(1);
 
+/// The shard's time as its leader would log it, for others at this node. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ShardClock(Arc<Mutex<(Duration, Duration)>>);
+
+impl ShardClock {
+    /// In milliseconds since the Unix epoch. `now` on the monotonic clock; between two looks at the
+    /// clocks time passes as it does there.
+    pub(super) fn time_ms(&self, now: Duration) -> u64 {
+        let (time, at) = *self.0.lock();
+        let passed = now.saturating_sub(at).min(LOOK);
+        u64::try_from(time.saturating_add(passed).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 /// The time that a leader logs. Values that expire by it are gone, everywhere and for good, so no
 /// clock that is wrong for a while may move it much: see `docs/adr/0015-time-and-expiry.md`.
 ///
@@ -44,6 +61,7 @@ pub(super) struct LoggedTime {
     ahead: Option<Ahead>,
     /// The newest time that is in the log, and when that was known here.
     logged: (Duration, Duration),
+    clock: ShardClock,
 }
 
 /// Clocks that are further than time has passed.
@@ -57,7 +75,12 @@ struct Ahead {
 impl LoggedTime {
     pub(super) fn new(logged_ms: u64, now: Duration) -> Self {
         let logged = Duration::from_millis(logged_ms);
-        Self { time: logged, at: now, ahead: None, logged: (logged, now) }
+        let clock = ShardClock::default();
+        Self { time: logged, at: now, ahead: None, logged: (logged, now), clock }
+    }
+
+    pub(super) fn clock(&self) -> ShardClock {
+        self.clock.clone()
     }
 
     /// The log has this time. From when it is known, time passes here. To be called often,
@@ -78,6 +101,7 @@ impl LoggedTime {
         self.learn(logged_ms, now);
         (self.time, self.at) = self.logged;
         self.ahead = None;
+        *self.clock.0.lock() = self.logged;
     }
 
     /// The time to be logged now, in milliseconds since the Unix epoch. To be asked often while
@@ -106,6 +130,7 @@ impl LoggedTime {
             self.time = self.time.max(clock.min(allowed));
         }
         self.at = now;
+        *self.clock.0.lock() = (self.time, now);
         u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX)
     }
 

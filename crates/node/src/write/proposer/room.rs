@@ -3,7 +3,10 @@
 use std::cell::Cell;
 
 use meridian_txn::{Stored, View};
-use meridian_types::{CommittedTransaction, DatabaseId, Versionstamp, limits::MAX_VALUE_BYTES};
+use meridian_types::limits::MAX_VALUE_BYTES;
+use meridian_types::{
+    CommittedTransaction, DatabaseId, Message, MessageId, QueueTotals, Versionstamp,
+};
 
 /// One batch at most. It ends with the transaction that reaches one of these, so that it comes to
 /// no more than [`BATCH_BYTES`] and the largest transaction.
@@ -68,6 +71,31 @@ impl<V: View> View for Counting<'_, V> {
         self.count(key.len());
         self.view.version(database, key)
     }
+
+    fn message(
+        &self,
+        database: DatabaseId,
+        due_ms: u64,
+        id: MessageId,
+    ) -> Result<Option<Message>, V::Error> {
+        let message = self.view.message(database, due_ms, id)?;
+        self.count(message.as_ref().map_or(0, Message::size));
+        Ok(message)
+    }
+
+    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, V::Error> {
+        self.count(0);
+        self.view.queue_totals(database)
+    }
+
+    fn dead_letter_died_ms(
+        &self,
+        database: DatabaseId,
+        number: u64,
+    ) -> Result<Option<u64>, V::Error> {
+        self.count(MAX_VALUE_BYTES);
+        self.view.dead_letter_died_ms(database, number)
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +119,23 @@ mod tests {
 
         fn version(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Versionstamp>, Infallible> {
             Ok(Some(Versionstamp([1; 10])))
+        }
+
+        fn message(
+            &self,
+            _: DatabaseId,
+            _: u64,
+            _: MessageId,
+        ) -> Result<Option<Message>, Infallible> {
+            Ok(Some(Message { payload: vec![7; self.0].into(), ..Message::default() }))
+        }
+
+        fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Infallible> {
+            Ok(QueueTotals::default())
+        }
+
+        fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Infallible> {
+            Ok(Some(1))
         }
     }
 
@@ -122,6 +167,15 @@ mod tests {
             counting.version(DatabaseId([1; 16]), &[1; 30]),
         );
         assert_eq!(room.read_bytes.get(), 2 * LOOKUP_BYTES + 1030 + 30);
+        let (database, id) =
+            (DatabaseId([1; 16]), MessageId { enqueued: Versionstamp([1; 10]), index: 0 });
+        let Ok(message) = counting.message(database, 1, id);
+        assert!(message.is_some_and(|message| message.payload.len() == 1000));
+        let (Ok(totals), Ok(died_ms)) =
+            (counting.queue_totals(database), counting.dead_letter_died_ms(database, 1));
+        assert_eq!((totals, died_ms), (QueueTotals::default(), Some(1)));
+        let expected = 5 * LOOKUP_BYTES + 1030 + 30 + 1000 + MAX_VALUE_BYTES;
+        assert_eq!(room.read_bytes.get(), expected);
         while room.is_left() {
             let Ok(_) = room.counting(&view).get(DatabaseId([1; 16]), &[1; 30]);
         }

@@ -14,7 +14,7 @@ use meridian_proto::encode_batch;
 use meridian_storage::{StorageError, or_fatal};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, MutationKind, Position, Refusal, RequestId, Transaction,
+    Batch, CommittedTransaction, MutationKind, Position, Refusal, RequestId, Transaction, Verdict,
     Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
@@ -292,14 +292,17 @@ impl<'a> Session<'a> {
             now_ms: self.time_ms,
         };
         let view = room.counting(&view);
-        let (effects, refusal) =
-            match evaluate(&view, request.database, versionstamp, &request.transaction)? {
-                Evaluation::Commit(effects) => (effects, None),
-                Evaluation::CheckFailed(indexes) => {
-                    (Vec::new(), Some(Refusal::CheckFailed(indexes)))
-                }
-                Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
-            };
+        let (effects, refusal) = match evaluate(
+            &view,
+            request.database,
+            versionstamp,
+            batch.time_ms,
+            &request.transaction,
+        )? {
+            Evaluation::Commit(effects) => (effects, None),
+            Evaluation::CheckFailed(indexes) => (Vec::new(), Some(Refusal::CheckFailed(indexes))),
+            Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
+        };
         let (request_id, database) = (request.request_id, request.database);
         let transaction = CommittedTransaction { request_id, database, effects, refusal };
         let outcome = transaction.outcome(versionstamp);
@@ -413,7 +416,13 @@ enum NextStep {
 
 /// Whether it can only make room.
 fn only_deletes(transaction: &Transaction) -> bool {
-    let mut mutations = transaction.mutations.iter();
-    !transaction.mutations.is_empty()
-        && mutations.all(|mutation| matches!(mutation.kind, MutationKind::Delete))
+    let Transaction { checks: _, mutations, enqueues, settlements } = transaction;
+    let mut deletes = mutations
+        .iter()
+        .map(|mutation| matches!(mutation.kind, MutationKind::Delete))
+        .chain(settlements.iter().map(|settlement| {
+            matches!(settlement.verdict, Verdict::Delivered | Verdict::Cancelled)
+        }));
+    let is_empty = mutations.is_empty() && settlements.is_empty();
+    !is_empty && enqueues.is_empty() && deletes.all(|deletes| deletes)
 }

@@ -256,7 +256,7 @@ impl Leader {
 
 fn mutation(key: &'static str, kind: MutationKind) -> Transaction {
     let mutations = vec![Mutation { key: key.into(), kind, expire_at_ms: 0 }];
-    Transaction { checks: Vec::new(), mutations }
+    Transaction { mutations, ..Transaction::default() }
 }
 
 fn set(key: &'static str, text: &'static str) -> Transaction {
@@ -401,7 +401,7 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
     both.mutations.push(delete.clone());
     let refused = leader.write(new_request_id(), false, both).await;
     assert!(matches!(&refused, WriteReply::NotCommitted(_)), "{refused:?}");
-    leader.commit(Transaction { checks: vec![], mutations: vec![delete] }).await;
+    leader.commit(Transaction { mutations: vec![delete], ..Transaction::default() }).await;
     assert_eq!(leader.value("k"), None);
 }
 
@@ -472,4 +472,5 @@ async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
 mod batches;
 mod bounds;
 mod expiry;
+mod queues;
 mod terms;

@@ -1,8 +1,8 @@
 use bytes::Bytes;
 use meridian_proto::DecodedBatch;
 use meridian_types::{
-    Batch, CommittedTransaction, Effect, Epoch, Position, ReadRange, RequestId, ShardId, Value,
-    ValueEncoding,
+    Batch, CommittedTransaction, Effect, Epoch, Message, MessageId, Position, QueueEffect,
+    ReadRange, RequestId, ShardId, Value, ValueEncoding, Versionstamp,
 };
 
 use super::*;
@@ -22,36 +22,44 @@ fn batch(sequence: u64, transactions: Vec<(DatabaseId, Vec<Effect>)>) -> Decoded
     Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }.into()
 }
 
-/// Rows that do not compress, each of which is to expire.
+/// Rows that do not compress, each of which is to expire, and as many messages.
 fn fill(database: DatabaseId) -> (DatabaseId, Vec<Effect>) {
     let mut noise = u64::from(database.0[0]);
-    let put = |n: u32| {
-        let data: Vec<u8> = std::iter::repeat_with(|| {
+    let mut data = || -> Vec<u8> {
+        let next = || {
             noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             noise.to_le_bytes()[5]
-        })
-        .take(2000)
-        .collect();
-        let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
-        Effect::Put {
+        };
+        std::iter::repeat_with(next).take(2000).collect()
+    };
+    let rows = (0..ROWS).flat_map(|n| {
+        let id = MessageId { enqueued: Versionstamp([1; 10]), index: n.try_into().unwrap() };
+        let message = Message { payload: data().into(), ..Message::default() };
+        let message = QueueEffect::PutMessage { id, due_ms: 7, message };
+        let value = Value { encoding: ValueEncoding::Bytes, data: data().into() };
+        let put = Effect::Put {
             key: Bytes::from(format!("k{n:06}")),
             value,
             expire_at_ms: 1_000_000 + u64::from(n),
-        }
-    };
-    (database, (0..ROWS).map(put).collect())
+        };
+        [put, Effect::Queue(message)]
+    });
+    (database, rows.collect())
 }
 
-fn rows(engine: &dyn Engine, family: &str, database: DatabaseId) -> (usize, usize) {
-    let (mut data, mut expiry) = (0, 0);
+/// Values, expiries, and messages.
+fn rows(engine: &dyn Engine, family: &str, database: DatabaseId) -> [usize; 3] {
+    let [mut data, mut expiry, mut messages] = [0; 3];
     engine
         .scan(family, Scan { start: b"", end: b"\xff", reverse: false }, &mut |key, _| {
             data += usize::from(key.first() == Some(&b'd') && key[1..17] == database.0);
             expiry += usize::from(schema::expiry_database(key) == Some(database));
+            let message = schema::parse_message_key(key);
+            messages += usize::from(message.is_some_and(|(of, ..)| of == database));
             ControlFlow::Continue(())
         })
         .unwrap();
-    (data, expiry)
+    [data, expiry, messages]
 }
 
 fn visible(state: &ShardState, database: DatabaseId) -> usize {
@@ -97,8 +105,8 @@ fn a_dropped_database_leaves_no_row_and_its_neighbour_all() {
         assert!(state.reclaim_dropped(&mut go_on).unwrap());
         assert!(!state.reclaim_dropped(&mut go_on).unwrap(), "once is enough");
         let family = schema::state_family(SHARD, 0);
-        assert_eq!(rows(&*engine, &family, GONE), (0, 0));
-        assert_eq!(rows(&*engine, &family, KEPT), (ROWS as usize, ROWS as usize));
+        assert_eq!(rows(&*engine, &family, GONE), [0; 3]);
+        assert_eq!(rows(&*engine, &family, KEPT), [ROWS as usize; 3]);
     }
 }
 
@@ -149,7 +157,7 @@ fn a_snapshot_brings_the_drop_to_a_node_that_was_away() {
         assert!(away.is_dropped(GONE).unwrap());
         assert_eq!((visible(&away, GONE), visible(&away, KEPT)), (0, ROWS as usize));
         assert!(away.reclaim_dropped(&mut go_on).unwrap(), "expiry rows came with the snapshot");
-        assert_eq!(rows(&*engine, &schema::state_family(SHARD, 1), GONE), (0, 0));
+        assert_eq!(rows(&*engine, &schema::state_family(SHARD, 1), GONE), [0; 3]);
     }
 }
 
@@ -179,6 +187,6 @@ fn what_was_dropped_before_a_process_ended_is_reclaimed_by_the_next() {
     assert!(after.reclaim_dropped(&mut go_on).unwrap());
     let family = schema::state_family(SHARD, 0);
     // Its rows of expiries among them, which no range deletes.
-    assert_eq!(rows(&*engine, &family, GONE), (0, 0));
-    assert_eq!(rows(&*engine, &family, KEPT), (ROWS as usize, ROWS as usize));
+    assert_eq!(rows(&*engine, &family, GONE), [0; 3]);
+    assert_eq!(rows(&*engine, &family, KEPT), [ROWS as usize; 3]);
 }

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use meridian_types::{
-    Check, Mutation, MutationKind, SumBounds, Value, ValueEncoding, Versionstamp,
+    Check, Enqueue, MessageId, Mutation, MutationKind, Settlement, SumBounds, Value, ValueEncoding,
+    Verdict, Versionstamp,
 };
 
 use super::*;
@@ -125,8 +126,19 @@ fn try_costs_by_the_keys_and_values_that_it_sends() {
             mutation(30, MutationKind::Delete),
             mutation(40, MutationKind::Sum { operand: value(8), bounds: SumBounds::default() }),
         ],
+        enqueues: vec![Enqueue {
+            payload: vec![1; 2000].into(),
+            keys_if_undelivered: vec![vec![1; 50].into(); 2],
+            ..Enqueue::default()
+        }],
+        settlements: vec![Settlement {
+            id: MessageId { enqueued: Versionstamp([1; 10]), index: 0 },
+            due_ms: 1,
+            verdict: Verdict::Delivered,
+        }],
     };
-    assert_eq!(bytes_of(&transaction), 100 + (20 + 1000) + 30 + (40 + 8));
+    let mutations = (20 + 1000) + 30 + (40 + 8);
+    assert_eq!(bytes_of(&transaction), 100 + mutations + (2000 + 2 * 50) + 12);
 }
 
 #[test]

@@ -20,7 +20,11 @@ use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
 
 use super::super::*;
-use crate::routing::nodes::{Answering, BrokenOff, Feeding, LocalVoter, Wanted, WriteTry, Written};
+use crate::queues::Listener;
+use crate::routing::nodes::{
+    Answering, BrokenOff, Feeding, LocalVoter, ToldStream, Wanted, WriteTry, Written,
+};
+use crate::routing::queue_calls::{Over, Told};
 use crate::watches::News;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
@@ -147,9 +151,12 @@ pub(super) struct Voters {
     pub(super) epochs: Mutex<BTreeMap<NodeId, Epoch>>,
     /// The first news of each node.
     pub(super) first_news: Mutex<News>,
+    /// The sessions of listeners that were begun, and the other end of what they are told.
+    pub(super) sessions: Mutex<Vec<(Listener, mpsc::UnboundedSender<ToldOne>)>>,
 }
 
 pub(super) type Fed = Result<News, Failed>;
+pub(super) type ToldOne = Result<Told, Over>;
 
 struct InFlight(Arc<AtomicUsize>);
 
@@ -181,6 +188,7 @@ impl Voters {
             watches: Mutex::default(),
             epochs: Mutex::default(),
             first_news: Mutex::new(News { position: Position::ZERO, values: Vec::new() }),
+            sessions: Mutex::default(),
         })
     }
 
@@ -358,6 +366,26 @@ impl Nodes for Arc<Voters> {
         };
         begun.boxed()
     }
+
+    fn listen(
+        &self,
+        _: NodeId,
+        _: (ShardId, Epoch),
+        listener: Listener,
+    ) -> BoxFuture<'static, Result<ToldStream, Over>> {
+        let (tell, told) = mpsc::unbounded();
+        self.sessions.lock().push((listener, tell));
+        async { Ok(told.boxed()) }.boxed()
+    }
+
+    fn report(
+        &self,
+        _: NodeId,
+        _: (ShardId, Epoch),
+        _: &Reports,
+    ) -> BoxFuture<'static, Result<Vec<Answer>, Failed>> {
+        async { Err(Failed::NotDone("no queues here".to_owned())) }.boxed()
+    }
 }
 
 /// A gateway and its voters.
@@ -394,23 +422,9 @@ pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
     service_time: Duration,
     body: impl FnOnce(World) -> F,
 ) {
-    let (mut pool, local) = (LocalPool::new(), local.map(NodeId));
-    let time = Time::default();
-    time.jump(Duration::from_secs(1000));
-    let voters = Voters::new(time.clone(), local, service_time);
-    let cluster =
-        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
-    let router = Router::new(
-        Arc::clone(&voters),
-        time.clone(),
-        local,
-        "region-1".to_owned(),
-        directory,
-        DEADLINE,
-    );
-    let world =
-        World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
+    let mut pool = LocalPool::new();
+    let (time, voters, router) = gateway(local, service_time);
+    let world = World { time: time.clone(), voters, router, spawner: pool.spawner() };
     let ended = Rc::new(RefCell::new(false));
     let (body, end) = (body(world), Rc::clone(&ended));
     let task = async move {
@@ -425,4 +439,28 @@ pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
         }
         time.advance();
     }
+}
+
+type Routes = Router<Arc<Voters>, Time>;
+
+/// A gateway and its voters.
+pub(super) fn gateway(
+    local: Option<u64>,
+    service_time: Duration,
+) -> (Time, Arc<Voters>, Arc<Routes>) {
+    let (time, local) = (Time::default(), local.map(NodeId));
+    time.jump(Duration::from_secs(1000));
+    let voters = Voters::new(time.clone(), local, service_time);
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+    let router = Router::new(
+        Arc::clone(&voters),
+        time.clone(),
+        local,
+        "region-1".to_owned(),
+        directory,
+        DEADLINE,
+    );
+    (time, voters, Arc::new(router))
 }

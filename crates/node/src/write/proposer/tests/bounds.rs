@@ -22,7 +22,7 @@ fn sums(keys: std::ops::Range<u32>) -> Transaction {
         kind: kind.clone(),
         expire_at_ms: 0,
     });
-    Transaction { checks: Vec::new(), mutations: mutations.collect() }
+    Transaction { mutations: mutations.collect(), ..Transaction::default() }
 }
 
 /// Batches in the log from `sequence` on: the sizes of their encodings.
@@ -49,8 +49,8 @@ async fn small_requests_do_not_make_large_batches() {
         };
         leader
             .commit(Transaction {
-                checks: Vec::new(),
                 mutations: (first..first + 10).map(set).collect(),
+                ..Transaction::default()
             })
             .await;
     }
@@ -149,7 +149,7 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
             kind: MutationKind::Set(value.clone()),
             expire_at_ms: 0,
         };
-        Transaction { checks: Vec::new(), mutations: (0..12).map(set).collect() }
+        Transaction { mutations: (0..12).map(set).collect(), ..Transaction::default() }
     };
     let replies =
         futures::future::join_all((0..100).map(|_| leader.write(new_request_id(), false, large())))

@@ -175,7 +175,10 @@ async fn what_expires_is_swept_as_it_comes() {
             expire_at_ms: wall_ms() + HOUR_MS / 2 + u64::from(n % 7),
         };
         leader
-            .commit(Transaction { checks: Vec::new(), mutations: (0..1000).map(put).collect() })
+            .commit(Transaction {
+                mutations: (0..1000).map(put).collect(),
+                ..Transaction::default()
+            })
             .await;
     }
     leader.skip(HOUR_MS);
@@ -220,8 +223,8 @@ async fn a_sweep_of_long_keys_is_no_larger_than_others() {
         };
         leader
             .commit(Transaction {
-                checks: Vec::new(),
                 mutations: (first..first + 200).map(put).collect(),
+                ..Transaction::default()
             })
             .await;
     }

@@ -1,0 +1,159 @@
+//! Queues: listeners that stream or poll, their reports, and messages that come as JSON.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use hyper::http::request::Parts;
+use meridian_queue::MessageKey;
+use meridian_types::{DatabaseId, WriteOutcome};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Failure, Gateway};
+use crate::answer::{self, Answer, AnswerBody};
+use crate::database::{Database, Heard, Listen, Listened, QueuedMessage, Reports, Write};
+use crate::listen_stream::ListenStream;
+use crate::refusal::{Overload, Refusal};
+use crate::request_id::{new_request_id, request_id_of};
+use crate::route::QueueRoute;
+use crate::shares::Share;
+use crate::{Catalogue, queue_json};
+
+/// The answer to a poll has no more messages behind so many bytes.
+const MAX_POLLED_BYTES: usize = 2 << 20;
+/// Messages that are handed out at about the same time as the first are in the answer to a poll.
+const TOGETHER: Duration = Duration::from_millis(10);
+
+/// A request about the queue of a database.
+struct Asked<'a> {
+    token: &'a str,
+    database: DatabaseId,
+    body: Bytes,
+    /// Of a request in progress, and of its body.
+    shares: (Share, Share),
+}
+
+impl<D: Database, C: Catalogue> Gateway<D, C> {
+    pub(super) async fn queue<B>(
+        &self,
+        route: QueueRoute,
+        parts: &Parts,
+        body: B,
+    ) -> Result<Answer, Failure>
+    where
+        B: Body<Data = Bytes>,
+    {
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, true))?;
+        let holder = self.holder(token, Some(shard));
+        let request = self.begin(holder)?;
+        let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
+        let (body, share) = self.body(holder, body, max_bytes).await?;
+        let asked = Asked { token, database, body, shares: (request, share) };
+        match route {
+            QueueRoute::Listen => self.listen(asked),
+            QueueRoute::Poll => self.poll(asked).await,
+            QueueRoute::Report => self.report(asked).await,
+            QueueRoute::Enqueue => self.enqueue(asked).await,
+        }
+    }
+
+    /// A share of the listeners that may be open.
+    fn listener(&self, token: &str) -> Result<Share, Refusal> {
+        let share = self.listeners.take(self.holder(token, None), 1);
+        share.ok_or_else(|| self.overloaded(Overload::Listeners))
+    }
+
+    fn listen(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { token, database, body, .. } = asked;
+        let queue_json::ListenRequest { listener, credits, held } =
+            queue_json::listen(&body).map_err(Refusal::from)?;
+        let share = self.listener(token)?;
+        let listen = Listen { database, listener, credits, lease: None, held };
+        let listened = self.database.listen(listen);
+        let permission = self.permission(token, database, true);
+        let counted = (self.answers.clone(), self.holder(token, None));
+        let stream = ListenStream::new((listener, listened), permission, counted, share);
+        Ok(answer::lines(AnswerBody::Frames(stream.boxed_unsync())))
+    }
+
+    /// Messages that the client does not get, since it has left or they came too late, go back.
+    async fn poll(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { token, database, body, shares, .. } = asked;
+        let queue_json::PollRequest { max, wait, lease } =
+            queue_json::poll(&body).map_err(Refusal::from)?;
+        let _open = self.listener(token)?;
+        // A long poll is no request in progress: it would take their places for as long as it waits.
+        drop(shares);
+        let listener = queue_json::new_listener();
+        let (held, lease) = (Vec::new(), Some(lease));
+        let listened =
+            self.database.listen(Listen { database, listener, credits: max, lease, held });
+        let (messages, enough) = polled(listened, max, wait).await?;
+        let answer = queue_json::polled(listener, &messages);
+        let share = self.answers.take(self.holder(token, None), answer.len() as u64);
+        let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        // A listener that is over by itself keeps nothing.
+        drop(enough.send(messages.iter().map(|message| message.key).collect()));
+        Ok(answer::json(answer).map(|body| body.map_whole(|bytes| share.held_with(bytes))))
+    }
+
+    async fn report(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { database, body, .. } = &asked;
+        let (listener, reports) = queue_json::reports(body).map_err(Refusal::from)?;
+        let reports = Reports { database: *database, listener, reports };
+        let answers = self.database.report(reports).await.map_err(Refusal::from)?;
+        Ok(answer::json(queue_json::answers(&answers)))
+    }
+
+    async fn enqueue(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { database, body, shares, .. } = asked;
+        let format = self.catalogue.v8_format(database);
+        let enqueue = queue_json::enqueue(&body, format, super::now_ms()).map_err(Refusal::from)?;
+        let queue_json::EnqueueRequest { transaction, id } = enqueue.map_err(Refusal::from)?;
+        let may_come_again = id.is_some();
+        let request_id = id.map_or_else(new_request_id, |id| request_id_of(database, &id));
+        let write = Write { database, request_id, may_come_again, transaction };
+        match self.carry_out(write, None, shares).await? {
+            WriteOutcome::Committed(versionstamp) => {
+                Ok(answer::json(queue_json::enqueued(versionstamp)))
+            }
+            WriteOutcome::Rejected(text) => Err(Refusal::Rejected(text).into()),
+            // It has no checks; the id is another write's.
+            WriteOutcome::CheckFailed(_) => {
+                Err(Refusal::Rejected("The id is that of another write.".to_owned()).into())
+            }
+        }
+    }
+}
+
+/// Up to `max` messages: the first, for which it waits, and those that come with it, until they
+/// have [`MAX_POLLED_BYTES`].
+async fn polled(
+    listened: Listened,
+    max: u32,
+    wait: Duration,
+) -> Result<(Vec<QueuedMessage>, oneshot::Sender<Vec<MessageKey>>), Refusal> {
+    let Listened { mut heard, enough } = listened;
+    let mut messages: Vec<QueuedMessage> = Vec::new();
+    let mut until = Instant::now() + wait;
+    let mut bytes = 0;
+    while messages.len() < max as usize && bytes < MAX_POLLED_BYTES {
+        match timeout_at(until, heard.recv()).await {
+            Ok(Some(Heard::Messages(more))) => {
+                until = until.min(Instant::now() + TOGETHER);
+                bytes += more.iter().map(|message| message.payload.len()).sum::<usize>();
+                messages.extend(more);
+            }
+            Ok(Some(Heard::Released(keys))) => {
+                messages.retain(|message| !keys.contains(&message.key));
+            }
+            Ok(Some(Heard::Ended(reason))) if messages.is_empty() => {
+                return Err(Refusal::Unavailable(reason));
+            }
+            Ok(Some(Heard::Ended(_)) | None) | Err(_) => break,
+        }
+    }
+    Ok((messages, enough))
+}

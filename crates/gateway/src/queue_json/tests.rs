@@ -1,0 +1,170 @@
+//! The bytes that clients send and get, and each limit at and beyond it.
+
+use super::*;
+
+const ID: &str = "0102030405060708090a0b0c";
+const LISTENER: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
+fn key() -> MessageKey {
+    MessageKey { due_ms: 7, id: ID.parse().unwrap() }
+}
+
+fn id() -> ListenerId {
+    listener(LISTENER).unwrap()
+}
+
+fn limit(field: &'static str, limit: u64) -> InvalidQueueRequest {
+    InvalidQueueRequest::Limit { field, limit }
+}
+
+#[test]
+fn lines_of_a_stream_are_golden() {
+    let message = QueuedMessage {
+        key: key(),
+        attempt: 2,
+        payload: Bytes::from_static(b"\xff\x0fo"),
+        enqueued_ms: 5,
+        lease: None,
+    };
+    let text = |line: &[u8]| String::from_utf8(line.to_vec()).unwrap();
+    assert_eq!(
+        text(&open_line(id())),
+        format!("{{\"type\":\"open\",\"listener\":\"{LISTENER}\"}}\n")
+    );
+    let golden = format!(
+        "{{\"type\":\"message\",\"id\":\"{ID}\",\"due\":7,\"attempt\":2,\"payload\":\"/w9v\",\
+         \"encoding\":\"v8\",\"enqueued\":5}}\n"
+    );
+    assert_eq!(text(&message_line(&message)), golden);
+    let released = format!("{{\"type\":\"release\",\"id\":\"{ID}\",\"due\":7}}\n");
+    assert_eq!(text(&release_line(&key())), released);
+    assert_eq!(text(&ping_line()), "{\"type\":\"ping\"}\n");
+    assert_eq!(text(&end_line("gone")), "{\"type\":\"end\",\"reason\":\"gone\"}\n");
+    let polled = format!(
+        "{{\"listener\":\"{LISTENER}\",\"messages\":[{{\"id\":\"{ID}\",\"due\":7,\"attempt\":2,\
+         \"payload\":\"/w9v\",\"encoding\":\"v8\",\"enqueued\":5,\"leaseMs\":30000}}]}}"
+    );
+    let leased = QueuedMessage { lease: Some(Duration::from_secs(30)), ..message };
+    assert_eq!(text(&super::polled(id(), &[leased])), polled);
+    assert_eq!(text(&answers(&[Answer::Done, Answer::Late])), "{\"results\":[\"done\",\"late\"]}");
+}
+
+#[test]
+fn listener_without_a_body_has_an_id_and_the_usual_credits() {
+    let [first, second] = [listen(b"").unwrap(), listen(b"{}").unwrap()];
+    assert_eq!((first.credits, first.held.len()), (DEFAULT_CREDITS, 0));
+    assert_ne!(first.listener, second.listener);
+}
+
+#[test]
+fn listener_comes_back_with_what_it_holds() {
+    let body = format!(
+        "{{\"listener\":\"{LISTENER}\",\"credits\":5,\"held\":[{{\"id\":\"{ID}\",\"due\":7}}]}}"
+    );
+    let asked = listen(body.as_bytes()).unwrap();
+    assert_eq!((asked.listener, asked.credits, asked.held), (id(), 5, vec![key()]));
+}
+
+#[test]
+fn credits_and_what_is_held_are_bounded() {
+    let credits = |credits: u32| listen(format!("{{\"credits\":{credits}}}").as_bytes()).err();
+    assert_eq!(credits(1000), None);
+    assert_eq!(credits(1001), Some(limit("credits", 1000)));
+    assert_eq!(credits(0), Some(InvalidQueueRequest::Field("credits")));
+    let held = |count: usize| {
+        let key = format!("{{\"id\":\"{ID}\",\"due\":7}}");
+        listen(format!("{{\"held\":[{}]}}", vec![key; count].join(",")).as_bytes()).err()
+    };
+    assert_eq!((held(1000), held(1001)), (None, Some(limit("held", 1000))));
+}
+
+#[test]
+fn polls_are_bounded_in_messages_and_times() {
+    let poll = |body: &str| poll(body.as_bytes()).err();
+    assert_eq!(poll(""), None);
+    assert_eq!(poll("{\"max\":1000,\"waitMs\":60000,\"leaseMs\":3600000}"), None);
+    assert_eq!(poll("{\"max\":1001}"), Some(limit("max", 1000)));
+    assert_eq!(poll("{\"waitMs\":60001}"), Some(limit("waitMs", 60_000)));
+    assert_eq!(poll("{\"leaseMs\":3600001}"), Some(limit("leaseMs", 3_600_000)));
+    for field in ["max", "leaseMs"] {
+        let zero = format!("{{\"{field}\":0}}");
+        assert!(matches!(poll(&zero), Some(InvalidQueueRequest::Field(of)) if of == field));
+    }
+}
+
+#[test]
+fn each_verdict_is_a_report() {
+    let of = |verdict: &str| {
+        let body = format!(
+            "{{\"listener\":\"{LISTENER}\",\"reports\":[{{\"id\":\"{ID}\",\"due\":7,{verdict}}}]}}"
+        );
+        reports(body.as_bytes()).map(|(listener, reports)| {
+            assert_eq!((listener, reports[0].0), (id(), key()));
+            reports[0].1
+        })
+    };
+    let failed = |ms: Option<u64>| Report::Failed { retry_after: ms.map(Duration::from_millis) };
+    let extended = |ms| Report::Extended { by: Duration::from_millis(ms) };
+    for (verdict, report) in [
+        ("\"verdict\":\"ack\"", Report::Done),
+        ("\"verdict\":\"nack\"", failed(None)),
+        ("\"verdict\":\"nack\",\"delayMs\":0", failed(Some(0))),
+        ("\"verdict\":\"extend\"", extended(30_000)),
+        ("\"verdict\":\"extend\",\"extendMs\":5", extended(5)),
+    ] {
+        assert_eq!(of(verdict), Ok(report), "{verdict}");
+    }
+    let month = limits::MAX_ENQUEUE_DELAY_MS;
+    assert!(of(&format!("\"verdict\":\"nack\",\"delayMs\":{month}")).is_ok());
+    let late = of(&format!("\"verdict\":\"nack\",\"delayMs\":{}", month + 1));
+    assert_eq!(late, Err(limit("delayMs", month)));
+    assert_eq!(
+        of("\"verdict\":\"extend\",\"extendMs\":3600001"),
+        Err(limit("extendMs", 3_600_000))
+    );
+    assert!(matches!(of("\"verdict\":\"perhaps\""), Err(InvalidQueueRequest::Json { .. })));
+}
+
+#[test]
+fn refusals_repeat_nothing_that_the_client_sent() {
+    let refused = listen(b"{\"authorization\":1}").err().unwrap();
+    assert!(!refused.to_string().contains("authorization"), "{refused}");
+    assert!(matches!(listen(b"[").err(), Some(InvalidQueueRequest::Json { line: 1, .. })));
+}
+
+#[test]
+fn message_has_its_delay_its_schedule_and_its_keys() {
+    let body = b"{\"payload\":\"/w9v\",\"delayMs\":10,\"backoffMs\":[],\
+                 \"keysIfUndelivered\":[\"AmEA\"],\"id\":\"order 7\"}";
+    let EnqueueRequest { transaction, id } =
+        enqueue(body, V8Format::Portable, 1000).unwrap().unwrap();
+    let enqueue = &transaction.enqueues[0];
+    assert_eq!((enqueue.due_ms, enqueue.backoff_ms.as_deref()), (1010, Some(&[][..])));
+    assert_eq!(enqueue.keys_if_undelivered, [Bytes::from_static(b"\x02a\0")]);
+    let again = super::enqueue(body, V8Format::Portable, 2000).unwrap().unwrap();
+    assert_eq!(id, again.id);
+    let plain = super::enqueue(b"{\"payload\":\"\"}", V8Format::Portable, 1000).unwrap().unwrap();
+    assert_eq!((plain.id, plain.transaction.enqueues[0].backoff_ms.clone()), (None, None));
+}
+
+#[test]
+fn message_beyond_a_limit_is_refused() {
+    let of = |fields: &str| {
+        enqueue(format!("{{\"payload\":\"\",{fields}}}").as_bytes(), V8Format::Portable, 0).err()
+    };
+    let month = limits::MAX_ENQUEUE_DELAY_MS;
+    assert_eq!(of(&format!("\"delayMs\":{month}")), None);
+    assert_eq!(of(&format!("\"delayMs\":{}", month + 1)), Some(limit("delayMs", month)));
+    let id = |length| of(&format!("\"id\":\"{}\"", "x".repeat(length)));
+    assert_eq!((id(256), id(257)), (None, Some(limit("id", 256))));
+    let bad = enqueue(b"{\"payload\":\"?\"}", V8Format::Portable, 0).err();
+    assert_eq!(bad, Some(InvalidQueueRequest::Field("payload")));
+    // The limits of an atomic write hold here, too.
+    let payload = |bytes: usize| {
+        let payload = STANDARD.encode(vec![7; bytes]);
+        enqueue(format!("{{\"payload\":\"{payload}\"}}").as_bytes(), V8Format::Portable, 0)
+            .unwrap()
+            .is_ok()
+    };
+    assert_eq!((payload(65_536), payload(65_537)), (true, false));
+}

@@ -1,0 +1,185 @@
+//! The queues of a shard at the node that leads it: messages to listeners, and what became of them
+//! into the log.
+//!
+//! `leader` is the task that drives the [`Dispatcher`](meridian_queue::Dispatcher) for as long as a
+//! term lasts: it tells it what is applied (`feed`), read and reported (`reports`), and has logged
+//! what it decides (`settling`). A [`Session`] carries messages to one listener. The dispatcher
+//! decides by keys alone; a session reads the message itself, right before it hands it out, after
+//! the leadership was confirmed, and lets it go under the epoch lease only.
+
+mod feed;
+mod leader;
+mod place;
+mod reports;
+mod session;
+mod settling;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use meridian_consensus::RaftGroup;
+use meridian_queue::{Answer, ListenerId, MessageKey, Opening, Refused, Report, SessionId};
+use meridian_storage::ShardState;
+use meridian_types::{DatabaseId, NodeId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cluster_view::epoch_lease::EpochLease;
+use crate::host::clocks::TimeSource;
+use crate::read::execution::Reads;
+use crate::read::read_index::ReadGate;
+use crate::write::proposer::Proposer;
+
+use leader::Leader;
+
+pub(crate) use session::{BESIDE_BYTES, Handed, Part, Session};
+
+/// Openings and reports that wait for the task, at most.
+const COMMANDS: usize = 256;
+/// The keys that a session's stream has not taken, at most: all that a listener may hold, and those
+/// that were released. A stream that is further behind is ended.
+const OUTBOX: usize = 4 * meridian_queue::MAX_CREDITS as usize;
+
+/// Why a leader does not serve a listener, or no longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NotListening {
+    /// The leader, if this node knows one.
+    NotLeader(Option<NodeId>),
+    /// Not to be tried again at once, for this reason.
+    Refused(&'static str),
+    /// Not served at present, for this reason.
+    Unavailable(&'static str),
+}
+
+impl From<Refused> for NotListening {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(match refused {
+            Refused::TooManyListeners => "too many listeners are open",
+            Refused::Replaced => "the listener has another session",
+        })
+    }
+}
+
+/// A listener that wants a session.
+#[derive(Debug, Clone)]
+pub(crate) struct Listener {
+    pub(crate) database: DatabaseId,
+    pub(crate) listener: ListenerId,
+    pub(crate) credits: u32,
+    pub(crate) lease: Option<Duration>,
+    pub(crate) held: Vec<MessageKey>,
+    pub(crate) resumed: bool,
+}
+
+/// A request to the task.
+enum Command {
+    Open {
+        opening: Opening,
+        outbox: mpsc::Sender<Handout>,
+        begun: oneshot::Sender<Begun>,
+    },
+    Report {
+        database: DatabaseId,
+        listener: ListenerId,
+        reports: Vec<(MessageKey, Report)>,
+        answers: oneshot::Sender<Result<Vec<Answer>, NotListening>>,
+    },
+}
+
+/// The term that a session is for.
+type Begun = Result<u64, NotListening>;
+
+/// News of sessions for the task. Bounded by what sessions hold.
+enum Notice {
+    Gone { database: DatabaseId, key: MessageKey },
+    Closed { database: DatabaseId, listener: ListenerId, session: SessionId },
+}
+
+/// News of the task for a session.
+enum Handout {
+    Deliver { key: MessageKey, lease: Option<Duration> },
+    Release(MessageKey),
+    End(Refused),
+}
+
+/// The means that the queues of a shard work with.
+pub(crate) struct QueueParts {
+    pub(crate) shown: Arc<Shown>,
+    pub(crate) proposer: Proposer,
+    pub(crate) time: Arc<dyn TimeSource>,
+}
+
+/// The state that messages are read from, and the leases that are looked at before they leave. A
+/// stream that is not read keeps no more than this.
+pub(crate) struct Shown {
+    pub(crate) group: RaftGroup,
+    pub(crate) state: Arc<ShardState>,
+    pub(crate) gate: Arc<ReadGate>,
+    pub(crate) lease: EpochLease,
+    pub(crate) reads: Reads,
+}
+
+/// The queues of a shard that this node votes in.
+pub(crate) struct Queues {
+    shown: Arc<Shown>,
+    commands: mpsc::Sender<Command>,
+    notices: mpsc::UnboundedSender<Notice>,
+    sessions: AtomicU64,
+}
+
+impl Queues {
+    /// Starts the task. It ends when this is dropped.
+    pub(crate) fn start(parts: QueueParts) -> Self {
+        let (commands, asked) = mpsc::channel(COMMANDS);
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let shown = Arc::clone(&parts.shown);
+        tokio::spawn(Leader::new(Arc::new(parts), asked, noticed).run());
+        Self { shown, commands, notices, sessions: AtomicU64::new(0) }
+    }
+
+    /// Begins a session, if this node leads.
+    ///
+    /// # Errors
+    /// Why not. May be dropped at any await: a session that has begun ends then.
+    pub(crate) async fn listen(&self, listener: Listener) -> Result<Session, NotListening> {
+        let Listener { database, listener, credits, lease, held, resumed } = listener;
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
+        let opening = Opening { database, listener, session, credits, lease, held, resumed };
+        let (outbox, inbox) = mpsc::channel(OUTBOX);
+        let (begun, begins) = oneshot::channel();
+        // Before the task has it, so that it hears of the end whatever happens.
+        let mut opened = Session::new(Arc::clone(&self.shown), &opening, inbox, &self.notices);
+        self.command(Command::Open { opening, outbox, begun })?;
+        opened.term = begins.await.unwrap_or(Err(NotListening::NotLeader(None)))?;
+        Ok(opened)
+    }
+
+    /// Has reports on messages logged before they are answered.
+    ///
+    /// # Errors
+    /// Why there is no answer; reports may have taken effect all the same, and may be repeated.
+    pub(crate) async fn report(
+        &self,
+        database: DatabaseId,
+        listener: ListenerId,
+        reports: Vec<(MessageKey, Report)>,
+    ) -> Result<Vec<Answer>, NotListening> {
+        let (answers, answered) = oneshot::channel();
+        self.command(Command::Report { database, listener, reports, answers })?;
+        answered.await.unwrap_or(Err(NotListening::NotLeader(None)))
+    }
+
+    fn command(&self, command: Command) -> Result<(), NotListening> {
+        self.commands.try_send(command).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                NotListening::Unavailable("too many reports and listeners wait at the leader")
+            }
+            mpsc::error::TrySendError::Closed(_) => {
+                NotListening::Unavailable("the node is stopping")
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

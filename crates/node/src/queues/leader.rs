@@ -1,0 +1,299 @@
+//! The task that drives the dispatcher of a shard, for as long as this node leads in a term.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use meridian_queue::{Action, Dispatcher, Event, Lane, MessageKey, Moment, SessionId};
+use meridian_storage::{ShardState, or_fatal};
+use meridian_types::{DatabaseId, NodeId};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::feed::{Feed, Overrun};
+use super::reports::Reports;
+use super::settling::settle;
+use super::{Command, Handout, NotListening, Notice, QueueParts, place};
+use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
+
+impl QueueParts {
+    /// The shard's time: what is due by it is handed out.
+    pub(super) fn time_ms(&self) -> u64 {
+        self.shown.state.time_ms().max(self.proposer.time_ms(self.time.now()))
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.time.now(), time_ms: self.time_ms() }
+    }
+}
+
+pub(super) struct Leader {
+    parts: Arc<QueueParts>,
+    commands: mpsc::Receiver<Command>,
+    notices: mpsc::UnboundedReceiver<Notice>,
+}
+
+impl Leader {
+    pub(super) fn new(
+        parts: Arc<QueueParts>,
+        commands: mpsc::Receiver<Command>,
+        notices: mpsc::UnboundedReceiver<Notice>,
+    ) -> Self {
+        Self { parts, commands, notices }
+    }
+
+    pub(super) async fn run(mut self) {
+        while self.lead_or_wait().await.is_some() {}
+    }
+
+    /// `None`: the shard is no more this node's to vote in.
+    async fn lead_or_wait(&mut self) -> Option<()> {
+        let group = self.parts.shown.group.clone();
+        match group.leadership() {
+            Ok(leadership) => {
+                let led = leader_term::lead(&group, leadership.term, self).await;
+                (led != Led::Closed).then_some(())
+            }
+            Err(not_leading) => {
+                tokio::select! {
+                    biased;
+                    () = group.leadership_changed(None) => Some(()),
+                    declined = self.decline_one(not_leading.leader) => declined,
+                }
+            }
+        }
+    }
+
+    /// `None`: no handle is left to send commands. May be dropped at any await.
+    async fn decline_one(&mut self, leader: Option<NodeId>) -> Option<()> {
+        tokio::select! {
+            command = self.commands.recv() => decline(command?, leader),
+            // Of a session that ended with its term.
+            Some(_) = self.notices.recv() => {}
+        }
+        Some(())
+    }
+}
+
+fn decline(command: Command, leader: Option<NodeId>) {
+    let not_leader = NotListening::NotLeader(leader);
+    // A caller that has left wants no answer.
+    match command {
+        Command::Open { begun, .. } => drop(begun.send(Err(not_leader))),
+        Command::Report { answers, .. } => drop(answers.send(Err(not_leader))),
+    }
+}
+
+impl LeaderTask for Leader {
+    type End = ();
+    type Session<'a> = Term<'a>;
+
+    async fn before_first_entry(&mut self) -> Option<()> {
+        self.decline_one(None).await
+    }
+
+    fn begin(&mut self, term: u64) -> Term<'_> {
+        let feed = Feed::subscribe(&self.parts.shown.state);
+        // Changes that are applied between are told, too: a message that is taken for an old one
+        // waits a little longer.
+        let began = self.parts.shown.state.position();
+        Term {
+            term,
+            dispatcher: Dispatcher::new(self.parts.moment(), began),
+            feed,
+            outboxes: HashMap::new(),
+            reports: Reports::default(),
+            jobs: JoinSet::new(),
+            leader: self,
+        }
+    }
+}
+
+/// The result of work by another thread or task.
+pub(super) enum Done {
+    Read { database: DatabaseId, rows: Vec<MessageKey>, next: Option<MessageKey> },
+    Checked { database: DatabaseId, gone: Vec<MessageKey> },
+    Settled { database: DatabaseId, lane: Lane },
+}
+
+pub(super) enum Input {
+    Applied(Result<Vec<meridian_queue::RowChange>, Overrun>),
+    Command(Command),
+    Notice(Notice),
+    Done(Done),
+    Woken,
+}
+
+/// A leader's knowledge of its queues in one term. When it is dropped, its sessions end.
+pub(super) struct Term<'a> {
+    leader: &'a mut Leader,
+    term: u64,
+    dispatcher: Dispatcher,
+    feed: Feed,
+    outboxes: HashMap<SessionId, mpsc::Sender<Handout>>,
+    reports: Reports,
+    jobs: JoinSet<Done>,
+}
+
+impl TermSession for Term<'_> {
+    type Event = Input;
+    type End = ();
+
+    async fn next(&mut self) -> Option<Input> {
+        let Self { leader, dispatcher, feed, jobs, .. } = self;
+        let Leader { parts, commands, notices } = &mut **leader;
+        let wakes = dispatcher.wake_at().map(|at| at.saturating_sub(parts.time.now()));
+        Some(tokio::select! {
+            changes = feed.next() => Input::Applied(changes),
+            command = commands.recv() => Input::Command(command?),
+            Some(notice) = notices.recv() => Input::Notice(notice),
+            // A job that panicked has ended the process; a job that is cut off ends with the node.
+            Some(Ok(done)) = jobs.join_next(), if !jobs.is_empty() => Input::Done(done),
+            () = tokio::time::sleep(wakes.unwrap_or_default()), if wakes.is_some() => Input::Woken,
+        })
+    }
+
+    async fn handle(&mut self, input: Input) -> ControlFlow<()> {
+        match self.take(input) {
+            Ok(()) => ControlFlow::Continue(()),
+            // As a new leader would: listeners say what they hold.
+            Err(Overrun) => {
+                tracing::warn!(
+                    group = %self.leader.parts.shown.group.id(),
+                    "the queues did not keep up with what is applied, and begin anew"
+                );
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn leave(&mut self) {}
+}
+
+impl Term<'_> {
+    fn take(&mut self, input: Input) -> Result<(), Overrun> {
+        match input {
+            Input::Applied(changes) => self.step(Event::Applied(changes?)),
+            Input::Command(command) => self.command(command),
+            Input::Notice(Notice::Gone { database, key }) => {
+                self.step(Event::Gone { database, keys: vec![key] });
+            }
+            Input::Notice(Notice::Closed { database, listener, session }) => {
+                self.outboxes.remove(&session);
+                self.step(Event::Closed { database, listener, session });
+            }
+            Input::Done(done) => self.done(done)?,
+            Input::Woken => self.step(Event::Tick),
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Open { opening, outbox, begun } => {
+                // A caller that has left has no session. A caller that leaves later says so.
+                if begun.send(Ok(self.term)).is_ok() {
+                    self.outboxes.insert(opening.session, outbox);
+                    self.step(Event::Opened(opening));
+                }
+            }
+            Command::Report { database, listener, reports, answers } => {
+                let reports = self.reports.begin(reports, answers);
+                if !reports.is_empty() {
+                    self.step(Event::Reported { database, listener, reports });
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) -> Result<(), Overrun> {
+        match done {
+            Done::Read { database, rows, next } => {
+                self.step(Event::Read { database, rows, next });
+            }
+            Done::Checked { database, gone } => self.step(Event::Gone { database, keys: gone }),
+            Done::Settled { database, lane } => {
+                // Log readers are called before a proposer knows that its batch is applied.
+                let changes = self.feed.present()?;
+                self.step(Event::Applied(changes));
+                self.step(Event::Settled { database, lane });
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, event: Event) {
+        let moment = self.leader.parts.moment();
+        for action in self.dispatcher.step(moment, event) {
+            self.carry_out(moment, action);
+        }
+    }
+
+    fn carry_out(&mut self, moment: Moment, action: Action) {
+        match action {
+            Action::Read { database, from, limit } => {
+                self.look(move |state| read(state, database, from, limit));
+            }
+            Action::Check { database, keys } => {
+                self.look(move |state| check(state, database, keys));
+            }
+            Action::Deliver { session, key, until } => {
+                let lease = until.map(|until| until.saturating_sub(moment.now));
+                self.tell(session, Handout::Deliver { key, lease });
+            }
+            Action::Release { session, key } => self.tell(session, Handout::Release(key)),
+            Action::Refuse { session, reason } => {
+                self.tell(session, Handout::End(reason));
+                self.outboxes.remove(&session);
+            }
+            Action::Settle { database, lane, settlements } => {
+                let settling = settle(Arc::clone(&self.leader.parts), database, settlements);
+                self.jobs.spawn(async move {
+                    settling.await;
+                    Done::Settled { database, lane }
+                });
+            }
+            Action::Answer { ticket, answer } => self.reports.answered(ticket, answer),
+        }
+    }
+
+    fn look(&mut self, look: impl FnOnce(&ShardState) -> Done + Send + 'static) {
+        let shown = Arc::clone(&self.leader.parts.shown);
+        self.jobs.spawn(async move {
+            let state = Arc::clone(&shown.state);
+            match shown.reads.little(move || look(&state)).await {
+                Some(done) => done,
+                // The runtime ends, and all tasks with it.
+                None => std::future::pending().await,
+            }
+        });
+    }
+
+    /// A session that takes nothing is ended: it finds the end of its inbox, and says that it is
+    /// closed.
+    fn tell(&mut self, session: SessionId, handout: Handout) {
+        if self.outboxes.get(&session).is_some_and(|outbox| outbox.try_send(handout).is_err()) {
+            self.outboxes.remove(&session);
+        }
+    }
+}
+
+/// The bytes that a read of keys may have in memory.
+const READ_BYTES: usize = 1 << 20;
+
+/// The rows of a database from `from` on.
+fn read(state: &ShardState, database: DatabaseId, from: MessageKey, limit: usize) -> Done {
+    let after = place::before(from).map(|key| (key.due_ms, key.id));
+    let found = or_fatal(state.messages_due(database, after, u64::MAX, limit, READ_BYTES));
+    let rows: Vec<MessageKey> =
+        found.iter().map(|row| MessageKey { due_ms: row.due_ms, id: row.id }).collect();
+    // It ended there, or before the end for want of room.
+    let next = rows.last().copied().and_then(place::behind);
+    Done::Read { database, rows, next }
+}
+
+/// Which of these have no row.
+fn check(state: &ShardState, database: DatabaseId, mut keys: Vec<MessageKey>) -> Done {
+    keys.retain(|key| or_fatal(state.message(database, key.due_ms, key.id)).is_none());
+    Done::Checked { database, gone: keys }
+}

@@ -1,0 +1,262 @@
+//! The queues of a group of one: from the log to listeners, and back.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use meridian_config::DEV_DEFAULT_DATABASE;
+use meridian_consensus::Peers;
+use meridian_failover::Lease;
+use meridian_gateway::new_request_id;
+use meridian_queue::Report;
+use meridian_storage::{Engine, GroupId, MemoryEngine};
+use meridian_types::{Enqueue, Epoch, ReadRange, ShardId, Transaction, WriteOutcome};
+
+use super::*;
+use crate::shard::voter::Voter;
+use crate::testing::{OnlyVoter, until};
+use crate::write::proposer::WriteRequest;
+
+const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+const DATABASE: DatabaseId = DEV_DEFAULT_DATABASE;
+
+type Parts = BoxStream<'static, Result<Part, NotListening>>;
+
+struct Alone {
+    only: OnlyVoter,
+    voter: Arc<Voter>,
+}
+
+impl Alone {
+    /// It leads, and holds a lease of the directory's.
+    async fn start() -> Self {
+        let alone = Self::start_following().await;
+        let peers: Arc<dyn Peers> = alone.only.peers.clone();
+        alone.voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, true).await.unwrap();
+        drop(alone.listening(Listener { credits: 0, ..listener(200) }).await);
+        alone
+    }
+
+    async fn start_following() -> Self {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let only = OnlyVoter::start(&engine, GROUP).await;
+        let lease =
+            Lease { ttl: Duration::from_secs(3600), shards: vec![(GROUP.shard, GROUP.epoch)] };
+        only.directory.renewed(only.directory.now(), &lease);
+        let voter = Arc::clone(&only.voter);
+        Self { only, voter }
+    }
+
+    /// A session that has begun.
+    async fn listening(&self, listener: Listener) -> Parts {
+        let mut session = None;
+        until("the queues are led here", async || {
+            session = self.voter.queues().listen(listener.clone()).await.ok();
+            session.is_some()
+        })
+        .await;
+        session.unwrap().into_parts().boxed()
+    }
+
+    async fn enqueue(&self, enqueue: Enqueue) {
+        let mut committed = false;
+        until("it is enqueued", async || {
+            let enqueues = vec![enqueue.clone()];
+            let transaction = Transaction { enqueues, ..Transaction::default() };
+            let (database, request_id) = (DATABASE, new_request_id());
+            let request = WriteRequest { database, request_id, transaction, retry: false };
+            let reply = self.voter.write_when_led(request, None, Duration::MAX).await;
+            committed |= matches!(reply.outcome(), Some(WriteOutcome::Committed(_)));
+            committed
+        })
+        .await;
+    }
+
+    async fn report(&self, number: u8, key: MessageKey, report: Report) -> Vec<Answer> {
+        let reports = vec![(key, report)];
+        self.voter.queues().report(DATABASE, ListenerId([number; 16]), reports).await.unwrap()
+    }
+
+    fn rows(&self) -> usize {
+        self.voter.state.messages_due(DATABASE, None, u64::MAX, 100, usize::MAX).unwrap().len()
+    }
+}
+
+fn listener(number: u8) -> Listener {
+    Listener {
+        database: DATABASE,
+        listener: ListenerId([number; 16]),
+        credits: 10,
+        lease: None,
+        held: Vec::new(),
+        resumed: false,
+    }
+}
+
+fn message(payload: &'static str) -> Enqueue {
+    Enqueue { payload: payload.into(), ..Enqueue::default() }
+}
+
+/// The next messages.
+async fn handed(parts: &mut Parts) -> Vec<Handed> {
+    loop {
+        match parts.next().await.expect("the session goes on") {
+            Ok(Part::Messages(messages)) => return messages.into_inner(),
+            Ok(Part::Alive | Part::Released(_)) => {}
+            Err(over) => panic!("{over:?}"),
+        }
+    }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// Why a session is over that hands out nothing more.
+async fn end(mut parts: Parts) -> NotListening {
+    let ending = async {
+        loop {
+            match parts.next().await.expect("the session says why it ends") {
+                Ok(Part::Alive) => {}
+                Ok(part) => panic!("{part:?}"),
+                Err(over) => return over,
+            }
+        }
+    };
+    tokio::time::timeout(LONG, ending).await.expect("the session ends")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_is_handed_out_and_gone_when_it_is_acknowledged() {
+    let alone = Alone::start().await;
+    let mut parts = alone.listening(listener(1)).await;
+    alone.enqueue(message("a")).await;
+    let messages = handed(&mut parts).await;
+    let [Handed { key, message, lease: None }] = &messages[..] else { panic!("{messages:?}") };
+    assert_eq!((&message.payload[..], message.attempts), (&b"a"[..], 0));
+    assert_eq!(alone.report(1, *key, Report::Done).await, [Answer::Done]);
+    assert_eq!(alone.rows(), 0);
+    assert_eq!(alone.report(1, *key, Report::Done).await, [Answer::Done], "as before");
+    let released = tokio::time::timeout(LONG, async {
+        // Once for each acknowledgement, all together or apart.
+        let is_told = |part: Part| matches!(part, Part::Released(keys) if keys.contains(key));
+        while !is_told(parts.next().await.unwrap().unwrap()) {}
+    });
+    released.await.expect("its gateway hears that it is not held any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_that_fails_comes_again_by_its_schedule_and_dies_into_its_keys() {
+    let alone = Alone::start().await;
+    let mut parts = alone.listening(listener(1)).await;
+    let keys_if_undelivered = vec![Bytes::from_static(b"dead")];
+    let backoff_ms = Some(vec![1]);
+    alone.enqueue(Enqueue { keys_if_undelivered, backoff_ms, ..message("a") }).await;
+    for attempts in [0, 1] {
+        let messages = handed(&mut parts).await;
+        assert_eq!(messages[0].message.attempts, attempts);
+        let failed = Report::Failed { retry_after: None };
+        assert_eq!(alone.report(1, messages[0].key, failed).await, [Answer::Done]);
+    }
+    let range = |start: &'static str, end: &'static str| ReadRange {
+        start: start.into(),
+        end: end.into(),
+        limit: 10,
+        reverse: false,
+    };
+    let view = alone.voter.read_strong(DATABASE, &[range("dead", "deae")]).await.unwrap();
+    assert_eq!(view.ranges[0][0].value.data, "a");
+    assert_eq!(alone.rows(), 0);
+}
+
+/// Each comes to 64 KiB, all together to more than one transaction may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_large_messages_may_fail_at_once() {
+    const MESSAGES: usize = 80;
+    let alone = Alone::start().await;
+    let mut parts = alone.listening(Listener { credits: 100, ..listener(1) }).await;
+    let large = || Enqueue { payload: vec![7; 64 << 10].into(), ..Enqueue::default() };
+    for _ in 0..MESSAGES {
+        alone.enqueue(large()).await;
+    }
+    let mut keys = Vec::new();
+    while keys.len() < MESSAGES {
+        let messages = handed(&mut parts).await;
+        assert!(messages.len() <= 2, "a part is bounded in bytes");
+        keys.extend(messages.into_iter().map(|handed| handed.key));
+    }
+    let retry_after = Some(Duration::ZERO);
+    let failed = keys.iter().map(|key| (*key, Report::Failed { retry_after })).collect();
+    let answers = alone.voter.queues().report(DATABASE, ListenerId([1; 16]), failed).await;
+    assert_eq!(answers, Ok(vec![Answer::Done; MESSAGES]));
+    let mut again = 0;
+    while again < MESSAGES {
+        let messages = handed(&mut parts).await;
+        assert!(messages.iter().all(|handed| handed.message.attempts == 1));
+        again += messages.len();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_handed_out_when_there_is_memory_for_them_and_count_until_they_have_left() {
+    let alone = Alone::start().await;
+    let reads = alone.voter.reads().clone();
+    let mut parts = alone.listening(listener(1)).await;
+    let all = reads.take_for_messages(4 << 20).await;
+    alone.enqueue(message("a")).await;
+    for _ in 0..2 {
+        assert_eq!(parts.next().await, Some(Ok(Part::Alive)));
+    }
+    drop(all);
+    let messages = handed(&mut parts).await;
+    assert!((1..4096).contains(&reads.used_for_messages()));
+    drop(messages);
+    assert_eq!(reads.used_for_messages(), 0);
+}
+
+/// The node leads its group still; the message is read, and does not leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_handed_out_under_an_epoch_that_is_sealed() {
+    let alone = Alone::start().await;
+    alone.enqueue(message("a")).await;
+    alone.only.directory.seal(GROUP.shard, GROUP.epoch);
+    let parts = alone.listening(listener(1)).await;
+    assert_eq!(end(parts).await, NotListening::NotLeader(None));
+    assert!(alone.voter.group.leadership().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_that_ends_gives_its_messages_to_another_after_the_grace() {
+    let alone = Alone::start().await;
+    let mut first = alone.listening(listener(1)).await;
+    alone.enqueue(message("a")).await;
+    let key = handed(&mut first).await[0].key;
+    let mut second = alone.listening(listener(2)).await;
+    drop(first);
+    let again = tokio::time::timeout(LONG, handed(&mut second)).await.unwrap();
+    assert_eq!((again[0].key.id, again[0].message.attempts), (key.id, 1));
+    assert_eq!(alone.report(1, key, Report::Failed { retry_after: None }).await, [Answer::Late]);
+    assert_eq!(alone.report(1, key, Report::Done).await, [Answer::Done], "late, and a success");
+    assert_eq!(alone.rows(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_that_did_not_reach_its_gateway_goes_out_again_and_costs_no_attempt() {
+    let alone = Alone::start().await;
+    let mut first = alone.listening(listener(1)).await;
+    alone.enqueue(message("a")).await;
+    handed(&mut first).await;
+    let mut resumed = alone.listening(Listener { resumed: true, ..listener(1) }).await;
+    let again = tokio::time::timeout(LONG, handed(&mut resumed)).await.unwrap();
+    assert_eq!(again[0].message.attempts, 0);
+    assert_eq!(end(first).await, NotListening::from(Refused::Replaced));
+}
+
+#[tokio::test]
+async fn node_that_does_not_lead_says_so() {
+    let alone = Alone::start_following().await;
+    let not_leader = NotListening::NotLeader(None);
+    let session = alone.voter.queues().listen(listener(1)).await;
+    assert_eq!(session.err(), Some(not_leader.clone()));
+    let report = alone.voter.queues().report(DATABASE, ListenerId([1; 16]), Vec::new()).await;
+    assert_eq!(report, Err(not_leader));
+}

@@ -1,0 +1,233 @@
+//! Listeners of this gateway, from one leader of their shard to the next, and their reports.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports, Unavailable};
+use meridian_queue::{Answer, MessageKey};
+use meridian_types::{Epoch, NodeId, ShardId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Router, unavailable};
+use crate::host::clock::Clock;
+use crate::network::call_failure::Failed;
+use crate::queues::Listener;
+use crate::routing::nodes::{Nodes, ToldStream};
+use crate::routing::queue_calls::{Over, Told};
+use crate::time_budget::{ATTEMPT_TIMEOUT, LISTEN_PAUSE, LISTENING_SILENT};
+
+/// What a client has not taken, in parts.
+const HEARD: usize = 1;
+/// A client that takes what comes has taken a part by then.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+/// A listener that has polled says what its client holds for this much longer than the lease: the
+/// client may have had it lengthened.
+const KEPT_BEYOND_LEASE: Duration = Duration::from_secs(5 * 60);
+/// A leader that logs what was reported is waited for so long, then asked again.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One listener of this gateway, for as long as its client is there, and for as long as a client
+/// that polled holds messages.
+pub(super) struct Listening<N, C> {
+    router: Arc<Router<N, C>>,
+    listen: Listen,
+    /// Messages that its client may be at work on.
+    held: BTreeSet<MessageKey>,
+    /// Had a session before.
+    resumed: bool,
+    /// Its client takes nothing at present. Its sessions get no messages, and what lies in the
+    /// connection between nodes, which is shared, is taken all the same.
+    takes_nothing: bool,
+    /// Its client is to be told, when it takes something.
+    released: Vec<MessageKey>,
+    heard: mpsc::Sender<Heard>,
+}
+
+impl<N: Nodes, C: Clock> Listening<N, C> {
+    /// It ends when what is returned is dropped, or by [`Listened::enough`].
+    pub(super) fn start(router: &Arc<Router<N, C>>, listen: Listen) -> Listened {
+        let (heard, receiver) = mpsc::channel(HEARD);
+        let (enough, is_enough) = oneshot::channel();
+        let held = listen.held.iter().copied().collect();
+        let router = Arc::clone(router);
+        let (resumed, takes_nothing, released) = (false, false, Vec::new());
+        let listening = Self { router, listen, held, resumed, takes_nothing, released, heard };
+        tokio::spawn(listening.run(is_enough));
+        Listened { heard: receiver, enough }
+    }
+
+    async fn run(mut self, is_enough: oneshot::Receiver<Vec<MessageKey>>) {
+        let heard = self.heard.clone();
+        let kept = tokio::select! {
+            reason = self.sessions() => {
+                drop(heard.send(Heard::Ended(reason)).await);
+                return;
+            }
+            // A client that has left a poll got nothing.
+            kept = is_enough => kept.unwrap_or_default(),
+        };
+        if self.listen.lease.is_none() {
+            return;
+        }
+        // What is handed out at this moment, and is not kept, goes back: the next session takes the
+        // place of the one before, and does not name it.
+        self.held = kept.into_iter().collect();
+        self.listen.credits = 0;
+        self.resumed = true;
+        let until_released = self.listen.lease.unwrap_or_default() + KEPT_BEYOND_LEASE;
+        drop(tokio::time::timeout(until_released, self.sessions()).await);
+    }
+
+    /// One session after the other. Why there is no other.
+    async fn sessions(&mut self) -> String {
+        loop {
+            let shard = match self.router.shard(self.listen.database) {
+                Ok(shard) => shard,
+                Err(unavailable) => return unavailable.reason,
+            };
+            let mut asked = BTreeSet::new();
+            while let Some(node) = self.router.next_voter(shard.0, &mut asked) {
+                match self.session(node, shard).await {
+                    Over::Refused(reason) => return reason,
+                    Over::Failed(failed) => self.router.record(shard.0, node, Err(&failed)),
+                    Over::NotTaken => break,
+                }
+            }
+            tokio::time::sleep(LISTEN_PAUSE).await;
+        }
+    }
+
+    async fn session(&mut self, node: NodeId, shard: (ShardId, Epoch)) -> Over {
+        let (router, database) = (Arc::clone(&self.router), self.listen.database);
+        let moved = router.moved(database, shard, router.directory.watch());
+        tokio::pin!(moved);
+        let begun = router.nodes.listen(node, shard, self.listener());
+        let mut parts = match tokio::time::timeout(router.patience(node), begun).await {
+            Ok(Ok(parts)) => parts,
+            Ok(Err(over)) => return over,
+            Err(_) => return silent(),
+        };
+        self.resumed = true;
+        let now = router.clock.now();
+        router.record(shard.0, node, Ok(()));
+        router.leaders.answered(now, shard.0, node, node);
+        loop {
+            if self.listen.lease.is_some() && self.listen.credits == 0 && self.held.is_empty() {
+                return Over::Refused("it gets and holds nothing more".to_owned());
+            }
+            let waits =
+                (self.takes_nothing || !self.released.is_empty()) && !self.heard.is_closed();
+            let told = tokio::select! {
+                // First the news of this session, which the next one would have to tell again.
+                biased;
+                told = next(&mut parts) => told,
+                () = &mut moved => return Over::Failed(Failed::NotLeader(None)),
+                Ok(room) = self.heard.reserve(), if waits => {
+                    if !self.released.is_empty() {
+                        room.send(Heard::Released(std::mem::take(&mut self.released)));
+                    } else {
+                        // It is to get messages again, by another session.
+                        drop(room);
+                        self.takes_nothing = false;
+                        return Over::NotTaken;
+                    }
+                    continue;
+                }
+            };
+            match told {
+                Ok(Told::Alive) => {}
+                Ok(Told::Messages(messages)) => {
+                    if !self.pass_on(messages).await {
+                        return Over::NotTaken;
+                    }
+                }
+                Ok(Told::Released(keys)) => {
+                    keys.iter().for_each(|key| {
+                        self.held.remove(key);
+                    });
+                    self.released.extend(keys);
+                }
+                Err(over) => return over,
+            }
+        }
+    }
+
+    /// False where the client takes nothing: it has these messages not, and the next session does
+    /// not name them.
+    async fn pass_on(&mut self, messages: Vec<QueuedMessage>) -> bool {
+        let Ok(room) = tokio::time::timeout(TAKEN_WITHIN, self.heard.reserve()).await else {
+            self.takes_nothing = true;
+            return false;
+        };
+        // A client that has left ends the task where it is to end.
+        let Ok(room) = room else { return true };
+        self.held.extend(messages.iter().map(|message| message.key));
+        if self.listen.lease.is_some() {
+            // It gets so many in all, from whichever leader.
+            let got = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+            self.listen.credits = self.listen.credits.saturating_sub(got);
+        }
+        room.send(Heard::Messages(messages));
+        true
+    }
+
+    fn listener(&self) -> Listener {
+        let Listen { database, listener, lease, .. } = self.listen;
+        let credits = if self.takes_nothing { 0 } else { self.listen.credits };
+        let (held, resumed) = (self.held.iter().copied().collect(), self.resumed);
+        Listener { database, listener, credits, lease, held, resumed }
+    }
+}
+
+async fn next(parts: &mut ToldStream) -> Result<Told, Over> {
+    match tokio::time::timeout(LISTENING_SILENT, parts.next()).await {
+        Ok(Some(told)) => told,
+        Ok(None) => Err(Over::Failed(Failed::Unknown("the stream has ended".to_owned()))),
+        Err(_) => Err(silent()),
+    }
+}
+
+fn silent() -> Over {
+    Over::Failed(Failed::Unknown("the leader says nothing".to_owned()))
+}
+
+impl<N: Nodes, C: Clock> Router<N, C> {
+    /// The next voter to ask, in their present order.
+    fn next_voter(&self, shard: ShardId, asked: &mut BTreeSet<NodeId>) -> Option<NodeId> {
+        self.voters(shard).into_iter().find(|node| asked.insert(*node))
+    }
+
+    fn patience(&self, node: NodeId) -> Duration {
+        ATTEMPT_TIMEOUT + 2 * self.health.round_trip(node)
+    }
+
+    /// Asks until a leader has logged what is reported: to report it again does no harm.
+    pub(super) async fn reported(&self, reports: &Reports) -> Result<Vec<Answer>, Unavailable> {
+        let mut reason = "no voter is known".to_owned();
+        let asking = async {
+            loop {
+                let shard = self.shard(reports.database)?;
+                let mut asked = BTreeSet::new();
+                while let Some(node) = self.next_voter(shard.0, &mut asked) {
+                    let call = self.nodes.report(node, shard, reports);
+                    let within = REPORT_TIMEOUT + 2 * self.health.round_trip(node);
+                    let late = |_| Err(Failed::Unknown("no answer".to_owned()));
+                    match tokio::time::timeout(within, call).await.unwrap_or_else(late) {
+                        Ok(answers) => return Ok(answers),
+                        Err(failed) => {
+                            self.record(shard.0, node, Err(&failed));
+                            reason = format!("{failed:?}");
+                        }
+                    }
+                }
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+        };
+        let answered = tokio::time::timeout(self.deadline, asking).await;
+        answered.unwrap_or_else(|_| {
+            Err(unavailable(format!("what was reported is not known to be logged: {reason}")))
+        })
+    }
+}

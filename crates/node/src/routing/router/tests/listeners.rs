@@ -1,0 +1,65 @@
+//! Listeners: what their sessions are asked for, and what their clients hear.
+
+use meridian_gateway::{Heard, QueuedMessage};
+use meridian_queue::{ListenerId, MessageKey};
+use meridian_types::{MessageId, Versionstamp};
+
+use super::*;
+use crate::queues::Listener;
+use crate::routing::queue_calls::Told;
+use crate::testing::until;
+use world::{ToldOne, Voters, gateway};
+
+fn listen() -> Listen {
+    let (database, listener) = (DEV_DEFAULT_DATABASE, ListenerId([7; 16]));
+    Listen { database, listener, credits: 10, lease: None, held: Vec::new() }
+}
+
+fn key(due_ms: u64) -> MessageKey {
+    MessageKey { due_ms, id: MessageId { enqueued: Versionstamp([5; 10]), index: 0 } }
+}
+
+fn message(due_ms: u64) -> QueuedMessage {
+    let payload = bytes::Bytes::from_static(b"\xff\x0f0");
+    QueuedMessage { key: key(due_ms), attempt: 1, payload, enqueued_ms: 3, lease: None }
+}
+
+/// The session of this number, once it has begun, and what tells it.
+async fn session(
+    voters: &Voters,
+    number: usize,
+) -> (Listener, futures::channel::mpsc::UnboundedSender<ToldOne>) {
+    let mut found = None;
+    until("the session begins", async || {
+        found = voters.sessions.lock().get(number).cloned();
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+/// What lies in the connection between nodes would hold up the messages of all other listeners.
+#[tokio::test]
+async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_takes_again() {
+    let (_, voters, router) = gateway(None, Duration::ZERO);
+    let Listened { mut heard, enough } = router.listen(listen());
+    let (asked, tell) = session(&voters, 0).await;
+    assert_eq!((asked.credits, asked.resumed, asked.held), (10, false, vec![]));
+    for number in [1, 2] {
+        tell.unbounded_send(Ok(Told::Messages(vec![message(number)]))).unwrap();
+    }
+    let (asked, tell) = session(&voters, 1).await;
+    // The second message never reached it, and goes to another.
+    assert_eq!((asked.credits, asked.resumed, asked.held), (0, true, vec![key(1)]));
+    tell.unbounded_send(Ok(Told::Released(vec![key(1)]))).unwrap();
+    assert_eq!(heard.recv().await, Some(Heard::Messages(vec![message(1)])));
+    assert_eq!(heard.recv().await, Some(Heard::Released(vec![key(1)])));
+    let (asked, tell) = session(&voters, 2).await;
+    assert_eq!((asked.credits, asked.resumed, asked.held), (10, true, vec![]));
+    for number in [3, 4] {
+        tell.unbounded_send(Ok(Told::Messages(vec![message(number)]))).unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::Messages(vec![message(number)])));
+    }
+    assert_eq!(voters.sessions.lock().len(), 3);
+    drop(enough);
+}

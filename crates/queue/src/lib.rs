@@ -1,0 +1,47 @@
+//! Which listener gets which message when: pure.
+//!
+//! [`Dispatcher`] does so for the leader of one shard, in one term. Messages are rows of the shard's
+//! state; the dispatcher knows a bounded number of their keys, and leases them to listeners. The
+//! node drives it: it tells what was applied, read, opened and reported, and carries out what the
+//! dispatcher asks for.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `event` | what the dispatcher is told and asks for |
+//! | `dispatcher` | all databases of a shard |
+//! | `queue` | one database |
+//! | `window` | the keys that are known of a database's messages |
+//! | `leases` | which listener holds which message, and until when |
+//! | `moved` | where messages are by now whose delivery failed |
+//! | `listeners` | the listeners of a database, and their turns |
+//!
+//! Invariants:
+//! - A message has one lease at most, and is handed out under it alone.
+//! - Messages of a database are handed out by due time, then in the order of commits.
+//! - A message whose delivery was settled is not handed out again in the same term.
+//! - An attempt is counted where a listener says that it failed, or where its lease ran out; never
+//!   because another node leads.
+//! - Memory is bounded whatever is stored: [`WINDOW`] keys and [`MAX_LEASES`] leases a database,
+//!   [`MAX_LEASES_IN_ALL`] leases a shard.
+//!
+//! Absent on purpose: tokio, storage, the wire format, clocks and payloads. A lease lives in memory
+//! alone: a leader that is lost takes its leases along, and listeners tell the next one what they
+//! hold.
+
+mod dispatcher;
+mod event;
+mod leases;
+mod listeners;
+mod moved;
+mod queue;
+mod window;
+
+pub use dispatcher::{Dispatcher, MAX_LEASES_IN_ALL, MAX_LISTENERS_IN_ALL};
+pub use event::{
+    Action, Answer, Event, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, Report,
+    RowChange, SessionId, Ticket,
+};
+pub use leases::{GRACE, MAX_LEASES};
+pub use listeners::{MAX_CREDITS, MAX_LISTENERS};
+pub use queue::{HOLD, MAX_SETTLEMENTS};
+pub use window::WINDOW;

@@ -1,0 +1,41 @@
+//! The dispatcher as its driver sees it: rule by rule, and over random events.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
+mod random;
+mod rng;
+mod scenarios;
+mod world;
+
+use std::time::Duration;
+
+use meridian_queue::{ListenerId, MessageKey, Opening, SessionId};
+use meridian_types::{DatabaseId, Epoch, MessageId, Position, Versionstamp};
+
+const DATABASE: DatabaseId = DatabaseId([1; 16]);
+const OTHER: DatabaseId = DatabaseId([2; 16]);
+
+fn key(due_ms: u64, sequence: u64) -> MessageKey {
+    let enqueued = Versionstamp::new(Position::new(Epoch::FIRST, sequence), 0);
+    MessageKey { due_ms, id: MessageId { enqueued, index: 0 } }
+}
+
+fn listener(number: u8) -> ListenerId {
+    ListenerId([number; 16])
+}
+
+fn opening(database: DatabaseId, number: u8, session: u64, credits: u32) -> Opening {
+    Opening {
+        database,
+        listener: listener(number),
+        session: SessionId(session),
+        credits,
+        lease: None,
+        held: Vec::new(),
+        resumed: false,
+    }
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}

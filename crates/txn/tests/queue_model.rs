@@ -1,0 +1,388 @@
+//! Histories of enqueues and settlements, evaluated through an overlay whose batches are applied
+//! late, against a model in which every transaction takes effect at once and a message has one due
+//! time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test, also outside its #[test] functions"
+)]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId,
+    Mutation, MutationKind, Position, QueueEffect, QueueTotals, RequestId, Settlement, SumBounds,
+    Transaction, Value, ValueEncoding, Verdict, Versionstamp,
+};
+use proptest::collection::vec;
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, TestCaseError, any, prop_assert_eq, prop_oneof, proptest,
+};
+
+const DATABASES: u8 = 2;
+const KEYS: u8 = 3;
+
+/// The storage's part: applies effects blindly.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Applied {
+    keys: BTreeMap<(DatabaseId, Bytes), Stored>,
+    messages: BTreeMap<(DatabaseId, u64, MessageId), Message>,
+    dead: BTreeMap<(DatabaseId, u64), DeadLetter>,
+    totals: BTreeMap<DatabaseId, QueueTotals>,
+}
+
+impl Applied {
+    fn apply(&mut self, batch: &Batch) {
+        for (versionstamp, transaction) in batch.iter() {
+            let database = transaction.database;
+            for effect in transaction.effects.clone() {
+                match effect {
+                    Effect::Put { key, value, .. } => {
+                        self.keys.insert((database, key), Stored { versionstamp, value });
+                    }
+                    Effect::Queue(QueueEffect::PutMessage { id, due_ms, message }) => {
+                        self.messages.insert((database, due_ms, id), message);
+                    }
+                    Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
+                        self.messages.remove(&(database, due_ms, id));
+                    }
+                    Effect::Queue(QueueEffect::PutDeadLetter { number, letter }) => {
+                        self.dead.insert((database, number), letter);
+                    }
+                    Effect::Queue(QueueEffect::DeleteDeadLetter { number }) => {
+                        self.dead.remove(&(database, number));
+                    }
+                    Effect::Queue(QueueEffect::PutTotals(totals)) => {
+                        self.totals.insert(database, totals);
+                    }
+                    Effect::Delete { .. } | Effect::Unindex { .. } | Effect::DropDatabase => {
+                        panic!("nothing here deletes: {effect:?}")
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl View for Applied {
+    type Error = Infallible;
+
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Infallible> {
+        Ok(self.keys.get(&(database, Bytes::copy_from_slice(key))).cloned())
+    }
+
+    fn message(
+        &self,
+        database: DatabaseId,
+        due_ms: u64,
+        id: MessageId,
+    ) -> Result<Option<Message>, Infallible> {
+        Ok(self.messages.get(&(database, due_ms, id)).cloned())
+    }
+
+    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, Infallible> {
+        Ok(self.totals.get(&database).copied().unwrap_or_default())
+    }
+
+    fn dead_letter_died_ms(
+        &self,
+        database: DatabaseId,
+        number: u64,
+    ) -> Result<Option<u64>, Infallible> {
+        Ok(self.dead.get(&(database, number)).map(|letter| letter.died_ms))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Write {
+    database: u8,
+    /// Due in how long, keys if undelivered, and the schedule.
+    enqueues: Vec<(i64, Vec<u8>, Vec<u32>)>,
+    /// Which message (of all that ever were), whether it is named with another due time than it
+    /// has, and the verdict, whose time is relative.
+    settlements: Vec<(usize, bool, Verdict)>,
+    /// Ends in a mutation that cannot be carried out.
+    fails: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(Write),
+    Propose,
+    Apply,
+    Wait(u64),
+    LoseLeadership,
+}
+
+/// A message has one place, and a database a list of its dead.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Model {
+    messages: BTreeMap<(DatabaseId, MessageId), (u64, Message)>,
+    dead: BTreeMap<DatabaseId, Vec<DeadLetter>>,
+    keys: BTreeMap<(DatabaseId, Bytes), Bytes>,
+}
+
+fn database(number: u8) -> DatabaseId {
+    DatabaseId([number; 16])
+}
+
+fn key(number: u8) -> Bytes {
+    Bytes::copy_from_slice(&[0x15, number])
+}
+
+fn relative(verdict: Verdict, now_ms: u64) -> Verdict {
+    match verdict {
+        Verdict::Failed { retry_at_ms } => {
+            Verdict::Failed { retry_at_ms: now_ms + retry_at_ms - 5 }
+        }
+        Verdict::Rescheduled { due_ms } => Verdict::Rescheduled { due_ms: now_ms + due_ms - 5 },
+        other => other,
+    }
+}
+
+impl Model {
+    fn settle(&mut self, database: DatabaseId, settlement: &Settlement, now_ms: u64) {
+        let at = (database, settlement.id);
+        let Some((due_ms, mut message)) = self.messages.remove(&at) else { return };
+        if due_ms != settlement.due_ms {
+            self.messages.insert(at, (due_ms, message));
+            return;
+        }
+        match settlement.verdict {
+            Verdict::Delivered | Verdict::Cancelled => {}
+            Verdict::Rescheduled { due_ms } => {
+                self.messages.insert(at, (due_ms.max(now_ms), message));
+            }
+            Verdict::Failed { retry_at_ms } => {
+                message.attempts += 1;
+                if !message.backoff_ms.is_empty() {
+                    message.backoff_ms.remove(0);
+                    self.messages.insert(at, (retry_at_ms.max(now_ms), message));
+                } else if message.keys_if_undelivered.is_empty() {
+                    self.dead.entry(database).or_default().push(DeadLetter {
+                        id: settlement.id,
+                        payload: message.payload,
+                        attempts: message.attempts,
+                        enqueued_ms: message.enqueued_ms,
+                        died_ms: now_ms,
+                    });
+                } else {
+                    for key in message.keys_if_undelivered {
+                        self.keys.insert((database, key), message.payload.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    fn enqueue(&mut self, database: DatabaseId, id: MessageId, enqueue: &Enqueue, now_ms: u64) {
+        let message = Message {
+            payload: enqueue.payload.clone(),
+            keys_if_undelivered: enqueue.keys_if_undelivered.clone(),
+            backoff_ms: enqueue.backoff_ms.clone().unwrap(),
+            attempts: 0,
+            enqueued_ms: now_ms,
+        };
+        self.messages.insert((database, id), (enqueue.due_ms.max(now_ms), message));
+    }
+}
+
+/// The proposer: its overlay, the batch it fills, and those in flight.
+struct Proposer {
+    applied: Applied,
+    overlay: Overlay,
+    filling: Batch,
+    in_flight: Vec<(Batch, Model)>,
+    now_ms: u64,
+    model: Model,
+    applied_model: Model,
+    /// All that ever were, with a due time that each had.
+    known: Vec<(MessageId, u64)>,
+}
+
+fn batch(position: Position) -> Batch {
+    Batch { position, time_ms: 0, transactions: vec![] }
+}
+
+impl Proposer {
+    fn new() -> Self {
+        Self {
+            applied: Applied::default(),
+            overlay: Overlay::new(),
+            filling: batch(Position::ZERO.next()),
+            in_flight: vec![],
+            now_ms: 1000,
+            model: Model::default(),
+            applied_model: Model::default(),
+            known: vec![],
+        }
+    }
+
+    fn transaction(&self, write: &Write) -> Transaction {
+        let enqueues =
+            write.enqueues.iter().enumerate().map(|(index, (due_in, keys, backoff))| Enqueue {
+                payload: Bytes::from(format!("payload {index} of {}", self.known.len())),
+                due_ms: self.now_ms.saturating_add_signed(*due_in),
+                keys_if_undelivered: keys.iter().map(|number| key(*number)).collect(),
+                backoff_ms: Some(backoff.clone()),
+            });
+        let settlements = write.settlements.iter().filter_map(|(which, other, verdict)| {
+            let (id, once_due_ms) =
+                *self.known.get(which.checked_rem(self.known.len()).unwrap_or(0))?;
+            let present = self.model.messages.get(&(database(write.database), id));
+            let due_ms = match present {
+                Some((due_ms, _)) if !other => *due_ms,
+                _ => once_due_ms,
+            };
+            Some(Settlement { id, due_ms, verdict: relative(*verdict, self.now_ms) })
+        });
+        let one = Value { encoding: ValueEncoding::Le64, data: vec![1, 0, 0, 0, 0, 0, 0].into() };
+        let sum = MutationKind::Sum { operand: one, bounds: SumBounds::default() };
+        let fails = Mutation { key: key(99), kind: sum, expire_at_ms: 0 };
+        Transaction {
+            mutations: write.fails.then_some(fails).into_iter().collect(),
+            enqueues: enqueues.collect(),
+            settlements: settlements.collect(),
+            ..Transaction::default()
+        }
+    }
+
+    fn write(&mut self, write: &Write) -> Result<(), TestCaseError> {
+        let database = database(write.database);
+        let order = self.filling.transactions.len().try_into().unwrap();
+        let stamp = Versionstamp::new(self.filling.position, order);
+        let transaction = self.transaction(write);
+        let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms: 0 };
+        let Ok(evaluation) = evaluate(&view, database, stamp, self.now_ms, &transaction);
+        if write.fails {
+            prop_assert_eq!(matches!(evaluation, Evaluation::Rejected(_)), true);
+            return Ok(());
+        }
+        let Evaluation::Commit(effects) = evaluation else {
+            return Err(TestCaseError::fail(format!("{evaluation:?}")));
+        };
+        for settlement in &transaction.settlements {
+            self.model.settle(database, settlement, self.now_ms);
+        }
+        for (index, enqueue) in (0..).zip(&transaction.enqueues) {
+            let id = MessageId { enqueued: stamp, index };
+            self.model.enqueue(database, id, enqueue, self.now_ms);
+            self.known.push((id, enqueue.due_ms.max(self.now_ms)));
+        }
+        self.overlay.push(stamp, database, &effects);
+        let request_id = RequestId([0; 16]);
+        let committed = CommittedTransaction { request_id, database, effects, refusal: None };
+        self.filling.transactions.push(committed);
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Write(write) => self.write(write)?,
+            Step::Propose => {
+                let next = batch(self.filling.position.next());
+                let proposed = std::mem::replace(&mut self.filling, next);
+                self.in_flight.push((proposed, self.model.clone()));
+            }
+            Step::Apply => self.apply_oldest(),
+            Step::Wait(duration_ms) => self.now_ms += duration_ms,
+            Step::LoseLeadership => {
+                self.overlay.clear();
+                self.in_flight.clear();
+                self.filling.transactions.clear();
+                self.model = self.applied_model.clone();
+            }
+        }
+        self.compare()
+    }
+
+    fn apply_oldest(&mut self) {
+        if !self.in_flight.is_empty() {
+            let (batch, model) = self.in_flight.remove(0);
+            self.applied.apply(&batch);
+            self.overlay.release(batch.position);
+            self.applied_model = model;
+        }
+    }
+
+    /// The next transaction sees the model, and the applied rows are the model of then.
+    fn compare(&self) -> Result<(), TestCaseError> {
+        let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms: 0 };
+        for (id, once_due_ms) in &self.known {
+            for number in 0..DATABASES {
+                let present = self.model.messages.get(&(database(number), *id));
+                for due_ms in present.map(|(due_ms, _)| *due_ms).into_iter().chain([*once_due_ms]) {
+                    let Ok(message) = view.message(database(number), due_ms, *id);
+                    let expected = present.filter(|(at, _)| *at == due_ms);
+                    prop_assert_eq!(message.as_ref(), expected.map(|(_, message)| message));
+                }
+            }
+        }
+        for database in (0..DATABASES).map(database) {
+            let Ok(totals) = view.queue_totals(database);
+            let messages = self.model.messages.keys().filter(|(of, _)| *of == database).count();
+            let dead = self.model.dead.get(&database).map_or(0, Vec::len);
+            prop_assert_eq!((totals.undelivered, totals.dead()), (messages as u64, dead as u64));
+            for key in (0..KEYS).map(key) {
+                let Ok(stored) = view.get(database, &key);
+                let expected = self.model.keys.get(&(database, key));
+                prop_assert_eq!(stored.as_ref().map(|stored| &stored.value.data), expected);
+            }
+        }
+        let rows: BTreeMap<_, _> = (self.applied.messages.iter())
+            .map(|((database, due_ms, id), message)| ((*database, *id), (*due_ms, message.clone())))
+            .collect();
+        prop_assert_eq!(rows.len(), self.applied.messages.len(), "a message with two rows");
+        prop_assert_eq!(&rows, &self.applied_model.messages);
+        let mut dead: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for ((database, _), letter) in &self.applied.dead {
+            dead.entry(*database).or_default().push(letter.clone());
+        }
+        prop_assert_eq!(&dead, &self.applied_model.dead);
+        Ok(())
+    }
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let enqueue = (-5_i64..30, vec(0..KEYS, 0..3), vec(any::<u32>(), 0..3));
+    let verdict = prop_oneof![
+        2 => Just(Verdict::Delivered),
+        5 => (0_u64..30).prop_map(|retry_at_ms| Verdict::Failed { retry_at_ms }),
+        1 => Just(Verdict::Cancelled),
+        2 => (0_u64..30).prop_map(|due_ms| Verdict::Rescheduled { due_ms }),
+    ];
+    let settlement = (any::<usize>(), prop_oneof![4 => Just(false), 1 => Just(true)], verdict);
+    let fails = prop_oneof![9 => Just(false), 1 => Just(true)];
+    (0..DATABASES, vec(enqueue, 0..3), vec(settlement, 0..5), fails).prop_map(
+        |(database, enqueues, settlements, fails)| Write { database, enqueues, settlements, fails },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => write().prop_map(Step::Write),
+        4 => Just(Step::Propose),
+        3 => Just(Step::Apply),
+        2 => (1_u64..20).prop_map(Step::Wait),
+        1 => Just(Step::LoseLeadership),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn messages_have_one_row_and_are_settled_once_however_late_batches_are_applied(
+        steps in vec(step(), 1..60),
+    ) {
+        let mut proposer = Proposer::new();
+        for step in &steps {
+            proposer.step(step)?;
+        }
+    }
+}
