@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meridian_types::{DatabaseId, Position};
 
-use crate::event::{Action, Event, Moment, Refused, RowChange};
+use crate::event::{Action, Event, Moment, Opening, Refused, RowChange};
 use crate::moved::Moved;
 use crate::queue::{Context, HOLD, Hold, Queue};
 
@@ -80,7 +80,7 @@ impl Dispatcher {
                 self.with(moment, database, actions, |queue, _| queue.read(&rows, next));
                 database
             }
-            Event::Opened(opening) if self.listeners >= MAX_LISTENERS_IN_ALL => {
+            Event::Opened(opening) if !self.has_room_for(&opening) => {
                 let (session, reason) = (opening.session, Refused::TooManyListeners);
                 actions.push(Action::Refuse { session, reason });
                 return Vec::new();
@@ -100,7 +100,13 @@ impl Dispatcher {
             }
             Event::Gone { database, keys } => {
                 self.with(moment, database, actions, |queue, context| {
-                    keys.into_iter().for_each(|key| queue.deleted(key, context));
+                    keys.into_iter().for_each(|key| queue.not_delivered(key, context));
+                });
+                database
+            }
+            Event::Checked { database, gone } => {
+                self.with(moment, database, actions, |queue, context| {
+                    queue.checked(&gone, context);
                 });
                 database
             }
@@ -120,6 +126,12 @@ impl Dispatcher {
             }
         };
         vec![database]
+    }
+
+    /// A listener that comes back takes its own place.
+    fn has_room_for(&self, Opening { database, listener, .. }: &Opening) -> bool {
+        let is_back = |entry: &Entry| entry.queue.has_listener(*listener);
+        self.listeners < MAX_LISTENERS_IN_ALL || self.queues.get(database).is_some_and(is_back)
     }
 
     /// A database without listeners so far has nothing that this could change: its first read is

@@ -103,10 +103,15 @@ pub enum Event {
         listener: ListenerId,
         session: SessionId,
     },
-    /// Messages that were to be delivered, or looked for, have no row any more.
+    /// Messages that were to be delivered have no row any more.
     Gone {
         database: DatabaseId,
         keys: Vec<MessageKey>,
+    },
+    /// The answer to [`Action::Check`]: of its rows these are not there. The others were.
+    Checked {
+        database: DatabaseId,
+        gone: Vec<MessageKey>,
     },
     Reported {
         database: DatabaseId,
@@ -182,8 +187,8 @@ pub enum Action {
         key: MessageKey,
         until: Option<Duration>,
     },
-    /// Look whether these have rows: listeners say that they hold them. Those that have none are
-    /// [`Event::Gone`].
+    /// Look whether these have rows: listeners say that they hold them. Answered by
+    /// [`Event::Checked`]; until then no others of that database are asked for.
     Check {
         database: DatabaseId,
         keys: Vec<MessageKey>,

@@ -21,8 +21,8 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 pub(crate) enum State {
-    /// While the session of its holder lives.
-    Live,
+    /// While the session of its holder lives, and until then at the least.
+    Live(Duration),
     Until(Duration),
     /// Its outcome is decided, and is being logged.
     Settling(Settling),
@@ -37,6 +37,29 @@ pub(crate) struct Settling {
     pub(crate) moved_to: Option<MessageKey>,
     /// The message failed by now, and then a listener said that it is done after all.
     pub(crate) done_after_all: Vec<Ticket>,
+}
+
+impl State {
+    /// While the session lives; or for a time, where that is said.
+    pub(crate) fn begun(now: Duration, lease: Option<Duration>) -> Self {
+        lease.map_or(Self::Live(Duration::ZERO), |lease| Self::Until(now + lease))
+    }
+
+    /// It ends no sooner than it would have, and no sooner than the other. A decided outcome stays.
+    pub(crate) fn lengthen(&mut self, other: &Self) {
+        let (Self::Live(end) | Self::Until(end)) = *self else { return };
+        let (Self::Live(other_end) | Self::Until(other_end)) = *other else { return };
+        let end = end.max(other_end);
+        let is_live = matches!(self, Self::Live(_)) || matches!(other, Self::Live(_));
+        *self = if is_live { Self::Live(end) } else { Self::Until(end) };
+    }
+
+    /// The session of its holder broke.
+    pub(crate) fn break_off(&mut self, now: Duration) {
+        if let Self::Live(at_least) = *self {
+            *self = Self::Until(at_least.max(now + GRACE));
+        }
+    }
 }
 
 /// Every change goes through here, so that the indexes agree with the leases.
@@ -62,7 +85,7 @@ impl Leases {
     pub(crate) fn settling(&mut self, id: MessageId) -> Option<&mut Settling> {
         match &mut self.all.get_mut(&id)?.state {
             State::Settling(settling) => Some(settling),
-            State::Live | State::Until(_) => None,
+            State::Live(_) | State::Until(_) => None,
         }
     }
 
@@ -99,20 +122,10 @@ impl Leases {
         Some(lease)
     }
 
-    pub(crate) fn set(&mut self, id: MessageId, state: State) {
-        if let Some(Lease { key, holder, .. }) = self.remove(id) {
+    pub(crate) fn change(&mut self, id: MessageId, change: impl FnOnce(&mut State)) {
+        if let Some(Lease { key, holder, mut state }) = self.remove(id) {
+            change(&mut state);
             self.insert(key, holder, state);
-        }
-    }
-
-    /// A lease ends no sooner than it would have.
-    pub(crate) fn lengthen(&mut self, id: MessageId, state: State) {
-        let is_shorter = |lease: &Lease| match (&lease.state, &state) {
-            (State::Until(before), State::Until(end)) => end <= before,
-            _ => false,
-        };
-        if !self.all.get(&id).is_some_and(is_shorter) {
-            self.set(id, state);
         }
     }
 

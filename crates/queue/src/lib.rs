@@ -10,6 +10,8 @@
 //! | `event` | what the dispatcher is told and asks for |
 //! | `dispatcher` | all databases of a shard |
 //! | `queue` | one database |
+//! | `reported` | the reports of its listeners, and what is logged of them |
+//! | `claims` | messages that listeners say they hold, until their rows are found |
 //! | `window` | the keys that are known of a database's messages |
 //! | `leases` | which listener holds which message, and until when |
 //! | `moved` | where messages are by now whose delivery failed |
@@ -17,6 +19,8 @@
 //!
 //! Invariants:
 //! - A message has one lease at most, and is handed out under it alone.
+//! - A lease is of a row that was there. A listener that claims a row that is gone holds nothing, and
+//!   keeps nothing from others.
 //! - Messages of a database are handed out by due time, then in the order of commits.
 //! - A message whose delivery was settled is not handed out again in the same term.
 //! - An attempt is counted where a listener says that it failed, or where its lease ran out; never
@@ -28,14 +32,17 @@
 //! alone: a leader that is lost takes its leases along, and listeners tell the next one what they
 //! hold.
 
+mod claims;
 mod dispatcher;
 mod event;
 mod leases;
 mod listeners;
 mod moved;
 mod queue;
+mod reported;
 mod window;
 
+pub use claims::MAX_CHECKED;
 pub use dispatcher::{Dispatcher, MAX_LEASES_IN_ALL, MAX_LISTENERS_IN_ALL};
 pub use event::{
     Action, Answer, Event, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, Report,
@@ -43,5 +50,6 @@ pub use event::{
 };
 pub use leases::{GRACE, MAX_LEASES};
 pub use listeners::{MAX_CREDITS, MAX_LISTENERS};
-pub use queue::{HOLD, MAX_SETTLEMENTS};
+pub use queue::HOLD;
+pub use reported::MAX_SETTLEMENTS;
 pub use window::WINDOW;

@@ -100,10 +100,14 @@ impl Listeners {
     /// And one less. A listener whose messages are leased for a time gets no other for it: it has
     /// asked for so many, and left.
     pub(crate) fn released(&mut self, listener: ListenerId) {
-        let Some(found) = self.all.get_mut(&listener) else { return };
-        if found.lease.is_some() {
-            return;
+        if self.all.get(&listener).is_some_and(|found| found.lease.is_none()) {
+            self.returned(listener);
         }
+    }
+
+    /// And one less that it never got.
+    pub(crate) fn returned(&mut self, listener: ListenerId) {
+        let Some(found) = self.all.get_mut(&listener) else { return };
         found.held = found.held.saturating_sub(1);
         if found.held < found.credits {
             self.credit += 1;

@@ -1,24 +1,24 @@
 //! The queue of one database: what is due, what is leased, and what is being logged.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_types::{DatabaseId, MessageId, Position};
 
+use crate::claims::{Claim, Claims};
 use crate::event::{
-    Action, Answer, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, Report,
-    SessionId, Ticket,
+    Action, Answer, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, SessionId,
+    Ticket,
 };
-use crate::leases::{GRACE, Lease, Leases, MAX_LEASES, Settling, State};
+use crate::leases::{Lease, Leases, MAX_LEASES, State};
 use crate::listeners::{Listeners, MAX_CREDITS, MAX_LISTENERS};
 use crate::moved::Moved;
+use crate::reported::Settlements;
 use crate::window::Window;
 
 /// How long a new leader waits for listeners to say what they hold, before it hands out messages
 /// that an earlier leader may have handed out.
 pub const HOLD: Duration = Duration::from_secs(3);
-/// Settlements that are logged at a time, at most.
-pub const MAX_SETTLEMENTS: usize = 500;
 /// Messages that are handed out at a time, at most; then it is the turn of other databases.
 const QUANTUM: usize = 64;
 /// Rows that are read at a time, at most.
@@ -54,27 +54,23 @@ impl Hold {
 }
 
 impl Context<'_> {
-    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+    pub(crate) fn answer(&mut self, ticket: Ticket, answer: Answer) {
         self.actions.push(Action::Answer { ticket, answer });
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    database: DatabaseId,
-    window: Window,
-    leases: Leases,
+    pub(crate) database: DatabaseId,
+    pub(crate) window: Window,
+    pub(crate) leases: Leases,
+    pub(crate) claims: Claims,
     listeners: Listeners,
-    deliveries: Settlements,
-    failures: Settlements,
-}
-
-/// Of one [`Lane`].
-#[derive(Debug, Default)]
-struct Settlements {
-    /// Messages whose outcome is decided and not yet being logged.
-    decided: VecDeque<MessageId>,
-    logging: Vec<MessageId>,
+    /// Rows without a lease that listeners say are done, and the reports that are answered when
+    /// that has committed. As many as the driver lets reports wait.
+    pub(crate) acked: BTreeMap<MessageKey, Vec<Ticket>>,
+    pub(crate) deliveries: Settlements,
+    pub(crate) failures: Settlements,
 }
 
 impl Queue {
@@ -83,14 +79,21 @@ impl Queue {
             database,
             window: Window::new(),
             leases: Leases::default(),
+            claims: Claims::default(),
             listeners: Listeners::default(),
+            acked: BTreeMap::new(),
             deliveries: Settlements::default(),
             failures: Settlements::default(),
         }
     }
 
+    /// Claims count: they may become leases.
     pub(crate) fn leases(&self) -> usize {
-        self.leases.len()
+        self.leases.len() + self.claims.len()
+    }
+
+    pub(crate) fn has_listener(&self, listener: ListenerId) -> bool {
+        self.listeners.get(listener).is_some()
     }
 
     pub(crate) fn listeners(&self) -> usize {
@@ -109,11 +112,23 @@ impl Queue {
         }
     }
 
-    /// Also: a message that was to be delivered has no row any more.
     pub(crate) fn deleted(&mut self, key: MessageKey, context: &mut Context<'_>) {
         self.window.delete(key);
+        self.unclaim(&key, context);
         if self.leases.has_row(&key) && self.leases.settling(key.id).is_none() {
             self.unlease(key.id, context);
+        }
+    }
+
+    /// A message that was to be delivered has no row any more.
+    pub(crate) fn not_delivered(&mut self, key: MessageKey, context: &mut Context<'_>) {
+        self.window.delete(key);
+        if self.leases.has_row(&key)
+            && self.leases.settling(key.id).is_none()
+            && let Some(lease) = self.leases.remove(key.id)
+        {
+            self.listeners.returned(lease.holder);
+            self.tell_released(lease.holder, key, context);
         }
     }
 
@@ -135,37 +150,55 @@ impl Queue {
             context.actions.push(Action::Refuse { session, reason });
             return;
         }
-        let held: BTreeMap<MessageId, MessageKey> =
-            opening.held.iter().take(MAX_CREDITS as usize).map(|key| (key.id, *key)).collect();
-        let own: Vec<MessageId> = self.leases.of(listener).collect();
-        let count = u32::try_from(own.len()).unwrap_or(u32::MAX);
+        let held: BTreeSet<MessageKey> =
+            opening.held.iter().take(MAX_CREDITS as usize).copied().collect();
+        let count = self.leases.of(listener).count() + self.claims.of(listener).len();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.listeners.open(listener, session, credits, lease, count);
-        let until = lease.map(|lease| context.moment.now + lease);
-        let state = || until.map_or(State::Live, State::Until);
-        for id in
-            own.into_iter().filter(|id| self.leases.settling(*id).is_none()).collect::<Vec<_>>()
-        {
-            if held.get(&id).is_some_and(|key| self.leases.has_row(key)) {
-                self.leases.lengthen(id, state());
+        let now = context.moment.now;
+        let state = || State::begun(now, lease);
+        self.resume(listener, &held, &state(), resumed, context);
+        for key in held {
+            if self.may_hold(&key, context) {
+                let claim = Claim { holder: listener, state: state(), extended: Vec::new() };
+                self.claim(key, claim, context);
+            } else if !self.leases.is_held(&key, listener) && !self.claims.is_held(&key, listener) {
+                context.actions.push(Action::Release { session, key });
+            }
+        }
+    }
+
+    /// Leases and claims of a listener from its sessions before: `held` goes on.
+    fn resume(
+        &mut self,
+        listener: ListenerId,
+        held: &BTreeSet<MessageKey>,
+        state: &State,
+        resumed: bool,
+        context: &mut Context<'_>,
+    ) {
+        for id in self.leases.of(listener).collect::<Vec<_>>() {
+            if self.leases.settling(id).is_some() {
+                continue;
+            } else if self.leases.get(id).is_some_and(|lease| held.contains(&lease.key)) {
+                self.leases.change(id, |before| before.lengthen(state));
             } else if resumed {
                 self.withdraw(id);
             } else {
                 self.settle(id, Outcome::Failed { retry_after: None }, Vec::new());
             }
         }
-        let mut claimed = Vec::new();
-        for key in held.into_values() {
-            if self.may_hold(&key, context) {
-                self.lease(key, listener, state());
-                claimed.push(key);
-            } else if !self.leases.is_held(&key, listener) {
-                context.actions.push(Action::Release { session, key });
+        for key in self.claims.of(listener) {
+            let Some(claim) = self.claims.get_mut(&key) else { continue };
+            if held.contains(&key) {
+                claim.state.lengthen(state);
+            } else if matches!(claim.state, State::Settling(_)) {
+                // It is reported already.
+            } else if resumed {
+                self.unclaim(&key, context);
+            } else {
+                claim.state = State::Until(context.moment.now);
             }
-        }
-        if !claimed.is_empty() {
-            // Its messages may have been settled before this term.
-            let database = self.database;
-            context.actions.push(Action::Check { database, keys: claimed });
         }
     }
 
@@ -175,137 +208,15 @@ impl Queue {
         }
         self.listeners.close(listener);
         for id in self.leases.of(listener).collect::<Vec<_>>() {
-            if matches!(self.leases.get(id), Some(Lease { state: State::Live, .. })) {
-                self.leases.set(id, State::Until(now + GRACE));
+            self.leases.change(id, |state| state.break_off(now));
+        }
+        for key in self.claims.of(listener) {
+            if let Some(claim) = self.claims.get_mut(&key) {
+                claim.state.break_off(now);
             }
         }
         if self.listeners.is_empty() {
             self.window.forget();
-        }
-    }
-
-    pub(crate) fn reported(
-        &mut self,
-        listener: ListenerId,
-        (ticket, key, report): (Ticket, MessageKey, Report),
-        context: &mut Context<'_>,
-    ) {
-        match report {
-            Report::Done => self.reported_done(listener, ticket, key, context),
-            Report::Failed { retry_after } => {
-                let outcome = Outcome::Failed { retry_after };
-                self.reported_failed(listener, ticket, key, outcome, context);
-            }
-            Report::Extended { by } => {
-                let end = context.moment.now + by;
-                let is_own = self.leases.is_held(&key, listener);
-                let answer = match self.leases.get(key.id).map(|lease| &lease.state) {
-                    Some(State::Live) if is_own => Answer::Done,
-                    Some(State::Until(_)) if is_own => {
-                        self.leases.lengthen(key.id, State::Until(end));
-                        Answer::Done
-                    }
-                    None if self.may_hold(&key, context) => {
-                        self.lease(key, listener, State::Until(end));
-                        let (database, keys) = (self.database, vec![key]);
-                        context.actions.push(Action::Check { database, keys });
-                        Answer::Done
-                    }
-                    _ => Answer::Late,
-                };
-                context.answer(ticket, answer);
-            }
-        }
-    }
-
-    /// It counts where it comes from the holder.
-    fn reported_failed(
-        &mut self,
-        listener: ListenerId,
-        ticket: Ticket,
-        key: MessageKey,
-        outcome: Outcome,
-        context: &mut Context<'_>,
-    ) {
-        let is_own = self.leases.is_held(&key, listener);
-        match self.leases.settling(key.id) {
-            // The same report again, or another about the same attempt.
-            Some(settling) if is_own && settling.outcome != Outcome::Delivered => {
-                settling.tickets.push(ticket);
-                return;
-            }
-            Some(_) => return context.answer(ticket, Answer::Late),
-            None => {}
-        }
-        if !is_own {
-            if !self.may_hold(&key, context) {
-                return context.answer(ticket, Answer::Late);
-            }
-            self.lease(key, listener, State::Live);
-        }
-        self.settle(key.id, outcome, vec![ticket]);
-    }
-
-    /// It counts whichever listener holds the message by now, and wherever its row is.
-    fn reported_done(
-        &mut self,
-        listener: ListenerId,
-        ticket: Ticket,
-        key: MessageKey,
-        context: &mut Context<'_>,
-    ) {
-        match self.leases.settling(key.id) {
-            Some(settling) => match settling.outcome {
-                Outcome::Delivered => settling.tickets.push(ticket),
-                Outcome::Failed { .. } => settling.done_after_all.push(ticket),
-            },
-            None => {
-                if self.leases.get(key.id).is_none() {
-                    let due_ms = context.moved.due_ms(key.id).unwrap_or(key.due_ms);
-                    self.lease(MessageKey { due_ms, id: key.id }, listener, State::Live);
-                }
-                self.settle(key.id, Outcome::Delivered, vec![ticket]);
-            }
-        }
-    }
-
-    /// Whether a listener may hold a message that has no lease here: a message that an earlier
-    /// leader handed out. A lease that ran out here has moved its message.
-    fn may_hold(&self, key: &MessageKey, context: &Context<'_>) -> bool {
-        self.leases.get(key.id).is_none()
-            && !context.moved.knows(key.id)
-            && self.leases.len() < MAX_LEASES
-    }
-
-    fn lane(&mut self, lane: Lane) -> &mut Settlements {
-        match lane {
-            Lane::Deliveries => &mut self.deliveries,
-            Lane::Failures => &mut self.failures,
-        }
-    }
-
-    pub(crate) fn settled(&mut self, lane: Lane, context: &mut Context<'_>) {
-        for id in std::mem::take(&mut self.lane(lane).logging) {
-            let Some(Lease { key, holder, state: State::Settling(settling) }) =
-                self.unlease(id, context)
-            else {
-                continue;
-            };
-            // Rows that were read before may have it yet.
-            self.window.delete(key);
-            settling.tickets.into_iter().for_each(|ticket| context.answer(ticket, Answer::Done));
-            let Some(moved) = settling.moved_to else {
-                let done = settling.done_after_all.into_iter();
-                done.for_each(|ticket| context.answer(ticket, Answer::Done));
-                continue;
-            };
-            context.moved.insert(moved);
-            if settling.done_after_all.is_empty() {
-                self.put(moved);
-                continue;
-            }
-            self.lease(moved, holder, State::Live);
-            self.settle(id, Outcome::Delivered, settling.done_after_all);
         }
     }
 
@@ -324,38 +235,31 @@ impl Queue {
                 context.actions.push(Action::Read { database: self.database, from, limit });
             }
         }
+        if let Some(keys) = self.claims.begin_check() {
+            context.actions.push(Action::Check { database: self.database, keys });
+        }
         for lane in [Lane::Deliveries, Lane::Failures] {
             self.log(lane, context);
         }
         self.alarm(context)
     }
 
-    fn log(&mut self, lane: Lane, context: &mut Context<'_>) {
-        let settlements = self.lane(lane);
-        if !settlements.logging.is_empty() || settlements.decided.is_empty() {
-            return;
-        }
-        let count = settlements.decided.len().min(MAX_SETTLEMENTS);
-        let logging: Vec<MessageId> = settlements.decided.drain(..count).collect();
-        let outcome = |id: &MessageId| match self.leases.get(*id)? {
-            Lease { key, state: State::Settling(settling), .. } => Some((*key, settling.outcome)),
-            Lease { .. } => None,
-        };
-        let settlements = logging.iter().filter_map(outcome).collect();
-        context.actions.push(Action::Settle { database: self.database, lane, settlements });
-        self.lane(lane).logging = logging;
-    }
-
     fn hand_out(&mut self, context: &mut Context<'_>) {
-        let room = context.room.min(MAX_LEASES.saturating_sub(self.leases.len())).min(QUANTUM);
+        let room = context.room.min(MAX_LEASES.saturating_sub(self.leases())).min(QUANTUM);
         let credit = usize::try_from(self.listeners.credit()).unwrap_or(usize::MAX);
         let time_ms = context.moment.time_ms;
         let free = self.next_free(context).take_while(|key| key.due_ms <= time_ms);
         let keys: Vec<MessageKey> = free.take(room.min(credit)).collect();
         for key in keys {
+            // A row that is known by two keys for once is handed out under the first.
+            if self.leases.get(key.id).is_some() {
+                continue;
+            }
             let Some((listener, session, lease)) = self.listeners.next() else { return };
             let until = lease.map(|lease| context.moment.now + lease);
-            self.lease(key, listener, until.map_or(State::Live, State::Until));
+            self.window.take(key);
+            self.leases.insert(key, listener, State::begun(context.moment.now, lease));
+            self.listeners.leased(listener);
             context.room -= 1;
             context.actions.push(Action::Deliver { session, key, until });
         }
@@ -363,10 +267,11 @@ impl Queue {
 
     /// The known messages that no listener holds, or may hold, in order.
     fn next_free(&self, context: &Context<'_>) -> impl Iterator<Item = MessageKey> {
-        let (leases, hold, now) = (&self.leases, context.hold, context.moment.now);
-        self.window
-            .known()
-            .filter(move |key| leases.get(key.id).is_none() && !hold.keeps_back(key, now))
+        let (hold, now) = (context.hold, context.moment.now);
+        self.window.known().filter(move |key| {
+            let is_kept_back = self.claims.contains(key) || self.acked.contains_key(key);
+            self.leases.get(key.id).is_none() && !is_kept_back && !hold.keeps_back(key, now)
+        })
     }
 
     fn alarm(&self, context: &Context<'_>) -> Option<Duration> {
@@ -378,7 +283,7 @@ impl Queue {
         let at = |due_ms: u64| {
             if due_ms > time_ms {
                 context.moment.of_time(due_ms).min(now + LOOK)
-            } else if context.room == 0 || self.leases.len() >= MAX_LEASES {
+            } else if context.room == 0 || self.leases() >= MAX_LEASES {
                 now + FULL_PAUSE
             } else {
                 now
@@ -393,34 +298,72 @@ impl Queue {
         end.into_iter().chain(free).chain(unread).chain(held_back).min()
     }
 
-    fn lease(&mut self, key: MessageKey, holder: ListenerId, state: State) {
-        self.window.take(key);
-        self.leases.insert(key, holder, state);
-        self.listeners.leased(holder);
+    /// Whether a listener may hold a message that has no lease here: a message that an earlier
+    /// leader handed out. A lease that ran out here has moved its message.
+    pub(crate) fn may_hold(&self, key: &MessageKey, context: &Context<'_>) -> bool {
+        self.leases.get(key.id).is_none()
+            && !self.claims.contains(key)
+            && !context.moved.knows(key.id)
+            && self.leases() < MAX_LEASES
+            && context.room > 0
+    }
+
+    pub(crate) fn claim(&mut self, key: MessageKey, claim: Claim, context: &mut Context<'_>) {
+        context.room = context.room.saturating_sub(1);
+        self.listeners.leased(claim.holder);
+        self.claims.insert(key, claim);
+    }
+
+    /// It claims nothing: its reports come too late.
+    fn unclaim(&mut self, key: &MessageKey, context: &mut Context<'_>) {
+        let Some(Claim { holder, state, extended }) = self.claims.remove(key) else { return };
+        self.listeners.returned(holder);
+        let failed = if let State::Settling(failed) = state { failed.tickets } else { Vec::new() };
+        let late = extended.into_iter().chain(failed);
+        late.for_each(|ticket| context.answer(ticket, Answer::Late));
+        self.tell_released(holder, *key, context);
+    }
+
+    /// The claimed rows that were looked for are leased, where they are there.
+    pub(crate) fn checked(&mut self, gone: &[MessageKey], context: &mut Context<'_>) {
+        let gone: BTreeSet<&MessageKey> = gone.iter().collect();
+        for key in self.claims.end_check() {
+            if gone.contains(&key) || self.leases.get(key.id).is_some() {
+                self.unclaim(&key, context);
+                continue;
+            }
+            let Some(Claim { holder, state, extended }) = self.claims.remove(&key) else {
+                continue;
+            };
+            extended.into_iter().for_each(|ticket| context.answer(ticket, Answer::Done));
+            if let State::Settling(settling) = &state {
+                self.lane(settling.outcome.lane()).decided.push_back(key);
+            }
+            self.window.take(key);
+            self.leases.insert(key, holder, state);
+        }
     }
 
     /// Its holder has the message no more, and is told so.
-    fn unlease(&mut self, id: MessageId, context: &mut Context<'_>) -> Option<Lease> {
+    pub(crate) fn unlease(&mut self, id: MessageId, context: &mut Context<'_>) -> Option<Lease> {
         let lease = self.leases.remove(id)?;
         self.listeners.released(lease.holder);
-        if let Some(listener) = self.listeners.get(lease.holder) {
-            let (session, key) = (listener.session, lease.key);
+        self.tell_released(lease.holder, lease.key, context);
+        Some(lease)
+    }
+
+    fn tell_released(&self, holder: ListenerId, key: MessageKey, context: &mut Context<'_>) {
+        if let Some(listener) = self.listeners.get(holder) {
+            let session = listener.session;
             context.actions.push(Action::Release { session, key });
         }
-        Some(lease)
     }
 
     /// A message did not reach its holder: as if it had not been handed out.
     fn withdraw(&mut self, id: MessageId) {
         if let Some(lease) = self.leases.remove(id) {
-            self.listeners.released(lease.holder);
+            self.listeners.returned(lease.holder);
             self.put(lease.key);
         }
-    }
-
-    fn settle(&mut self, id: MessageId, outcome: Outcome, tickets: Vec<Ticket>) {
-        let settling = Settling { outcome, tickets, moved_to: None, done_after_all: Vec::new() };
-        self.leases.set(id, State::Settling(settling));
-        self.lane(outcome.lane()).decided.push_back(id);
     }
 }

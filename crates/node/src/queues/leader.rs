@@ -211,7 +211,7 @@ impl Term<'_> {
             Done::Read { database, rows, next } => {
                 self.step(Event::Read { database, rows, next });
             }
-            Done::Checked { database, gone } => self.step(Event::Gone { database, keys: gone }),
+            Done::Checked { database, gone } => self.step(Event::Checked { database, gone }),
             Done::Settled { database, lane } => {
                 // Log readers are called before a proposer knows that its batch is applied.
                 let changes = self.feed.present()?;

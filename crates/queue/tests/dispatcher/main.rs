@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
+mod claims;
 mod random;
 mod rng;
 mod scenarios;
@@ -36,6 +37,6 @@ fn opening(database: DatabaseId, number: u8, session: u64, credits: u32) -> Open
     }
 }
 
-fn ms(millis: u64) -> Duration {
+const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }

@@ -11,68 +11,81 @@ use meridian_types::{DatabaseId, Epoch, Position};
 use super::{DATABASE, OTHER, key, listener, ms, opening};
 
 /// A leader with rows, in a term that began behind sequence 100.
-struct Leader {
-    dispatcher: Dispatcher,
-    rows: BTreeSet<(DatabaseId, MessageKey)>,
-    now_ms: u64,
+pub(crate) struct Leader {
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) rows: BTreeSet<(DatabaseId, MessageKey)>,
+    pub(crate) now_ms: u64,
     reads: Vec<MessageKey>,
 }
 
 impl Leader {
-    fn new(rows: &[MessageKey]) -> Self {
+    pub(crate) fn new(rows: &[MessageKey]) -> Self {
         let start = Moment { now: ms(0), time_ms: 0 };
         let began = Position::new(Epoch::FIRST, 100);
         let rows = rows.iter().map(|key| (DATABASE, *key)).collect();
         Self { dispatcher: Dispatcher::new(start, began), rows, now_ms: 0, reads: Vec::new() }
     }
 
-    fn moment(&self) -> Moment {
+    pub(crate) fn moment(&self) -> Moment {
         Moment { now: ms(self.now_ms), time_ms: self.now_ms }
     }
 
-    /// All that follows from an event, reads included.
-    fn step(&mut self, event: Event) -> Vec<Action> {
+    /// All that follows from an event, reads and checks included.
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = self.dispatcher.step(self.moment(), event);
-        while let Some(at) = actions.iter().position(|action| matches!(action, Action::Read { .. }))
-        {
-            let Action::Read { database, from, limit } = actions.remove(at) else { unreachable!() };
-            self.reads.push(from);
-            let mut rows = self.rows.range((database, from)..).take_while(|row| row.0 == database);
-            let found = rows.by_ref().take(limit).map(|row| row.1).collect();
-            let next = rows.next().map(|row| row.1);
-            let read = Event::Read { database, rows: found, next };
-            actions.extend(self.dispatcher.step(self.moment(), read));
+        let is_look =
+            |action: &Action| matches!(action, Action::Read { .. } | Action::Check { .. });
+        while let Some(at) = actions.iter().position(is_look) {
+            let seen = match actions.remove(at) {
+                Action::Read { database, from, limit } => self.read(database, from, limit),
+                Action::Check { database, keys } => self.checked(database, keys),
+                _ => unreachable!(),
+            };
+            actions.extend(self.dispatcher.step(self.moment(), seen));
         }
         actions
     }
 
-    fn at(&mut self, now_ms: u64) -> Vec<Action> {
+    fn read(&mut self, database: DatabaseId, from: MessageKey, limit: usize) -> Event {
+        self.reads.push(from);
+        let mut rows = self.rows.range((database, from)..).take_while(|row| row.0 == database);
+        let found = rows.by_ref().take(limit).map(|row| row.1).collect();
+        let next = rows.next().map(|row| row.1);
+        Event::Read { database, rows: found, next }
+    }
+
+    pub(crate) fn checked(&self, database: DatabaseId, mut keys: Vec<MessageKey>) -> Event {
+        keys.retain(|key| !self.rows.contains(&(database, *key)));
+        Event::Checked { database, gone: keys }
+    }
+
+    pub(crate) fn at(&mut self, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
         self.step(Event::Tick)
     }
 
-    fn open(&mut self, opening: Opening) -> Vec<Action> {
+    pub(crate) fn open(&mut self, opening: Opening) -> Vec<Action> {
         self.step(Event::Opened(opening))
     }
 
-    fn enqueue(&mut self, database: DatabaseId, keys: &[MessageKey]) -> Vec<Action> {
+    pub(crate) fn enqueue(&mut self, database: DatabaseId, keys: &[MessageKey]) -> Vec<Action> {
         self.rows.extend(keys.iter().map(|key| (database, *key)));
         let put = |key: &MessageKey| RowChange::Put(database, *key);
         self.step(Event::Applied(keys.iter().map(put).collect()))
     }
 
-    fn report(&mut self, number: u8, key: MessageKey, report: Report) -> Vec<Action> {
+    pub(crate) fn report(&mut self, number: u8, key: MessageKey, report: Report) -> Vec<Action> {
         let reports = vec![(Ticket(key.due_ms), key, report)];
         self.step(Event::Reported { database: DATABASE, listener: listener(number), reports })
     }
 
-    fn close(&mut self, number: u8, session: u64) -> Vec<Action> {
+    pub(crate) fn close(&mut self, number: u8, session: u64) -> Vec<Action> {
         let (listener, session) = (listener(number), SessionId(session));
         self.step(Event::Closed { database: DATABASE, listener, session })
     }
 
     /// The settlements that were asked for commit; failed messages are due a second later.
-    fn commit(&mut self, actions: &[Action]) -> Vec<Action> {
+    pub(crate) fn commit(&mut self, actions: &[Action]) -> Vec<Action> {
         let Some(settlements) = settlements(actions) else { return Vec::new() };
         let delivered = settlements.iter().all(|(_, outcome)| *outcome == Outcome::Delivered);
         let lane = if delivered { Lane::Deliveries } else { Lane::Failures };
@@ -94,7 +107,7 @@ impl Leader {
     }
 }
 
-fn delivered(actions: &[Action]) -> Vec<(u64, MessageKey)> {
+pub(crate) fn delivered(actions: &[Action]) -> Vec<(u64, MessageKey)> {
     let delivered = |action: &Action| match action {
         Action::Deliver { session, key, .. } => Some((session.0, *key)),
         _ => None,
@@ -102,14 +115,14 @@ fn delivered(actions: &[Action]) -> Vec<(u64, MessageKey)> {
     actions.iter().filter_map(delivered).collect()
 }
 
-fn settlements(actions: &[Action]) -> Option<Vec<(MessageKey, Outcome)>> {
+pub(crate) fn settlements(actions: &[Action]) -> Option<Vec<(MessageKey, Outcome)>> {
     actions.iter().find_map(|action| match action {
         Action::Settle { settlements, .. } => Some(settlements.clone()),
         _ => None,
     })
 }
 
-fn answers(actions: &[Action]) -> Vec<Answer> {
+pub(crate) fn answers(actions: &[Action]) -> Vec<Answer> {
     let answer = |action: &Action| match action {
         Action::Answer { answer, .. } => Some(*answer),
         _ => None,
@@ -117,8 +130,8 @@ fn answers(actions: &[Action]) -> Vec<Answer> {
     actions.iter().filter_map(answer).collect()
 }
 
-const FAILED: Outcome = Outcome::Failed { retry_after: None };
-const AGAIN: Report = Report::Failed { retry_after: None };
+pub(crate) const FAILED: Outcome = Outcome::Failed { retry_after: None };
+pub(crate) const AGAIN: Report = Report::Failed { retry_after: None };
 
 #[test]
 fn messages_go_out_by_due_time_then_in_the_order_of_commits() {
@@ -250,40 +263,11 @@ fn new_leader_waits_for_what_may_be_held_and_hands_out_new_messages_at_once() {
     let mut leader = Leader::new(&[held, old, new]);
     assert_eq!(delivered(&leader.open(opening(DATABASE, 1, 1, 9))), [(1, new)]);
     let opened = leader.open(Opening { held: vec![held], ..opening(DATABASE, 2, 2, 9) });
-    assert_eq!(opened, [Action::Check { database: DATABASE, keys: vec![held] }]);
+    assert_eq!(opened, []);
     let hold = u64::try_from(HOLD.as_millis()).unwrap();
     assert_eq!(leader.at(hold - 1), []);
     assert_eq!(leader.dispatcher.wake_at(), Some(HOLD));
     assert_eq!(delivered(&leader.at(hold)), [(2, old)], "and no attempt was counted");
-}
-
-/// It was acknowledged to the leader before, which could not say so to the listener.
-#[test]
-fn claim_of_a_message_that_is_settled_takes_no_credit() {
-    let mut leader = Leader::new(&[]);
-    let claim = Opening { held: vec![key(0, 1)], ..opening(DATABASE, 1, 1, 1) };
-    let keys = vec![key(0, 1)];
-    assert_eq!(leader.open(claim), [Action::Check { database: DATABASE, keys: keys.clone() }]);
-    assert_eq!(leader.enqueue(DATABASE, &[key(0, 101)]), []);
-    let gone = leader.step(Event::Gone { database: DATABASE, keys });
-    let release = Action::Release { session: SessionId(1), key: key(0, 1) };
-    assert_eq!((gone.contains(&release), delivered(&gone)), (true, vec![(1, key(0, 101))]));
-}
-
-#[test]
-fn what_an_earlier_leader_handed_out_may_be_reported_before_it_is_claimed() {
-    for report in [Report::Done, AGAIN] {
-        let mut leader = Leader::new(&[key(0, 1)]);
-        let reported = leader.report(1, key(0, 1), report);
-        let outcome = if report == Report::Done { Outcome::Delivered } else { FAILED };
-        assert_eq!(settlements(&reported), Some(vec![(key(0, 1), outcome)]));
-        let claimed = Opening { held: vec![key(0, 1)], ..opening(DATABASE, 1, 1, 1) };
-        assert_eq!(leader.open(claimed), []);
-        let committed = leader.commit(&reported);
-        let release = Action::Release { session: SessionId(1), key: key(0, 1) };
-        assert!(committed.contains(&release), "{committed:?}");
-        assert_eq!(answers(&committed), [Answer::Done]);
-    }
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub(crate) struct World {
     applied_at: u64,
     clients: Vec<Client>,
     tickets: BTreeMap<Ticket, (usize, MessageKey)>,
+    /// Extensions of messages at places where they are not.
+    hollow: BTreeSet<Ticket>,
     ever: BTreeSet<MessageId>,
     told: BTreeSet<MessageId>,
     done: BTreeSet<MessageId>,
@@ -105,6 +107,7 @@ impl World {
             applied_at: 0,
             clients: (0..CLIENTS).map(client).collect(),
             tickets: BTreeMap::new(),
+            hollow: BTreeSet::new(),
             ever: BTreeSet::new(),
             told: BTreeSet::new(),
             done: BTreeSet::new(),
@@ -119,15 +122,16 @@ impl World {
         while self.now_ms < end {
             self.now_ms += 1 + self.rng.below(40);
             match self.rng.below(100) {
-                0..30 => self.enqueue(),
+                0..15 => self.enqueue(),
                 30..34 => self.break_a_session(),
                 34 if self.rng.chance(300) => self.change_leaders(),
                 35 => self.cancel(),
+                36..39 => self.extend_without_a_row(),
                 _ => {}
             }
             self.happen()?;
         }
-        let end = self.now_ms + 120_000;
+        let end = self.now_ms + 300_000;
         while self.now_ms < end && !(self.rows.is_empty() && self.commits.is_empty()) {
             self.now_ms += 20;
             self.happen()?;
@@ -290,8 +294,46 @@ impl World {
         self.step(Event::Tick)
     }
 
+    /// A message at a place where it may have been, and is not.
+    fn stale(&mut self, database: DatabaseId) -> Option<MessageKey> {
+        let (nth, before) = (self.rng.below(30), 1 + self.rng.below(100));
+        let rows = self.rows.range((database, MessageKey::FIRST)..);
+        let mut rows = rows.take_while(|((of, _), _)| *of == database).map(|((_, key), _)| *key);
+        let key = rows.nth(usize::try_from(nth).unwrap())?;
+        Some(MessageKey { due_ms: key.due_ms - before, ..key })
+    }
+
+    /// Claims of a listener that is not told the truth: of places that messages have left, and of
+    /// messages that another listener has claimed or got.
+    fn false_claims(&mut self, number: usize) -> Vec<MessageKey> {
+        let database = self.clients[number].database;
+        let mut claims = Vec::new();
+        while self.rng.chance(500) {
+            claims.extend(self.stale(database));
+            let other = usize::try_from(self.rng.below(CLIENTS as u64)).unwrap();
+            let other = &self.clients[other];
+            if other.session.is_some() && other.database == database {
+                claims.extend(other.held.keys().next());
+            }
+        }
+        claims
+    }
+
+    fn extend_without_a_row(&mut self) {
+        let number = usize::try_from(self.rng.below(CLIENTS as u64)).unwrap();
+        let (database, listener) = (self.clients[number].database, self.clients[number].listener);
+        let Some(key) = self.stale(database) else { return };
+        let ticket = Ticket(self.number());
+        self.hollow.insert(ticket);
+        let by = ms(self.rng.below(2000));
+        let reports = vec![(ticket, key, Report::Extended { by })];
+        self.later(30, Event::Reported { database, listener, reports });
+    }
+
     fn client_acts(&mut self, number: usize) -> Checked {
         let session = SessionId(self.number());
+        let false_claims =
+            if self.clients[number].session.is_none() { self.false_claims(number) } else { vec![] };
         let client = &mut self.clients[number];
         if client.session.is_none() {
             if client.back_at > self.now_ms {
@@ -304,7 +346,7 @@ impl World {
                 session,
                 credits: CREDITS,
                 lease: None,
-                held: client.held.keys().copied().collect(),
+                held: client.held.keys().copied().chain(false_claims).collect(),
                 resumed: client.resumes,
             };
             return self.step(Event::Opened(opening));
@@ -359,7 +401,7 @@ impl World {
             Action::Check { database, keys } => {
                 let is_gone = |key: &MessageKey| !self.rows.contains_key(&(database, *key));
                 let keys = keys.into_iter().filter(is_gone).collect();
-                self.later(60, Event::Gone { database, keys });
+                self.later(60, Event::Checked { database, gone: keys });
             }
             Action::Deliver { session, key, .. } => self.deliver(session, key)?,
             Action::Release { session, key } => {
@@ -373,6 +415,8 @@ impl World {
     }
 
     fn answered(&mut self, ticket: Ticket, answer: Answer) -> Checked {
+        let is_hollow = self.hollow.contains(&ticket) && answer == Answer::Done;
+        check(!is_hollow, "an extension of a message that is not there is done")?;
         let Some((number, key)) = self.tickets.remove(&ticket) else { return Ok(()) };
         let holding = self.clients[number].held.remove(&key);
         let is_done = holding.is_some_and(|holding| holding.report == Report::Done);

@@ -1,0 +1,227 @@
+//! Reports on the messages of one database, and the settlements that follow from them.
+
+use std::collections::VecDeque;
+
+use meridian_types::MessageId;
+
+use crate::claims::Claim;
+use crate::event::{Action, Answer, Lane, ListenerId, MessageKey, Outcome, Report, Ticket};
+use crate::leases::{Lease, Settling, State};
+use crate::queue::{Context, Queue};
+
+/// Settlements that are logged at a time, at most.
+pub const MAX_SETTLEMENTS: usize = 500;
+
+/// Of one [`Lane`].
+#[derive(Debug, Default)]
+pub(crate) struct Settlements {
+    /// Messages whose outcome is decided and not yet being logged.
+    pub(crate) decided: VecDeque<MessageKey>,
+    logging: Vec<MessageKey>,
+}
+
+impl Queue {
+    pub(crate) fn reported(
+        &mut self,
+        listener: ListenerId,
+        (ticket, key, report): (Ticket, MessageKey, Report),
+        context: &mut Context<'_>,
+    ) {
+        match report {
+            Report::Done => self.reported_done(ticket, key, context),
+            Report::Failed { retry_after } => {
+                let outcome = Outcome::Failed { retry_after };
+                self.reported_failed(listener, ticket, key, outcome, context);
+            }
+            Report::Extended { by } => {
+                let until = State::Until(context.moment.now + by);
+                self.reported_extended(listener, ticket, key, until, context);
+            }
+        }
+    }
+
+    /// It counts where it comes from the holder.
+    fn reported_extended(
+        &mut self,
+        listener: ListenerId,
+        ticket: Ticket,
+        key: MessageKey,
+        until: State,
+        context: &mut Context<'_>,
+    ) {
+        if self.leases.is_held(&key, listener) && self.leases.settling(key.id).is_none() {
+            self.leases.change(key.id, |state| state.lengthen(&until));
+            return context.answer(ticket, Answer::Done);
+        }
+        if self.claims.is_held(&key, listener)
+            && let Some(claim) = self.claims.get_mut(&key)
+            && !matches!(claim.state, State::Settling(_))
+        {
+            claim.state.lengthen(&until);
+            claim.extended.push(ticket);
+        } else if self.may_report(&key, context) {
+            let claim = Claim { holder: listener, state: until, extended: vec![ticket] };
+            self.claim(key, claim, context);
+        } else {
+            context.answer(ticket, Answer::Late);
+        }
+    }
+
+    /// It counts where it comes from the holder.
+    fn reported_failed(
+        &mut self,
+        listener: ListenerId,
+        ticket: Ticket,
+        key: MessageKey,
+        outcome: Outcome,
+        context: &mut Context<'_>,
+    ) {
+        let own_claim = self.claims.get_mut(&key).filter(|claim| claim.holder == listener);
+        let settling = match own_claim {
+            Some(Claim { state: State::Settling(settling), .. }) => Some(settling),
+            Some(claim) => {
+                claim.state = decided(outcome, vec![ticket]);
+                return;
+            }
+            None if self.leases.is_held(&key, listener) => self.leases.settling(key.id),
+            None => {
+                if !self.may_report(&key, context) {
+                    return context.answer(ticket, Answer::Late);
+                }
+                let state = decided(outcome, vec![ticket]);
+                let claim = Claim { holder: listener, state, extended: Vec::new() };
+                return self.claim(key, claim, context);
+            }
+        };
+        match settling {
+            // The same report again, or another about the same attempt.
+            Some(settling) if settling.outcome != Outcome::Delivered => {
+                settling.tickets.push(ticket);
+            }
+            Some(_) => context.answer(ticket, Answer::Late),
+            None => self.settle(key.id, outcome, vec![ticket]),
+        }
+    }
+
+    /// Whether a listener that has not claimed the message may say that it holds it.
+    fn may_report(&self, key: &MessageKey, context: &Context<'_>) -> bool {
+        self.may_hold(key, context) && !self.acked.contains_key(key)
+    }
+
+    /// It counts whichever listener holds the message by now, and wherever its row is.
+    fn reported_done(&mut self, ticket: Ticket, key: MessageKey, context: &mut Context<'_>) {
+        if let Some(settling) = self.leases.settling(key.id) {
+            match settling.outcome {
+                Outcome::Delivered => settling.tickets.push(ticket),
+                Outcome::Failed { .. } => settling.done_after_all.push(ticket),
+            }
+        } else if self.leases.get(key.id).is_some() {
+            self.settle(key.id, Outcome::Delivered, vec![ticket]);
+        } else {
+            let due_ms = context.moved.due_ms(key.id).unwrap_or(key.due_ms);
+            let key = MessageKey { due_ms, ..key };
+            let tickets = self.acked.entry(key).or_default();
+            if tickets.is_empty() {
+                self.deliveries.decided.push_back(key);
+            }
+            tickets.push(ticket);
+        }
+    }
+
+    pub(crate) fn settle(&mut self, id: MessageId, outcome: Outcome, tickets: Vec<Ticket>) {
+        if let Some(key) = self.leases.get(id).map(|lease| lease.key) {
+            self.leases.change(id, |state| *state = decided(outcome, tickets));
+            self.lane(outcome.lane()).decided.push_back(key);
+        }
+    }
+
+    pub(crate) fn lane(&mut self, lane: Lane) -> &mut Settlements {
+        match lane {
+            Lane::Deliveries => &mut self.deliveries,
+            Lane::Failures => &mut self.failures,
+        }
+    }
+
+    /// Of a lease whose outcome is decided, or of an acknowledgement without a lease.
+    fn outcome(&mut self, key: &MessageKey, lane: Lane) -> Option<Outcome> {
+        let is_acked = lane == Lane::Deliveries && self.acked.contains_key(key);
+        let is_leased = self.leases.has_row(key);
+        let settling = self.leases.settling(key.id).filter(|_| is_leased);
+        let outcome = settling.map(|settling| settling.outcome);
+        let outcome = outcome.filter(|outcome| outcome.lane() == lane);
+        outcome.or(is_acked.then_some(Outcome::Delivered))
+    }
+
+    pub(crate) fn log(&mut self, lane: Lane, context: &mut Context<'_>) {
+        if !self.lane(lane).logging.is_empty() {
+            return;
+        }
+        let mut settlements = Vec::new();
+        while settlements.len() < MAX_SETTLEMENTS
+            && let Some(key) = self.lane(lane).decided.pop_front()
+        {
+            settlements.extend(self.outcome(&key, lane).map(|outcome| (key, outcome)));
+        }
+        if !settlements.is_empty() {
+            self.lane(lane).logging = settlements.iter().map(|(key, _)| *key).collect();
+            context.actions.push(Action::Settle { database: self.database, lane, settlements });
+        }
+    }
+
+    pub(crate) fn settled(&mut self, lane: Lane, context: &mut Context<'_>) {
+        for key in std::mem::take(&mut self.lane(lane).logging) {
+            let is_leased = self.leases.has_row(&key);
+            let settling = self.leases.settling(key.id).filter(|_| is_leased);
+            if settling.is_some_and(|settling| settling.outcome.lane() == lane)
+                && let Some(Lease { state: State::Settling(settling), .. }) =
+                    self.unlease(key.id, context)
+            {
+                self.lease_settled(key, settling, context);
+            }
+            if lane == Lane::Deliveries {
+                for ticket in self.acked.remove(&key).unwrap_or_default() {
+                    self.ack_settled(ticket, key, context);
+                }
+            }
+        }
+    }
+
+    fn lease_settled(&mut self, key: MessageKey, settling: Settling, context: &mut Context<'_>) {
+        let Settling { outcome, tickets, moved_to, done_after_all } = settling;
+        // Rows that were read before may have it yet.
+        self.window.delete(key);
+        if let Some(moved) = moved_to {
+            context.moved.insert(moved);
+            self.put(moved);
+        }
+        let is_done = outcome == Outcome::Delivered;
+        for ticket in tickets {
+            if is_done {
+                self.ack_settled(ticket, key, context);
+            } else {
+                context.answer(ticket, Answer::Done);
+            }
+        }
+        for ticket in done_after_all {
+            match moved_to {
+                Some(moved) => self.reported_done(ticket, moved, context),
+                None => self.ack_settled(ticket, key, context),
+            }
+        }
+    }
+
+    /// It is done, unless the message is elsewhere by now.
+    fn ack_settled(&mut self, ticket: Ticket, key: MessageKey, context: &mut Context<'_>) {
+        let has_moved = context.moved.due_ms(key.id).is_some_and(|due_ms| due_ms != key.due_ms);
+        if has_moved || self.leases.get(key.id).is_some() {
+            self.reported_done(ticket, key, context);
+        } else {
+            context.answer(ticket, Answer::Done);
+        }
+    }
+}
+
+fn decided(outcome: Outcome, tickets: Vec<Ticket>) -> State {
+    let done_after_all = Vec::new();
+    State::Settling(Settling { outcome, tickets, moved_to: None, done_after_all })
+}
