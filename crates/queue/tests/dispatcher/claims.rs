@@ -1,9 +1,10 @@
 //! Claims, and reports on messages that an earlier leader handed out.
 
 use meridian_queue::{
-    Action, Answer, Event, HOLD, MAX_CHECKED, MessageKey, Opening, Outcome, Report, SessionId,
-    Ticket,
+    Action, Answer, Event, HOLD, ListenerId, MAX_CHECKED, MAX_LISTENERS, MAX_LISTENERS_IN_ALL,
+    MessageKey, Opening, Outcome, Refused, Report, RowChange, SessionId, Ticket,
 };
+use meridian_types::DatabaseId;
 
 use super::scenarios::{AGAIN, FAILED, Leader, answers, delivered, settlements};
 use super::{DATABASE, key, listener, ms, opening};
@@ -101,9 +102,9 @@ fn acknowledgement_of_a_place_that_a_message_has_left_keeps_no_other_from_its_ow
     assert_eq!(answers(&second), [], "the other report says nothing of it");
     let committed = leader.commit(&first);
     assert_eq!(answers(&committed), [], "the message is there still");
-    leader.commit(&second);
+    assert_eq!(settlements(&committed), Some(vec![(moved, Outcome::Delivered)]));
     let both = leader.commit(&committed);
-    assert!(leader.rows.is_empty() || settlements(&both).is_none(), "{both:?}");
+    assert_eq!((answers(&both), leader.rows.len()), (vec![Answer::Done; 2], 0));
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn claimed_row_that_is_deleted_while_it_is_looked_for_is_not_leased() {
     let mut leader = Leader::new(&[key(0, 1)]);
     claim(&mut leader, claiming(1, 1, &[key(0, 1)]));
     let found = leader.checked(DATABASE, vec![key(0, 1)]);
-    let deleted = meridian_queue::RowChange::Deleted(DATABASE, key(0, 1));
+    let deleted = RowChange::Deleted(DATABASE, key(0, 1));
     leader.rows.clear();
     let deleted = leader.dispatcher.step(leader.moment(), Event::Applied(vec![deleted]));
     assert!(deleted.contains(&release(1, key(0, 1))), "{deleted:?}");
@@ -204,6 +205,23 @@ fn extension_of_a_streamed_message_outlasts_the_grace_of_its_broken_stream() {
     leader.close(1, 1);
     assert_eq!(settlements(&leader.at(59_999)), None);
     assert_eq!(settlements(&leader.at(60_000)), Some(vec![(key(0, 101), FAILED)]));
+}
+
+#[test]
+fn listener_that_comes_back_to_a_full_shard_takes_its_own_place() {
+    let mut leader = Leader::new(&[]);
+    let id = |number: usize| ListenerId((number as u128).to_be_bytes());
+    let of = |number: usize, session| Opening {
+        listener: id(number),
+        ..opening(DatabaseId([u8::try_from(number / MAX_LISTENERS).unwrap(); 16]), 0, session, 0)
+    };
+    for number in 0..MAX_LISTENERS_IN_ALL {
+        assert_eq!(leader.open(of(number, 1)), []);
+    }
+    let refuse = |session, reason| [Action::Refuse { session: SessionId(session), reason }];
+    let one_more = leader.open(of(MAX_LISTENERS_IN_ALL, 2));
+    assert_eq!(one_more, refuse(2, Refused::TooManyListeners));
+    assert_eq!(leader.open(of(5, 3)), refuse(1, Refused::Replaced));
 }
 
 #[test]
