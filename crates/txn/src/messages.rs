@@ -68,7 +68,10 @@ impl<'a, V: View> Messages<'a, V> {
                     self.dies(*id, message, written)?;
                 } else {
                     message.backoff_ms.remove(0);
-                    self.move_to(retry_at_ms, *id, message)?;
+                    // Never to the row that it has: a settlement of this attempt that comes late
+                    // must find no row, and so cannot settle the next attempt.
+                    let next_ms = due_ms.saturating_add(1);
+                    self.move_to(retry_at_ms.max(next_ms), *id, message)?;
                 }
             }
         }

@@ -162,7 +162,7 @@ impl Model {
                 message.attempts += 1;
                 if !message.backoff_ms.is_empty() {
                     message.backoff_ms.remove(0);
-                    self.messages.insert(at, (retry_at_ms.max(now_ms), message));
+                    self.messages.insert(at, (retry_at_ms.max(now_ms).max(due_ms + 1), message));
                 } else if message.keys_if_undelivered.is_empty() {
                     self.dead.entry(database).or_default().push(DeadLetter {
                         id: settlement.id,

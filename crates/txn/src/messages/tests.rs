@@ -177,6 +177,26 @@ fn failed_message_moves_to_its_retry_with_the_rest_of_its_schedule() {
     assert_eq!(result, commit(vec![delete(DUE_MS), put(NOW_MS, retried)]));
 }
 
+/// Logged time may stand still between an attempt and the next.
+#[test]
+fn settlement_of_a_failed_attempt_that_comes_again_does_not_settle_the_next_attempt() {
+    let mut state = state(message());
+    state.messages = BTreeMap::from([((NOW_MS, ID), message())]);
+    let fails = settlement(NOW_MS, Verdict::Failed { retry_at_ms: NOW_MS });
+    let retried = Message { backoff_ms: vec![1000], attempts: 2, ..message() };
+    let moved = commit(vec![delete(NOW_MS), put(NOW_MS + 1, retried.clone())]);
+    let again = vec![
+        vec![fails.clone()],
+        vec![fails.clone(), fails.clone()],
+        vec![fails.clone(), settlement(NOW_MS, Verdict::Delivered)],
+    ];
+    for settlements in again {
+        assert_eq!(settled(&state, settlements), moved);
+    }
+    state.messages = BTreeMap::from([((NOW_MS + 1, ID), retried)]);
+    assert_eq!(settled(&state, vec![fails]), commit(vec![]));
+}
+
 #[test]
 fn rescheduled_message_keeps_its_schedule_and_its_attempts() {
     let to = |due_ms| settlement(DUE_MS, Verdict::Rescheduled { due_ms });
