@@ -76,6 +76,6 @@ pub use meridian::shipping::v1 as shipping;
 pub use node_id::{node_id, node_id_to_wire};
 pub use shard_report::{shard_report, shard_report_to_wire};
 pub use transaction::{
-    InvalidTransaction, WireTransaction, entry, entry_to_wire, read_range, read_range_to_wire,
-    transaction, transaction_to_wire,
+    InvalidTransaction, entry, entry_to_wire, read_range, read_range_to_wire, transaction,
+    transaction_to_wire,
 };

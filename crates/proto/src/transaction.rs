@@ -9,20 +9,13 @@ use meridian_types::{
 };
 
 use crate::shard::settlement::Verdict as WireVerdict;
+use crate::shard::write_request::Transaction as WireTransaction;
 use crate::{kv_connect as wire, shard};
 
 /// A message from another node that is not what its type promises.
 #[derive(Debug, thiserror::Error)]
 #[error("field `{0}` is missing or out of its range")]
 pub struct InvalidTransaction(pub &'static str);
-
-/// A transaction as the fields of a `meridian.shard.v1.WriteRequest`.
-#[derive(Debug, Default)]
-pub struct WireTransaction {
-    pub write: wire::AtomicWrite,
-    pub enqueues: Vec<shard::Enqueue>,
-    pub settlements: Vec<shard::Settlement>,
-}
 
 pub fn transaction_to_wire(transaction: &Transaction) -> WireTransaction {
     let checks = transaction.checks.iter().map(|check| wire::Check {
@@ -31,21 +24,33 @@ pub fn transaction_to_wire(transaction: &Transaction) -> WireTransaction {
             .versionstamp
             .map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
     });
-    WireTransaction {
-        write: wire::AtomicWrite {
-            checks: checks.collect(),
-            mutations: transaction.mutations.iter().map(mutation_to_wire).collect(),
-            enqueues: Vec::new(),
-        },
-        enqueues: transaction.enqueues.iter().map(enqueue_to_wire).collect(),
-        settlements: transaction.settlements.iter().map(settlement_to_wire).collect(),
+    let write = wire::AtomicWrite {
+        checks: checks.collect(),
+        mutations: transaction.mutations.iter().map(mutation_to_wire).collect(),
+        enqueues: Vec::new(),
+    };
+    let Transaction { enqueues, settlements, .. } = transaction;
+    if enqueues.is_empty() && settlements.is_empty() {
+        return WireTransaction::Write(write);
     }
+    // A node that does not know of messages refuses this, and does not commit the rest without them.
+    WireTransaction::WriteWithMessages(shard::WriteWithMessages {
+        write: Some(write),
+        enqueues: enqueues.iter().map(enqueue_to_wire).collect(),
+        settlements: settlements.iter().map(settlement_to_wire).collect(),
+    })
 }
 
 /// # Errors
 /// [`InvalidTransaction`], naming the field.
-pub fn transaction(wire: WireTransaction) -> Result<Transaction, InvalidTransaction> {
-    let WireTransaction { write, enqueues, settlements } = wire;
+pub fn transaction(wire: Option<WireTransaction>) -> Result<Transaction, InvalidTransaction> {
+    let (write, enqueues, settlements) = match wire.ok_or(InvalidTransaction("write"))? {
+        WireTransaction::Write(write) => (write, Vec::new(), Vec::new()),
+        WireTransaction::WriteWithMessages(with) => {
+            let write = with.write.ok_or(InvalidTransaction("write"))?;
+            (write, with.enqueues, with.settlements)
+        }
+    };
     // An index of a message has 16 bits. Without a schedule those of `write` would be others.
     if enqueues.len() > usize::from(u16::MAX) || !write.enqueues.is_empty() {
         return Err(InvalidTransaction("enqueues"));
@@ -209,6 +214,8 @@ pub fn entry(wire: wire::KvEntry) -> Result<Entry, InvalidTransaction> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     fn enqueue_with(backoff_ms: Option<Vec<u32>>) -> Enqueue {
@@ -235,22 +242,56 @@ mod tests {
         // No schedule is another thing than a schedule without intervals.
         let enqueues = [None, Some(vec![]), Some(vec![0, 100])].map(enqueue_with).to_vec();
         let sent = Transaction { enqueues, settlements, ..Transaction::default() };
-        assert_eq!(transaction(transaction_to_wire(&sent)).unwrap(), sent);
+        assert_eq!(transaction(Some(transaction_to_wire(&sent))).unwrap(), sent);
+    }
+
+    /// The message of versions without queues, as far as it matters: such a node refuses a request
+    /// in which it finds no `write`.
+    #[derive(prost::Message)]
+    struct OldWriteRequest {
+        #[prost(message, optional, tag = "4")]
+        write: Option<wire::AtomicWrite>,
+    }
+
+    #[test]
+    fn node_without_queues_finds_no_write_in_a_request_with_messages_and_else_all_of_it() {
+        let seen_by_old_node = |transaction: &Transaction| {
+            let transaction = Some(transaction_to_wire(transaction));
+            let request = shard::WriteRequest { transaction, ..shard::WriteRequest::default() };
+            OldWriteRequest::decode(request.encode_to_vec().as_slice()).unwrap().write
+        };
+        let delete = || Mutation {
+            key: Bytes::from_static(b"k"),
+            kind: MutationKind::Delete,
+            expire_at_ms: 0,
+        };
+        let plain = Transaction { mutations: vec![delete()], ..Transaction::default() };
+        assert_eq!(seen_by_old_node(&plain).unwrap().mutations, [mutation_to_wire(&delete())]);
+        let enqueues = vec![enqueue_with(None)];
+        assert_eq!(seen_by_old_node(&Transaction { enqueues, ..plain.clone() }), None);
+        let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
+        let settlements = vec![Settlement { id, due_ms: 1, verdict: Verdict::Delivered }];
+        assert_eq!(seen_by_old_node(&Transaction { settlements, ..plain }), None);
     }
 
     #[test]
     fn what_is_wrong_in_messages_and_settlements_is_named() {
-        let wrong = |wire: WireTransaction| transaction(wire).unwrap_err().0;
+        let wrong = |wire| transaction(wire).unwrap_err().0;
+        let with = |with| Some(WireTransaction::WriteWithMessages(with));
+        let empty = || shard::WriteWithMessages {
+            write: Some(wire::AtomicWrite::default()),
+            ..shard::WriteWithMessages::default()
+        };
         let settled = |settlement| {
-            wrong(WireTransaction { settlements: vec![settlement], ..WireTransaction::default() })
+            wrong(with(shard::WriteWithMessages { settlements: vec![settlement], ..empty() }))
         };
         let id = Bytes::from_static(b"123456789012");
         let verdict = Some(WireVerdict::Cancelled(true));
         assert_eq!(settled(shard::Settlement { id, ..Default::default() }), "verdict");
         assert_eq!(settled(shard::Settlement { verdict, ..Default::default() }), "id");
-        let many = |count| WireTransaction {
-            enqueues: vec![shard::Enqueue::default(); count],
-            ..WireTransaction::default()
+        let many = |count| {
+            let enqueues = vec![shard::Enqueue::default(); count];
+            with(shard::WriteWithMessages { enqueues, ..empty() })
         };
         assert_eq!(transaction(many(65_535)).unwrap().enqueues.len(), 65_535);
         assert_eq!(wrong(many(65_536)), "enqueues");
@@ -258,6 +299,10 @@ mod tests {
             enqueues: vec![wire::Enqueue::default()],
             ..wire::AtomicWrite::default()
         };
-        assert_eq!(wrong(WireTransaction { write, ..WireTransaction::default() }), "enqueues");
+        let inner = shard::WriteWithMessages { write: Some(write.clone()), ..empty() };
+        assert_eq!(wrong(with(inner)), "enqueues");
+        assert_eq!(wrong(Some(WireTransaction::Write(write))), "enqueues");
+        assert_eq!(wrong(with(shard::WriteWithMessages::default())), "write");
+        assert_eq!(wrong(None), "write");
     }
 }

@@ -91,14 +91,11 @@ impl Nodes for ClusterNodes {
             return async move { written(voter.write_when_led(request, late, expires_at).await) }
                 .boxed();
         }
-        let transaction = transaction_to_wire(&write.transaction);
         let mut request = wire::WriteRequest {
             group: Some(shard_epoch(shard)),
             database: Bytes::copy_from_slice(&write.database.0),
             request_id: Bytes::copy_from_slice(&write.request_id.0),
-            write: Some(transaction.write),
-            enqueues: transaction.enqueues,
-            settlements: transaction.settlements,
+            transaction: Some(transaction_to_wire(&write.transaction)),
             retry,
             late_leader: node_id_to_wire(late),
             pass_on,

@@ -6,9 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
-use meridian_proto::{
-    WireTransaction, kv_connect, node_id, node_id_to_wire, read_range, transaction,
-};
+use meridian_proto::{kv_connect, node_id, node_id_to_wire, read_range, transaction};
 use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -215,15 +213,10 @@ impl shard_server::Shard for ShardService {
         let late = node_id(request.late_leader);
         let request_id =
             request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
-        let write = WireTransaction {
-            write: request.write.ok_or_else(|| invalid("write"))?,
-            enqueues: request.enqueues,
-            settlements: request.settlements,
-        };
         let request = WriteRequest {
             database: database(&request.database)?,
             request_id: RequestId(request_id),
-            transaction: transaction(write).map_err(|error| invalid(error.0))?,
+            transaction: transaction(request.transaction).map_err(|error| invalid(error.0))?,
             retry: request.retry,
         };
         // Until it is answered, also where it waits for its turn, for a leader, or for another that

@@ -83,16 +83,14 @@ fn writes_to_a_shard_are_golden() {
         group: Some(group),
         database: Bytes::from("the database's!!"),
         request_id: Bytes::from("the request's id"),
-        write: Some(write),
+        transaction: Some(shard::write_request::Transaction::Write(write.clone())),
         retry: true,
         late_leader: L + 1,
         pass_on: true,
         valid_until: Some(process_time().0),
         turn: Some(shard::Turn { sender: 8, number: L + 9, bytes_ahead: L + 10 }),
-        enqueues: vec![enqueue().0, enqueue().0],
-        settlements: vec![settlement().0, settlement().0],
     };
-    let golden = [
+    let mut golden = [
         field_message(1, &group_fields),
         field_bytes(2, b"the database's!!"),
         field_bytes(3, b"the request's id"),
@@ -102,11 +100,26 @@ fn writes_to_a_shard_are_golden() {
         field_varint(7, 1),
         field_message(8, &process_time().1),
         field_message(9, &[field_varint(1, 8), field_varint(2, L + 9), field_varint(3, L + 10)]),
-        field_message(10, &enqueue().1),
-        field_message(10, &enqueue().1),
-        field_message(11, &settlement().1),
-        field_message(11, &settlement().1),
     ];
+    assert_golden(&request, &golden);
+
+    let with_messages = shard::WriteWithMessages {
+        write: Some(write),
+        enqueues: vec![enqueue().0, enqueue().0],
+        settlements: vec![settlement().0, settlement().0],
+    };
+    let with_messages = shard::write_request::Transaction::WriteWithMessages(with_messages);
+    golden[3] = field_message(
+        10,
+        &[
+            field_message(1, &write_fields),
+            field_message(2, &enqueue().1),
+            field_message(2, &enqueue().1),
+            field_message(3, &settlement().1),
+            field_message(3, &settlement().1),
+        ],
+    );
+    let request = shard::WriteRequest { transaction: Some(with_messages), ..request };
     assert_golden(&request, &golden);
 
     let failed = shard::FailedChecks { indexes: vec![0, 300] };

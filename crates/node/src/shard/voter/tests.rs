@@ -202,7 +202,7 @@ async fn write_that_is_refused_at_once_holds_up_none_behind_it() {
             group: Some(wire::ShardEpoch { shard: GROUP.shard.0, epoch: GROUP.epoch.0.into() }),
             database: Bytes::copy_from_slice(&DEV_DEFAULT_DATABASE.0),
             request_id: Bytes::copy_from_slice(&new_request_id().0),
-            write: Some(meridian_proto::transaction_to_wire(&transaction).write),
+            transaction: Some(meridian_proto::transaction_to_wire(&transaction)),
             valid_until: Some(wire::ProcessTime { millis: clock.millis + 60_000, ..clock }),
             turn: Some(turn(1)),
             ..wire::WriteRequest::default()
