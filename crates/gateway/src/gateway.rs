@@ -19,6 +19,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
 use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::answer::{self, Answer, AnswerBody};
@@ -76,6 +77,8 @@ pub struct Gateway<D, C> {
     watches: Shares,
     /// Listeners of queues that stream or poll.
     listeners: Shares,
+    /// Cancelled when the server stops: polls of queues end then.
+    stopping: CancellationToken,
     /// Tokens are told apart by a hash with a random key, so that a client cannot choose a token
     /// that collides with another.
     holders: RandomState,
@@ -112,6 +115,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             answers: Shares::new(options.max_answers_bytes),
             watches: Shares::new(options.max_watches.into()),
             listeners: Shares::new(MAX_LISTENERS),
+            stopping: CancellationToken::new(),
             holders: RandomState::new(),
             options,
         }
@@ -159,6 +163,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         };
         self.telemetry.record(route, answer.as_ref().ok().map(|answer| answer.status()), start);
         answer
+    }
+
+    /// Ends polls of queues, which would wait for longer than a server that stops.
+    pub(crate) fn end_polls(&self) {
+        self.stopping.cancel();
     }
 
     /// Returns when no request is in progress, including writes whose clients have left. From the

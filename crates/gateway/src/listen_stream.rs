@@ -2,8 +2,9 @@
 //! client.
 //!
 //! Lines that the client has not taken count among the answers that clients have not taken yet.
-//! Where there is no room for it the answer ends: the listener comes back, and its messages wait
-//! for it.
+//! Where there is no room for them the stream goes on with pings, and sends them once there is: to end
+//! it would cost each message that the listener holds an attempt. The wait is bounded, since answers
+//! that are not taken in time end with their connections.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use meridian_queue::ListenerId;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep};
 
 use crate::Catalogue;
 use crate::answer::Interrupted;
@@ -24,6 +25,8 @@ use crate::shares::{Holder, Share, Shares};
 
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// Until there may be room again for lines that clients have not taken.
+const NO_ROOM: Duration = Duration::from_millis(250);
 
 /// The body of the answer. It ends with its permission.
 pub(crate) struct ListenStream<C> {
@@ -34,57 +37,85 @@ pub(crate) struct ListenStream<C> {
     /// The listener is one of those that may be open, until this is dropped.
     _listener: Share,
     lines: VecDeque<Bytes>,
+    /// Heard, without room for its lines until the pause is over. Nothing that was heard later
+    /// overtakes it.
+    unsent: Option<(Heard, Pin<Box<Sleep>>)>,
+    pause: Duration,
     pings: Interval,
     is_over: bool,
 }
 
 impl<C: Catalogue> ListenStream<C> {
     pub(crate) fn new(
+        listened: (ListenerId, Listened),
+        permission: Permission<C>,
+        counted: (Shares, Holder),
+        share: Share,
+    ) -> Self {
+        Self::at_pace(listened, permission, counted, share, (PING_EVERY, NO_ROOM))
+    }
+
+    fn at_pace(
         (listener, listened): (ListenerId, Listened),
         permission: Permission<C>,
         (answers, holder): (Shares, Holder),
-        share: Share,
+        _listener: Share,
+        (ping_every, pause): (Duration, Duration),
     ) -> Self {
-        let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        let mut pings = interval(ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first ping goes at once.
-        let lines = VecDeque::from([queue_json::open_line(listener), queue_json::ping_line()]);
-        let _listener = share;
-        Self { listened, permission, answers, holder, _listener, lines, pings, is_over: false }
+        let lines = VecDeque::from([queue_json::open_line(listener)]);
+        let (unsent, is_over) = (None, false);
+        Self {
+            listened,
+            permission,
+            answers,
+            holder,
+            _listener,
+            lines,
+            unsent,
+            pause,
+            pings,
+            is_over,
+        }
     }
 
     /// The next line, or several; `None` at the end.
-    fn poll_lines(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Interrupted>>> {
-        if let Some(line) = self.lines.pop_front() {
-            return Poll::Ready(Some(Ok(line)));
-        }
-        if self.is_over {
-            return Poll::Ready(None);
-        }
-        if self.pings.poll_tick(context).is_ready() {
-            if self.permission.holds() {
-                return Poll::Ready(Some(Ok(queue_json::ping_line())));
+    fn poll_lines(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                return Poll::Ready(Some(line));
             }
-            return Poll::Ready(None);
-        }
-        let heard = ready!(self.listened.heard.poll_recv(context));
-        let lines = match heard.filter(|_| self.permission.holds()) {
-            None => return Poll::Ready(None),
-            Some(Heard::Ended(reason)) => {
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            if self.pings.poll_tick(context).is_ready() {
+                return Poll::Ready(self.permission.holds().then(queue_json::ping_line));
+            }
+            if let Some((_, pause)) = &mut self.unsent {
+                ready!(pause.as_mut().poll(context));
+            }
+            let heard = match self.unsent.take() {
+                Some((heard, _)) => Some(heard),
+                None => ready!(self.listened.heard.poll_recv(context)),
+            };
+            let Some(heard) = heard.filter(|_| self.permission.holds()) else {
+                return Poll::Ready(None);
+            };
+            if let Heard::Ended(reason) = &heard {
                 self.is_over = true;
-                return Poll::Ready(Some(Ok(queue_json::end_line(&reason))));
+                return Poll::Ready(Some(queue_json::end_line(reason)));
             }
-            Some(Heard::Messages(messages)) => {
-                messages.iter().flat_map(queue_json::message_line).collect::<Vec<u8>>()
+            // Taken before the lines are made: without room nothing is allocated.
+            match self.answers.take(self.holder, queue_json::max_line_bytes(&heard) as u64) {
+                Some(share) => {
+                    let lines = queue_json::lines(&heard);
+                    // Given back when the last byte has left, or the connection is gone.
+                    return Poll::Ready(Some(share.held_with(lines.into())));
+                }
+                None => self.unsent = Some((heard, Box::pin(sleep(self.pause)))),
             }
-            Some(Heard::Released(keys)) => keys.iter().flat_map(queue_json::release_line).collect(),
-        };
-        let share = self.answers.take(self.holder, lines.len() as u64);
-        let unread = || Interrupted("too many bytes of answers are unread".to_owned());
-        Poll::Ready(Some(share.ok_or_else(unread).map(|share| share.held_with(lines.into()))))
+        }
     }
 }
 
@@ -97,6 +128,67 @@ impl<C: Catalogue> Body for ListenStream<C> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         let lines = ready!(self.get_mut().poll_lines(context));
-        Poll::Ready(lines.map(|lines| lines.map(Frame::data)))
+        Poll::Ready(lines.map(|lines| Ok(Frame::data(lines))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use meridian_queue::MessageKey;
+    use meridian_types::{DatabaseId, MessageId, Versionstamp};
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+    use crate::database::QueuedMessage;
+    use crate::permission::revocable;
+
+    const HOLDER: Holder = Holder { token: 1, shard: None };
+    const OTHER: Holder = Holder { token: 2, shard: None };
+
+    fn key(due_ms: u64) -> MessageKey {
+        MessageKey { due_ms, id: MessageId { enqueued: Versionstamp([5; 10]), index: 0 } }
+    }
+
+    #[tokio::test]
+    async fn lines_without_room_are_sent_in_order_once_there_is_room_and_pings_meanwhile() {
+        let answers = Shares::new(4000);
+        let ((tell, heard), (enough, _is_enough)) = (mpsc::channel(8), oneshot::channel());
+        let permission = Permission {
+            catalogue: revocable::Revocable::new(DatabaseId([1; 16])),
+            token: "token".into(),
+            database: DatabaseId([1; 16]),
+            writes: true,
+        };
+        let mut stream = ListenStream::at_pace(
+            (ListenerId([7; 16]), Listened { heard, enough }),
+            permission,
+            (answers.clone(), HOLDER),
+            Shares::new(9).take(HOLDER, 1).unwrap(),
+            (Duration::from_millis(5), Duration::from_millis(1)),
+        );
+        let mut next = async || poll_fn(|context| stream.poll_lines(context)).await;
+        let taken = [answers.take(HOLDER, 3000).unwrap(), answers.take(OTHER, 500).unwrap()];
+        let payload = Bytes::from_static(b"\xff\x0f0");
+        let message =
+            QueuedMessage { key: key(8), attempt: 1, payload, enqueued_ms: 3, lease: None };
+        tell.send(Heard::Messages(vec![message.clone()])).await.unwrap();
+        tell.send(Heard::Released(vec![key(8)])).await.unwrap();
+        assert_eq!(next().await, Some(queue_json::open_line(ListenerId([7; 16]))));
+        for _ in 0..5 {
+            assert_eq!(next().await, Some(queue_json::ping_line()));
+        }
+        drop(taken);
+        let mut lines = Vec::new();
+        while lines.len() < 2 {
+            let line = next().await.expect("the stream goes on");
+            lines.extend((line != queue_json::ping_line()).then_some(line));
+        }
+        assert_eq!(
+            lines,
+            [Heard::Messages(vec![message]), Heard::Released(vec![key(8)])]
+                .map(|heard| Bytes::from(queue_json::lines(&heard)))
+        );
     }
 }

@@ -26,3 +26,55 @@ impl<C: Catalogue> Permission<C> {
         is_granted && self.catalogue.shard(self.database).is_some() || !self.catalogue.is_current()
     }
 }
+
+/// A catalogue for tests of streams.
+#[cfg(test)]
+pub(crate) mod revocable {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use meridian_types::{DatabaseId, ShardId, V8Format};
+
+    use crate::{Catalogue, Databases, Grant};
+
+    /// Knows one database, which every token may write to until it is revoked.
+    pub(crate) struct Revocable {
+        database: DatabaseId,
+        pub(crate) is_revoked: AtomicBool,
+        pub(crate) is_deleted: AtomicBool,
+    }
+
+    impl Revocable {
+        pub(crate) fn new(database: DatabaseId) -> Arc<Self> {
+            let [is_revoked, is_deleted] = Default::default();
+            Arc::new(Self { database, is_revoked, is_deleted })
+        }
+    }
+
+    impl Catalogue for Revocable {
+        fn default_database(&self) -> Option<DatabaseId> {
+            None
+        }
+
+        fn by_name(&self, _: &str) -> Option<DatabaseId> {
+            None
+        }
+
+        fn shard(&self, _: DatabaseId) -> Option<ShardId> {
+            (!self.is_deleted.load(Ordering::SeqCst)).then_some(ShardId(1))
+        }
+
+        fn authorize(&self, _: &str) -> Option<Grant> {
+            let is_valid = !self.is_revoked.load(Ordering::SeqCst);
+            is_valid.then(|| Grant::new(Databases::Only(vec![self.database]), true))
+        }
+
+        fn v8_format(&self, _: DatabaseId) -> V8Format {
+            V8Format::default()
+        }
+
+        fn is_current(&self) -> bool {
+            true
+        }
+    }
+}

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::database::QueuedMessage;
+use crate::database::{Heard, QueuedMessage};
 use crate::validation::{self, Invalid};
 
 /// The largest body of a request about queues: a thousand reports, or a message of the largest size
@@ -26,6 +26,8 @@ const DEFAULT_WAIT_MS: u64 = 20_000;
 const MAX_LEASE_MS: u64 = 60 * 60 * 1000;
 const DEFAULT_LEASE_MS: u64 = 30_000;
 const MAX_ID_BYTES: usize = 256;
+/// A line of a stream without its payload, at most.
+const LINE_BYTES: usize = 256;
 
 /// Why a request about queues is refused. The text is for the client, and says nothing that the
 /// client sent.
@@ -328,12 +330,35 @@ pub(crate) fn open_line(listener: ListenerId) -> Bytes {
     line(&Line::Open { listener: listener_text(listener) }).into()
 }
 
-pub(crate) fn message_line(message: &QueuedMessage) -> Vec<u8> {
-    line(&Line::Message(MessageBody::new(message)))
+/// The lines of messages and releases; of an end none.
+pub(crate) fn lines(heard: &Heard) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(max_line_bytes(heard));
+    match heard {
+        Heard::Messages(messages) => {
+            for message in messages {
+                lines.extend(line(&Line::Message(MessageBody::new(message))));
+            }
+        }
+        Heard::Released(keys) => {
+            for key in keys {
+                lines.extend(line(&Line::Release(Key::new(key))));
+            }
+        }
+        Heard::Ended(_) => {}
+    }
+    lines
 }
 
-pub(crate) fn release_line(key: &MessageKey) -> Vec<u8> {
-    line(&Line::Release(Key::new(key)))
+/// The bytes that [`lines`] takes, at most.
+pub(crate) fn max_line_bytes(heard: &Heard) -> usize {
+    match heard {
+        Heard::Messages(messages) => {
+            let payload = |message: &QueuedMessage| message.payload.len().div_ceil(3) * 4;
+            messages.iter().map(|message| LINE_BYTES + payload(message)).sum()
+        }
+        Heard::Released(keys) => LINE_BYTES * keys.len(),
+        Heard::Ended(_) => 0,
+    }
 }
 
 pub(crate) fn ping_line() -> Bytes {

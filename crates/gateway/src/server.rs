@@ -74,6 +74,7 @@ pub async fn serve<D, C>(
     let mut connections = Connections::new(Arc::clone(&gateway), stopping);
     connections.accept(listener, shutdown).await;
     drop(stop); // tells every connection
+    gateway.end_polls();
     info!(address, connections = connections.open.len(), "gateway drains");
     let drained = timeout(options.drain_timeout, async {
         connections.ended().await;

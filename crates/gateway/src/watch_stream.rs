@@ -193,11 +193,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
-    use meridian_types::{DatabaseId, ShardId, V8Format};
+    use meridian_types::DatabaseId;
 
     use super::*;
+    use crate::permission::revocable::Revocable;
     use crate::shares::{Holder, Shares};
-    use crate::{Databases, Grant};
 
     const DATABASE: DatabaseId = DatabaseId([1; 16]);
     const ABSENT: &[u8] = b"\x06\0\0\0\x08\x01\x12\x02\x08\x01";
@@ -224,39 +224,6 @@ mod tests {
         }
     }
 
-    #[derive(Default)]
-    struct Revocable {
-        is_revoked: AtomicBool,
-        is_deleted: AtomicBool,
-    }
-
-    impl Catalogue for Revocable {
-        fn default_database(&self) -> Option<DatabaseId> {
-            None
-        }
-
-        fn by_name(&self, _: &str) -> Option<DatabaseId> {
-            None
-        }
-
-        fn shard(&self, _: DatabaseId) -> Option<ShardId> {
-            (!self.is_deleted.load(Ordering::SeqCst)).then_some(ShardId(1))
-        }
-
-        fn authorize(&self, _: &str) -> Option<Grant> {
-            let is_valid = !self.is_revoked.load(Ordering::SeqCst);
-            is_valid.then(|| Grant::new(Databases::Only(vec![DATABASE]), false))
-        }
-
-        fn v8_format(&self, _: DatabaseId) -> V8Format {
-            V8Format::default()
-        }
-
-        fn is_current(&self) -> bool {
-            true
-        }
-    }
-
     struct Watched {
         catalogue: Arc<Revocable>,
         answers: Shares,
@@ -268,7 +235,7 @@ mod tests {
 
     impl Watched {
         fn start(answers_bytes: u64) -> Self {
-            let (catalogue, answers) = (Arc::<Revocable>::default(), Shares::new(answers_bytes));
+            let (catalogue, answers) = (Revocable::new(DATABASE), Shares::new(answers_bytes));
             let permission = Permission {
                 catalogue: Arc::clone(&catalogue),
                 token: "token".into(),

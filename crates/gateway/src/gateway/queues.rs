@@ -10,6 +10,7 @@ use meridian_queue::MessageKey;
 use meridian_types::{DatabaseId, WriteOutcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Gateway};
 use crate::answer::{self, Answer, AnswerBody};
@@ -53,7 +54,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let asked = Asked { token, database, body, shares: (request, share) };
         match route {
             QueueRoute::Listen => self.listen(asked),
-            QueueRoute::Poll => self.poll(asked).await,
+            QueueRoute::Poll => self.poll(asked, parts).await,
             QueueRoute::Report => self.report(asked).await,
             QueueRoute::Enqueue => self.enqueue(asked).await,
         }
@@ -78,8 +79,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer::lines(AnswerBody::Frames(stream.boxed_unsync())))
     }
 
-    /// Messages that the client does not get, since it has left or they came too late, go back.
-    async fn poll(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+    /// Messages that the client does not get, since it has left, may not have them any more, or came
+    /// too late for them, go back. When the gateway stops, the poll ends with those that are there.
+    async fn poll(&self, asked: Asked<'_>, parts: &Parts) -> Result<Answer, Failure> {
         let Asked { token, database, body, shares, .. } = asked;
         let queue_json::PollRequest { max, wait, lease } =
             queue_json::poll(&body).map_err(Refusal::from)?;
@@ -90,7 +92,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (held, lease) = (Vec::new(), Some(lease));
         let listened =
             self.database.listen(Listen { database, listener, credits: max, lease, held });
-        let (messages, enough) = polled(listened, max, wait).await?;
+        let (messages, enough) = polled(listened, max, wait, &self.stopping).await?;
+        if !self.permission(token, database, true).holds() {
+            // Says why.
+            self.authorize(parts, true)?;
+        }
         let answer = queue_json::polled(listener, &messages);
         let share = self.answers.take(self.holder(token, None), answer.len() as u64);
         let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
@@ -129,18 +135,24 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 }
 
 /// Up to `max` messages: the first, for which it waits, and those that come with it, until they
-/// have [`MAX_POLLED_BYTES`].
+/// have [`MAX_POLLED_BYTES`]. Those that are there when the gateway is `stopping`.
 async fn polled(
     listened: Listened,
     max: u32,
     wait: Duration,
+    stopping: &CancellationToken,
 ) -> Result<(Vec<QueuedMessage>, oneshot::Sender<Vec<MessageKey>>), Refusal> {
     let Listened { mut heard, enough } = listened;
     let mut messages: Vec<QueuedMessage> = Vec::new();
     let mut until = Instant::now() + wait;
     let mut bytes = 0;
     while messages.len() < max as usize && bytes < MAX_POLLED_BYTES {
-        match timeout_at(until, heard.recv()).await {
+        let next = tokio::select! {
+            biased;
+            next = timeout_at(until, heard.recv()) => next,
+            () = stopping.cancelled() => break,
+        };
+        match next {
             Ok(Some(Heard::Messages(more))) => {
                 until = until.min(Instant::now() + TOGETHER);
                 bytes += more.iter().map(|message| message.payload.len()).sum::<usize>();

@@ -13,6 +13,13 @@ fn id() -> ListenerId {
     listener(LISTENER).unwrap()
 }
 
+fn read_enqueue(
+    body: &[u8],
+    now_ms: u64,
+) -> Result<Result<EnqueueRequest, Invalid>, InvalidQueueRequest> {
+    super::enqueue(body, V8Format::default(), now_ms)
+}
+
 fn limit(field: &'static str, limit: u64) -> InvalidQueueRequest {
     InvalidQueueRequest::Limit { field, limit }
 }
@@ -35,9 +42,9 @@ fn lines_of_a_stream_are_golden() {
         "{{\"type\":\"message\",\"id\":\"{ID}\",\"due\":7,\"attempt\":2,\"payload\":\"/w9v\",\
          \"encoding\":\"v8\",\"enqueued\":5}}\n"
     );
-    assert_eq!(text(&message_line(&message)), golden);
+    assert_eq!(text(&lines(&Heard::Messages(vec![message.clone()]))), golden);
     let released = format!("{{\"type\":\"release\",\"id\":\"{ID}\",\"due\":7}}\n");
-    assert_eq!(text(&release_line(&key())), released);
+    assert_eq!(text(&lines(&Heard::Released(vec![key()]))), released);
     assert_eq!(text(&ping_line()), "{\"type\":\"ping\"}\n");
     assert_eq!(text(&end_line("gone")), "{\"type\":\"end\",\"reason\":\"gone\"}\n");
     let polled = format!(
@@ -47,6 +54,27 @@ fn lines_of_a_stream_are_golden() {
     let leased = QueuedMessage { lease: Some(Duration::from_secs(30)), ..message };
     assert_eq!(text(&super::polled(id(), &[leased])), polled);
     assert_eq!(text(&answers(&[Answer::Done, Answer::Late])), "{\"results\":[\"done\",\"late\"]}");
+}
+
+#[test]
+fn lines_take_no_more_bytes_than_are_counted_before_they_are_made() {
+    let key = MessageKey {
+        due_ms: u64::MAX,
+        id: MessageId { enqueued: Versionstamp([255; 10]), index: u16::MAX },
+    };
+    for bytes in [0, 1, 2, 3, 65_536] {
+        let message = QueuedMessage {
+            key,
+            attempt: u32::MAX,
+            payload: vec![7; bytes].into(),
+            enqueued_ms: u64::MAX,
+            lease: Some(Duration::MAX),
+        };
+        for heard in [Heard::Messages(vec![message; 2]), Heard::Released(vec![key; 2])] {
+            let (made, counted) = (lines(&heard).len(), max_line_bytes(&heard));
+            assert!(made <= counted, "{made} of {counted} bytes");
+        }
+    }
 }
 
 #[test]
@@ -136,35 +164,31 @@ fn refusals_repeat_nothing_that_the_client_sent() {
 fn message_has_its_delay_its_schedule_and_its_keys() {
     let body = b"{\"payload\":\"/w9v\",\"delayMs\":10,\"backoffMs\":[],\
                  \"keysIfUndelivered\":[\"AmEA\"],\"id\":\"order 7\"}";
-    let EnqueueRequest { transaction, id } =
-        enqueue(body, V8Format::Portable, 1000).unwrap().unwrap();
+    let EnqueueRequest { transaction, id } = read_enqueue(body, 1000).unwrap().unwrap();
     let enqueue = &transaction.enqueues[0];
     assert_eq!((enqueue.due_ms, enqueue.backoff_ms.as_deref()), (1010, Some(&[][..])));
     assert_eq!(enqueue.keys_if_undelivered, [Bytes::from_static(b"\x02a\0")]);
-    let again = super::enqueue(body, V8Format::Portable, 2000).unwrap().unwrap();
+    let again = read_enqueue(body, 2000).unwrap().unwrap();
     assert_eq!(id, again.id);
-    let plain = super::enqueue(b"{\"payload\":\"\"}", V8Format::Portable, 1000).unwrap().unwrap();
+    let plain = read_enqueue(b"{\"payload\":\"\"}", 1000).unwrap().unwrap();
     assert_eq!((plain.id, plain.transaction.enqueues[0].backoff_ms.clone()), (None, None));
 }
 
 #[test]
 fn message_beyond_a_limit_is_refused() {
-    let of = |fields: &str| {
-        enqueue(format!("{{\"payload\":\"\",{fields}}}").as_bytes(), V8Format::Portable, 0).err()
-    };
+    let of =
+        |fields: &str| read_enqueue(format!("{{\"payload\":\"\",{fields}}}").as_bytes(), 0).err();
     let month = limits::MAX_ENQUEUE_DELAY_MS;
     assert_eq!(of(&format!("\"delayMs\":{month}")), None);
     assert_eq!(of(&format!("\"delayMs\":{}", month + 1)), Some(limit("delayMs", month)));
     let id = |length| of(&format!("\"id\":\"{}\"", "x".repeat(length)));
     assert_eq!((id(256), id(257)), (None, Some(limit("id", 256))));
-    let bad = enqueue(b"{\"payload\":\"?\"}", V8Format::Portable, 0).err();
+    let bad = read_enqueue(b"{\"payload\":\"?\"}", 0).err();
     assert_eq!(bad, Some(InvalidQueueRequest::Field("payload")));
     // The limits of an atomic write hold here, too.
     let payload = |bytes: usize| {
         let payload = STANDARD.encode(vec![7; bytes]);
-        enqueue(format!("{{\"payload\":\"{payload}\"}}").as_bytes(), V8Format::Portable, 0)
-            .unwrap()
-            .is_ok()
+        read_enqueue(format!("{{\"payload\":\"{payload}\"}}").as_bytes(), 0).unwrap().is_ok()
     };
     assert_eq!((payload(65_536), payload(65_537)), (true, false));
 }

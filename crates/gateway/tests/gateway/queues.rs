@@ -1,6 +1,7 @@
 //! Queues over HTTP: what listeners hear, and what becomes of their reports.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use meridian_types::{MessageId, Versionstamp};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::support::{Client, MAIN, MAIN_TEXT, Plan, READER, Reply, Server, WRITER};
+use crate::support::{Client, MAIN, MAIN_TEXT, Plan, READER, Reply, SECOND_WRITER, Server, WRITER};
 
 const LONG: Duration = Duration::from_secs(20);
 const LISTENER: &str = "07070707-0707-0707-0707-070707070707";
@@ -174,6 +175,34 @@ async fn poll_without_messages_is_empty_when_its_time_is_over() {
     let answer = ask(&mut client, "poll", WRITER, &json!({ "waitMs": 1 })).await.json();
     assert_eq!(answer["messages"], json!([]));
     assert_eq!(leading(&server).await.enough.await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn poll_whose_token_was_revoked_meanwhile_gets_no_messages_and_they_go_back() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let asked = json!({ "max": 1 });
+    let polling =
+        tokio::spawn(async move { ask(&mut client, "poll", SECOND_WRITER, &asked).await });
+    let Leading { tell, enough, .. } = leading(&server).await;
+    server.revoked.store(true, Ordering::SeqCst);
+    tell.send(Heard::Messages(vec![message(8)])).await.unwrap();
+    polling.await.unwrap().refuses(401, "Invalid access token.");
+    assert!(enough.await.is_err(), "it is to want none");
+}
+
+/// Sooner than the connection is cut.
+#[tokio::test]
+async fn poll_is_answered_when_the_gateway_stops() {
+    let mut server = Server::start().await;
+    let mut client = server.http1().await;
+    let polling = tokio::spawn(async move { ask(&mut client, "poll", WRITER, &json!({})).await });
+    let Leading { tell, enough, .. } = leading(&server).await;
+    server.stop.take().unwrap().send(()).unwrap();
+    assert_eq!(polling.await.unwrap().json()["messages"], json!([]));
+    assert_eq!(enough.await, Ok(vec![]));
+    drop(tell);
+    server.serving.await.unwrap();
 }
 
 #[tokio::test]

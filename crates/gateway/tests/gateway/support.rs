@@ -188,7 +188,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) memory: Arc<Memory>,
     pub(crate) hearing: Arc<Hearing>,
-    /// Whether the token that may read is no more.
+    /// Whether the tokens of the reader and of the second writer are no more.
     pub(crate) revoked: Arc<AtomicBool>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) serving: JoinHandle<()>,
@@ -238,7 +238,8 @@ impl Catalogue for TwoDatabases {
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         self.hearing.asked.fetch_add(1, Ordering::SeqCst);
         let is_known = bearer != NEW || self.is_current();
-        let is_revoked = bearer == READER && self.revoked.load(Ordering::SeqCst);
+        let is_revoked =
+            [READER, SECOND_WRITER].contains(&bearer) && self.revoked.load(Ordering::SeqCst);
         self.access.authorize(bearer, 0).filter(|_| is_known && !is_revoked)
     }
 }
