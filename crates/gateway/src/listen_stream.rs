@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use meridian_queue::ListenerId;
-use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 
 use crate::Catalogue;
 use crate::answer::Interrupted;
@@ -62,9 +62,10 @@ impl<C: Catalogue> ListenStream<C> {
         _listener: Share,
         (ping_every, pause): (Duration, Duration),
     ) -> Self {
-        let mut pings = interval(ping_every);
+        let mut pings = interval_at(Instant::now() + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let lines = VecDeque::from([queue_json::open_line(listener)]);
+        // The first ping goes at once.
+        let lines = VecDeque::from([queue_json::open_line(listener), queue_json::ping_line()]);
         let (unsent, is_over) = (None, false);
         Self {
             listened,
