@@ -14,6 +14,7 @@ mod directory;
 mod fields;
 mod kv_connect;
 mod log;
+mod queue;
 mod raft;
 mod shard;
 mod shipping;
@@ -31,7 +32,8 @@ fn no_message_is_forgotten() {
             )),*]
         };
     }
-    let files = files!["raft", "shard", "shipping", "admin", "kv_connect", "log", "directory"];
+    let files =
+        files!["raft", "shard", "shipping", "admin", "kv_connect", "log", "directory", "queue"];
     // Pinned in `src/batch.rs`, and among the entries of `raft.rs`.
     let elsewhere = ["log::RequestRow {", "log::Entry {"];
     let all: Vec<_> =

@@ -1,0 +1,134 @@
+use bytes::Bytes;
+use meridian_proto::{queue, shard};
+
+use crate::fields::{
+    Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint,
+};
+
+fn shard_epoch() -> (shard::ShardEpoch, Fields) {
+    (shard::ShardEpoch { shard: 21, epoch: 22 }, vec![field_varint(1, 21), field_varint(2, 22)])
+}
+
+fn key() -> (queue::MessageKey, Fields) {
+    let key = queue::MessageKey { due_ms: L + 1, id: Bytes::from("the id of it") };
+    (key, vec![field_varint(1, L + 1), field_bytes(2, b"the id of it")])
+}
+
+#[test]
+fn requests_of_listeners_are_golden() {
+    let request = queue::ListenRequest {
+        group: Some(shard_epoch().0),
+        database: Bytes::from("the database's!!"),
+        listener: Bytes::from("the listener's!!"),
+        credits: 300,
+        lease_ms: L + 2,
+        held: vec![key().0, key().0],
+        resumed: true,
+    };
+    let golden = [
+        field_message(1, &shard_epoch().1),
+        field_bytes(2, b"the database's!!"),
+        field_bytes(3, b"the listener's!!"),
+        field_varint(4, 300),
+        field_varint(5, L + 2),
+        field_message(6, &key().1),
+        field_message(6, &key().1),
+        field_varint(7, 1),
+    ];
+    assert_golden(&request, &golden);
+}
+
+#[test]
+fn parts_for_listeners_are_golden() {
+    use queue::listen_part::Part;
+    let message = queue::Message {
+        key: Some(key().0),
+        attempt: 301,
+        payload: Bytes::from("payload"),
+        enqueued_ms: L + 3,
+        lease_ms: Some(0),
+    };
+    let message_fields = [
+        field_message(1, &key().1),
+        field_varint(2, 301),
+        field_bytes(3, b"payload"),
+        field_varint(4, L + 3),
+        // A lease that is over is another thing than none.
+        field_varint(5, 0),
+    ];
+    assert_golden(&message, &message_fields);
+    let unleased = queue::Message { lease_ms: None, ..message.clone() };
+    assert_golden(&unleased, &message_fields[..4]);
+
+    let messages = queue::Messages { messages: vec![message, unleased] };
+    let messages_fields =
+        [field_message(1, &message_fields), field_message(1, &message_fields[..4])];
+    let released = queue::MessageKeys { keys: vec![key().0, key().0] };
+    let released_fields = [field_message(1, &key().1), field_message(1, &key().1)];
+    let not_leader = shard::NotLeader { leader: L + 4 };
+    for (part, field) in [
+        (Part::Listening(queue::Listening {}), field_message(1, &[])),
+        (Part::Messages(messages), field_message(2, &messages_fields)),
+        (Part::Released(released), field_message(3, &released_fields)),
+        (Part::NotLeader(not_leader), field_message(4, &[field_varint(1, L + 4)])),
+        (Part::Refused("refused".to_owned()), field_bytes(5, b"refused")),
+        (Part::Unavailable("unavailable".to_owned()), field_bytes(6, b"unavailable")),
+    ] {
+        assert_golden(&queue::ListenPart { part: Some(part) }, &[field]);
+    }
+}
+
+#[test]
+fn reports_on_messages_are_golden() {
+    use queue::report::Report;
+    let reported = [
+        (Report::Done(queue::Done {}), field_message(2, &[])),
+        (Report::Failed(queue::Failed { retry_after_ms: None }), field_message(3, &[])),
+        (
+            // At once is another thing than by its schedule.
+            Report::Failed(queue::Failed { retry_after_ms: Some(0) }),
+            field_message(3, &[field_varint(1, 0)]),
+        ),
+        (
+            Report::Extended(queue::Extended { by_ms: L + 5 }),
+            field_message(4, &[field_varint(1, L + 5)]),
+        ),
+    ];
+    let (mut reports, mut reports_fields) = (Vec::new(), Vec::new());
+    for (report, field) in reported {
+        let report = queue::Report { key: Some(key().0), report: Some(report) };
+        let fields = [field_message(1, &key().1), field];
+        assert_golden(&report, &fields);
+        reports.push(report);
+        reports_fields.push(field_message(4, &fields));
+    }
+    let request = queue::ReportRequest {
+        group: Some(shard_epoch().0),
+        database: Bytes::from("the database's!!"),
+        listener: Bytes::from("the listener's!!"),
+        reports,
+    };
+    let golden = [
+        vec![
+            field_message(1, &shard_epoch().1),
+            field_bytes(2, b"the database's!!"),
+            field_bytes(3, b"the listener's!!"),
+        ],
+        reports_fields,
+    ];
+    assert_golden(&request, &golden.concat());
+}
+
+#[test]
+fn answers_to_reports_are_golden() {
+    use queue::report_response::Result;
+    let answers = queue::Answers { took_effect: vec![true, false, true] };
+    let not_leader = shard::NotLeader { leader: L + 6 };
+    for (result, field) in [
+        (Result::Answers(answers), field_message(1, &[field_packed(1, &[1, 0, 1])])),
+        (Result::NotLeader(not_leader), field_message(2, &[field_varint(1, L + 6)])),
+        (Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+    ] {
+        assert_golden(&queue::ReportResponse { result: Some(result) }, &[field]);
+    }
+}
