@@ -2,6 +2,7 @@
 
 pub(crate) mod execution;
 pub(crate) mod freshness;
+pub(crate) mod messages;
 pub(crate) mod read_index;
 pub(crate) mod refusal;
 pub(crate) mod shared_call;

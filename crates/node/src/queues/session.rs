@@ -171,7 +171,7 @@ impl Session {
         keys: Vec<(MessageKey, Option<Duration>)>,
     ) -> Result<Fenced<Vec<Handed>>, NotListening> {
         let Shown { group, gate, lease, state, reads } = &*self.shown;
-        let mut held = reads.take_for_messages(PART_BYTES + MAX_MESSAGE_BYTES).await;
+        let mut held = reads.messages().take(self.database, PART_BYTES + MAX_MESSAGE_BYTES).await;
         if gate.confirm(group).await != Ok(self.term) {
             return Err(self.not_leader());
         }

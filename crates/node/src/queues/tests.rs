@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::StreamExt;
 use meridian_config::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
@@ -14,6 +14,7 @@ use meridian_storage::{Engine, GroupId, MemoryEngine};
 use meridian_types::{Enqueue, Epoch, ReadRange, ShardId, Transaction, WriteOutcome};
 
 use super::*;
+use crate::read::messages::HeldForMessages;
 use crate::shard::voter::Voter;
 use crate::testing::{OnlyVoter, until};
 use crate::write::proposer::WriteRequest;
@@ -201,16 +202,32 @@ async fn messages_are_handed_out_when_there_is_memory_for_them_and_count_until_t
     let alone = Alone::start().await;
     let reads = alone.voter.reads().clone();
     let mut parts = alone.listening(listener(1)).await;
-    let all = reads.take_for_messages(4 << 20).await;
+    let all = all_for_messages(&reads).await;
     alone.enqueue(message("a")).await;
     for _ in 0..2 {
         assert_eq!(parts.next().await, Some(Ok(Part::Alive)));
     }
     drop(all);
     let messages = handed(&mut parts).await;
-    assert!((1..4096).contains(&reads.used_for_messages()));
+    assert!((1..4096).contains(&reads.messages().used_bytes()));
     drop(messages);
-    assert_eq!(reads.used_for_messages(), 0);
+    assert_eq!(reads.messages().used_bytes(), 0);
+}
+
+/// Without room for another part of a database that has none yet.
+async fn all_for_messages(reads: &Reads) -> [HeldForMessages; 2] {
+    let half = |number| reads.messages().take(DatabaseId([number; 16]), 2 << 20);
+    [half(1).await, half(2).await]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_another_database_that_are_not_taken_hold_up_none() {
+    let alone = Alone::start().await;
+    let mut parts = alone.listening(listener(1)).await;
+    let other = alone.voter.reads().messages().take(DatabaseId([1; 16]), 2 << 20).await;
+    alone.enqueue(message("a")).await;
+    assert_eq!(handed(&mut parts).await.len(), 1);
+    drop(other);
 }
 
 /// The node leads its group still; the message is read, and does not leave.

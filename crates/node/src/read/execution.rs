@@ -12,6 +12,7 @@ use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_f
 use meridian_types::{DatabaseId, Entry, Position, ReadRange, limits};
 use tokio::sync::Semaphore;
 
+use crate::read::messages::MessageBudget;
 use crate::read::refusal::ReadRefusal;
 
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and
@@ -42,7 +43,7 @@ pub(crate) struct Reads {
     bytes: ByteBudget,
     /// For what is read at once.
     small: ByteBudget,
-    messages: ByteBudget,
+    messages: MessageBudget,
     /// Turns at a time.
     turns: Arc<Semaphore>,
 }
@@ -64,27 +65,13 @@ impl Reads {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
         let messages = (bytes.total_bytes() / MESSAGES_PART).max(MIN_MESSAGES_BYTES);
-        let messages = ByteBudget::new("messages", messages);
+        let messages = MessageBudget::new(messages);
         Self { bytes, small, messages, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
     }
 
-    /// For messages that are about to be read, however long that takes.
-    pub(crate) async fn take_for_messages(&self, bytes: usize) -> Held {
-        loop {
-            if let Ok(held) = self.messages.take(bytes, PATIENCE).await {
-                return held;
-            }
-        }
-    }
-
-    /// For messages that another node has sent.
-    pub(crate) fn take_for_messages_now(&self, bytes: usize) -> Option<Held> {
-        self.messages.try_take(bytes).ok()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn used_for_messages(&self) -> usize {
-        self.messages.used_bytes()
+    /// For messages on their way to listeners.
+    pub(crate) fn messages(&self) -> &MessageBudget {
+        &self.messages
     }
 
     /// Runs `work`, which reads a little, on a thread that may block, when it is its turn. `None`:
@@ -237,12 +224,12 @@ pub(crate) fn hold_with_last(ranges: &mut [Vec<Entry>], held: Held) {
 }
 
 /// Bytes that give back what is held for them when they are dropped.
-pub(crate) fn counted(data: Bytes, held: Held) -> Bytes {
-    struct Counted {
+pub(crate) fn counted<H: Send + 'static>(data: Bytes, held: H) -> Bytes {
+    struct Counted<H> {
         data: Bytes,
-        _held: Held,
+        _held: H,
     }
-    impl AsRef<[u8]> for Counted {
+    impl<H> AsRef<[u8]> for Counted<H> {
         fn as_ref(&self) -> &[u8] {
             &self.data
         }

@@ -186,14 +186,14 @@ impl Nodes for ClusterNodes {
             return ready(Err(Over::Failed(unknown_node(node)))).boxed();
         };
         let request = queue_calls::listener_to_wire(shard_epoch(shard), &listener);
-        let reads = self.reads.clone();
+        let (messages, database) = (self.reads.messages().clone(), listener.database);
         async move {
             let parts = QueueClient::new(channel).listen(request).await;
             let failed = |status| Over::Failed(Failed::from_status(status));
             let told = move |part: Result<_, tonic::Status>| {
                 let _open = &open;
                 let told = queue_calls::told_from_wire(part.map_err(failed)?)?;
-                queue_calls::held_by(&reads, told)
+                queue_calls::held_by(&messages, database, told)
             };
             let mut parts = parts.map_err(failed)?.into_inner().map(told).boxed();
             match parts.next().await {

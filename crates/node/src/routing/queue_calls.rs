@@ -11,7 +11,8 @@ use meridian_types::{DatabaseId, MessageId};
 
 use crate::network::call_failure::Failed;
 use crate::queues::{BESIDE_BYTES, Handed, Listener, NotListening, Part};
-use crate::read::execution::{Reads, counted};
+use crate::read::execution::counted;
+use crate::read::messages::MessageBudget;
 
 /// What a leader tells a listener's gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,11 +231,15 @@ pub(crate) fn told_from_wire(part: wire::ListenPart) -> Result<Told, Over> {
 }
 
 /// What came from another process counts as long as it is in memory.
-pub(crate) fn held_by(reads: &Reads, mut told: Told) -> Result<Told, Over> {
-    if let Told::Messages(messages) = &mut told {
-        let bytes = messages.iter().map(|message| message.payload.len() + BESIDE_BYTES).sum();
-        let held = reads.take_for_messages_now(bytes).ok_or(Over::NotTaken)?;
-        if let Some(last) = messages.last_mut() {
+pub(crate) fn held_by(
+    messages: &MessageBudget,
+    database: DatabaseId,
+    mut told: Told,
+) -> Result<Told, Over> {
+    if let Told::Messages(told) = &mut told {
+        let bytes = told.iter().map(|message| message.payload.len() + BESIDE_BYTES).sum();
+        let held = messages.take_now(database, bytes).ok_or(Over::NotTaken)?;
+        if let Some(last) = told.last_mut() {
             last.payload = counted(std::mem::take(&mut last.payload), held);
         }
     }
