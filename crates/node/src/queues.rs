@@ -8,6 +8,7 @@
 //! the leadership was confirmed, and lets it go under the epoch lease only.
 
 mod feed;
+mod inbox;
 mod leader;
 mod place;
 mod reports;
@@ -30,15 +31,13 @@ use crate::read::execution::Reads;
 use crate::read::read_index::ReadGate;
 use crate::write::proposer::Proposer;
 
+use inbox::{Outbox, handouts};
 use leader::Leader;
 
 pub(crate) use session::{BESIDE_BYTES, Handed, Part, Session};
 
 /// Openings and reports that wait for the task, at most.
 const COMMANDS: usize = 256;
-/// The keys that a session's stream has not taken, at most: all that a listener may hold, and those
-/// that were released. A stream that is further behind is ended.
-const OUTBOX: usize = 4 * meridian_queue::MAX_CREDITS as usize;
 
 /// Why a leader does not serve a listener, or no longer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +74,7 @@ pub(crate) struct Listener {
 enum Command {
     Open {
         opening: Opening,
-        outbox: mpsc::Sender<Handout>,
+        outbox: Outbox,
         begun: oneshot::Sender<Begun>,
     },
     Report {
@@ -97,7 +96,11 @@ enum Notice {
 
 /// News of the task for a session.
 enum Handout {
-    Deliver { key: MessageKey, lease: Option<Duration> },
+    /// `until`: when the lease ends; `None`: with the session.
+    Deliver {
+        key: MessageKey,
+        until: Option<Duration>,
+    },
     Release(MessageKey),
     End(Refused),
 }
@@ -106,7 +109,6 @@ enum Handout {
 pub(crate) struct QueueParts {
     pub(crate) shown: Arc<Shown>,
     pub(crate) proposer: Proposer,
-    pub(crate) time: Arc<dyn TimeSource>,
 }
 
 /// The state that messages are read from, and the leases that are looked at before they leave. A
@@ -117,6 +119,7 @@ pub(crate) struct Shown {
     pub(crate) gate: Arc<ReadGate>,
     pub(crate) lease: EpochLease,
     pub(crate) reads: Reads,
+    pub(crate) time: Arc<dyn TimeSource>,
 }
 
 /// The queues of a shard that this node votes in.
@@ -145,7 +148,7 @@ impl Queues {
         let Listener { database, listener, credits, lease, held, resumed } = listener;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let opening = Opening { database, listener, session, credits, lease, held, resumed };
-        let (outbox, inbox) = mpsc::channel(OUTBOX);
+        let (outbox, inbox) = handouts();
         let (begun, begins) = oneshot::channel();
         // Before the task has it, so that it hears of the end whatever happens.
         let mut opened = Session::new(Arc::clone(&self.shown), &opening, inbox, &self.notices);

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::feed::{Feed, Overrun};
+use super::inbox::Outbox;
 use super::reports::Reports;
 use super::settling::settle;
 use super::{Command, Handout, NotListening, Notice, QueueParts, place};
@@ -19,11 +20,11 @@ use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
 impl QueueParts {
     /// The shard's time: what is due by it is handed out.
     pub(super) fn time_ms(&self) -> u64 {
-        self.shown.state.time_ms().max(self.proposer.time_ms(self.time.now()))
+        self.shown.state.time_ms().max(self.proposer.time_ms(self.shown.time.now()))
     }
 
     fn moment(&self) -> Moment {
-        Moment { now: self.time.now(), time_ms: self.time_ms() }
+        Moment { now: self.shown.time.now(), time_ms: self.time_ms() }
     }
 }
 
@@ -130,7 +131,7 @@ pub(super) struct Term<'a> {
     term: u64,
     dispatcher: Dispatcher,
     feed: Feed,
-    outboxes: HashMap<SessionId, mpsc::Sender<Handout>>,
+    outboxes: HashMap<SessionId, Outbox>,
     reports: Reports,
     jobs: JoinSet<Done>,
 }
@@ -142,7 +143,7 @@ impl TermSession for Term<'_> {
     async fn next(&mut self) -> Option<Input> {
         let Self { leader, dispatcher, feed, jobs, .. } = self;
         let Leader { parts, commands, notices } = &mut **leader;
-        let wakes = dispatcher.wake_at().map(|at| at.saturating_sub(parts.time.now()));
+        let wakes = dispatcher.wake_at().map(|at| at.saturating_sub(parts.shown.time.now()));
         Some(tokio::select! {
             changes = feed.next() => Input::Applied(changes),
             command = commands.recv() => Input::Command(command?),
@@ -225,11 +226,11 @@ impl Term<'_> {
     fn step(&mut self, event: Event) {
         let moment = self.leader.parts.moment();
         for action in self.dispatcher.step(moment, event) {
-            self.carry_out(moment, action);
+            self.carry_out(action);
         }
     }
 
-    fn carry_out(&mut self, moment: Moment, action: Action) {
+    fn carry_out(&mut self, action: Action) {
         match action {
             Action::Read { database, from, limit } => {
                 self.look(move |state| read(state, database, from, limit));
@@ -238,8 +239,7 @@ impl Term<'_> {
                 self.look(move |state| check(state, database, keys));
             }
             Action::Deliver { session, key, until } => {
-                let lease = until.map(|until| until.saturating_sub(moment.now));
-                self.tell(session, Handout::Deliver { key, lease });
+                self.tell(session, Handout::Deliver { key, until });
             }
             Action::Release { session, key } => self.tell(session, Handout::Release(key)),
             Action::Refuse { session, reason } => {
@@ -269,10 +269,9 @@ impl Term<'_> {
         });
     }
 
-    /// A session that takes nothing is ended: it finds the end of its inbox, and says that it is
-    /// closed.
+    /// A session that takes nothing is ended, and says that it is closed.
     fn tell(&mut self, session: SessionId, handout: Handout) {
-        if self.outboxes.get(&session).is_some_and(|outbox| outbox.try_send(handout).is_err()) {
+        if self.outboxes.get(&session).is_some_and(|outbox| !outbox.tell(handout)) {
             self.outboxes.remove(&session);
         }
     }

@@ -79,6 +79,24 @@ impl Alone {
         self.voter.queues().report(DATABASE, ListenerId([number; 16]), reports).await.unwrap()
     }
 
+    fn first_row(&self) -> MessageKey {
+        let rows = self.voter.state.messages_due(DATABASE, None, u64::MAX, 1, usize::MAX).unwrap();
+        MessageKey { due_ms: rows[0].due_ms, id: rows[0].id }
+    }
+
+    /// A session of this term, and in place of a dispatcher the test.
+    fn session(&self) -> (Outbox, Session) {
+        let Listener { database, listener, credits, lease, held, resumed } = listener(100);
+        let session = SessionId(u64::MAX);
+        let opening = Opening { database, listener, session, credits, lease, held, resumed };
+        let (outbox, inbox) = handouts();
+        let queues = self.voter.queues();
+        let shown = Arc::clone(&queues.shown);
+        let mut session = Session::new(shown, &opening, inbox, &queues.notices);
+        session.term = self.voter.group.leadership().unwrap().term;
+        (outbox, session)
+    }
+
     fn rows(&self) -> usize {
         self.voter.state.messages_due(DATABASE, None, u64::MAX, 100, usize::MAX).unwrap().len()
     }
@@ -228,6 +246,39 @@ async fn messages_of_another_database_that_are_not_taken_hold_up_none() {
     alone.enqueue(message("a")).await;
     assert_eq!(handed(&mut parts).await.len(), 1);
     drop(other);
+}
+
+/// Another dispatcher gives the same messages to others: its leases are not those of this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_without_its_dispatcher_hands_out_nothing_that_it_was_told() {
+    let alone = Alone::start().await;
+    alone.enqueue(message("a")).await;
+    let (outbox, session) = alone.session();
+    assert!(outbox.tell(Handout::Deliver { key: alone.first_row(), until: None }));
+    drop(outbox);
+    assert_eq!(end(session.into_parts().boxed()).await, NotListening::NotLeader(None));
+    let (outbox, session) = alone.session();
+    assert!(outbox.tell(Handout::Deliver { key: alone.first_row(), until: None }));
+    assert!(outbox.tell(Handout::End(Refused::Replaced)));
+    drop(outbox);
+    let reason = NotListening::from(Refused::Replaced);
+    assert_eq!(end(session.into_parts().boxed()).await, reason, "its last word is heard");
+}
+
+/// Its gateway is to say at the next leader what its listeners hold, while that waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_that_waits_for_memory_ends_with_its_dispatcher() {
+    let alone = Alone::start().await;
+    let all = all_for_messages(alone.voter.reads()).await;
+    alone.enqueue(message("a")).await;
+    let (outbox, session) = alone.session();
+    assert!(outbox.tell(Handout::Deliver { key: alone.first_row(), until: None }));
+    let mut parts = session.into_parts().boxed();
+    // It has taken what it was told.
+    assert_eq!(parts.next().await, Some(Ok(Part::Alive)));
+    drop(outbox);
+    assert_eq!(end(parts).await, NotListening::NotLeader(None));
+    drop(all);
 }
 
 /// The node leads its group still; the message is read, and does not leave.

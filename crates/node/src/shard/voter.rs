@@ -117,8 +117,9 @@ impl Voter {
             gate: Arc::clone(&gate),
             lease: lease.clone(),
             reads: reads.clone(),
+            time,
         });
-        let queues = Queues::start(QueueParts { shown, proposer: proposer.clone(), time });
+        let queues = Queues::start(QueueParts { shown, proposer: proposer.clone() });
         Self {
             group,
             state,
