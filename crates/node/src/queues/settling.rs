@@ -9,12 +9,13 @@ use meridian_storage::{ShardState, or_fatal};
 use meridian_types::{DatabaseId, Settlement, Transaction, Verdict, WriteOutcome};
 
 use super::{QueueParts, Shown};
-use crate::write::proposer::{WriteRefusal, WriteReply, WriteRequest};
+use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Tries until all has committed, or the database is gone. It ends with the term that it is part of.
+/// Tries until all has committed, or the log says that the database is gone. It ends with the term
+/// that it is part of.
 ///
 /// May be dropped at any await: what the proposer has goes on, and to settle a message again does
 /// nothing.
@@ -56,15 +57,18 @@ async fn log(parts: &QueueParts, database: DatabaseId, settlements: &[Settlement
             Err(refused) => refused,
         };
         match reply {
-            WriteReply::Done(outcome) => {
-                if !matches!(*outcome, WriteOutcome::Committed(_)) {
-                    return Logged::Rejected;
-                }
+            WriteReply::Done(outcome) if matches!(*outcome, WriteOutcome::Committed(_)) => {
                 metrics::counter!("meridian_queue_settled_messages_total")
                     .increment(settlements.len() as u64);
                 return Logged::Done;
             }
-            WriteReply::NotCommitted(WriteRefusal::UnknownDatabase(_)) => return Logged::Done,
+            // The messages went with their database.
+            WriteReply::Done(_) if or_fatal(parts.shown.state.is_dropped(database)) => {
+                return Logged::Done;
+            }
+            WriteReply::Done(_) => return Logged::Rejected,
+            // Also of a database that the directory does not know here: it may be too old to know
+            // one that was created of late.
             WriteReply::NotCommitted(_) | WriteReply::NotLeader(_) => {}
             WriteReply::Unknown => retry = true,
         }
