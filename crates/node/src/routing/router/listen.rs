@@ -91,7 +91,7 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
             while let Some(node) = self.router.next_voter(shard.0, &mut asked) {
                 match self.session(node, shard).await {
                     Over::Refused(reason) => return reason,
-                    Over::Failed(failed) => self.router.record(shard.0, node, Err(&failed)),
+                    Over::Failed(failed) => self.router.record_of_queues(shard.0, node, &failed),
                     Over::NotTaken => break,
                 }
             }
@@ -199,6 +199,14 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         self.voters(shard).into_iter().find(|node| asked.insert(*node))
     }
 
+    /// As [`Router::record`], of calls that may be slow at a healthy leader: one that logs reports
+    /// on a slow disk, or has too many listeners, is neither silent nor no leader.
+    fn record_of_queues(&self, shard: ShardId, node: NodeId, failed: &Failed) {
+        if matches!(failed, Failed::NotLeader(_) | Failed::Unreachable(_)) {
+            self.record(shard, node, Err(failed));
+        }
+    }
+
     fn patience(&self, node: NodeId) -> Duration {
         ATTEMPT_TIMEOUT + 2 * self.health.round_trip(node)
     }
@@ -217,7 +225,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     match tokio::time::timeout(within, call).await.unwrap_or_else(late) {
                         Ok(answers) => return Ok(answers),
                         Err(failed) => {
-                            self.record(shard.0, node, Err(&failed));
+                            self.record_of_queues(shard.0, node, &failed);
                             reason = format!("{failed:?}");
                         }
                     }

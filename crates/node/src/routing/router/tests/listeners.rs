@@ -63,3 +63,21 @@ async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_t
     assert_eq!(voters.sessions.lock().len(), 3);
     drop(enough);
 }
+
+/// A leader that logs slowly still leads, and is not silent.
+#[tokio::test]
+async fn reports_that_are_not_answered_in_time_say_nothing_of_the_leader_to_others() {
+    let (time, voters, router) = gateway(None, Duration::ZERO);
+    router.leaders.answered(time.now(), ShardId(1), NodeId(1), NodeId(1));
+    *voters.scripted.lock() =
+        vec![Failed::NotDone("full".to_owned()), Failed::Unknown("no answer".to_owned())];
+    let (database, listener) = (DEV_DEFAULT_DATABASE, ListenerId([7; 16]));
+    let reports = Reports { database, listener, reports: Vec::new() };
+    tokio::select! {
+        _ = router.report(reports) => panic!("nothing is logged"),
+        () = until("a round is over", async || voters.reports.lock().len() > 3) => {}
+    }
+    assert_eq!(voters.reports.lock()[0], NodeId(1));
+    assert!(!router.health.is_silent(time.now(), NodeId(1)));
+    assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(1)));
+}
