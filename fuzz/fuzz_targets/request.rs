@@ -17,7 +17,7 @@ use meridian_queue::{Answer, MAX_CREDITS};
 use meridian_types::{
     DatabaseId, MutationKind, ShardId, V8Format, Versionstamp, WriteOutcome, limits,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
 
@@ -48,7 +48,7 @@ impl Database for Limits {
     fn listen(self: &Arc<Self>, listen: Listen) -> Listened {
         assert!((1..=MAX_CREDITS).contains(&listen.credits));
         assert!(listen.held.len() <= MAX_CREDITS as usize);
-        Listened { heard: mpsc::channel(1).1, enough: oneshot::channel().0 }
+        Listened { heard: Box::pin(futures::stream::empty()), enough: oneshot::channel().0 }
     }
 
     async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {

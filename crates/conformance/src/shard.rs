@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use meridian_gateway::{
     Database, Listen, Listened, NoRoom, Read, ReadOutput, Reports, Unavailable, Watch, WatchNews,
     Watching, Write, WriteFailure,
@@ -19,7 +20,7 @@ use meridian_types::{
     RequestId, ShardId, Versionstamp, WriteOutcome,
 };
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// The time of the shard, in milliseconds since the Unix epoch.
 pub const NOW_MS: u64 = 1_700_000_000_000;
@@ -159,7 +160,7 @@ impl Database for Shard {
 
     /// No message goes to a listener: the shard has no leader that deals with them.
     fn listen(self: &Arc<Self>, _: Listen) -> Listened {
-        Listened { heard: mpsc::channel(1).1, enough: oneshot::channel().0 }
+        Listened { heard: futures::stream::empty().boxed(), enough: oneshot::channel().0 }
     }
 
     async fn report(&self, _: Reports) -> Result<Vec<Answer>, Unavailable> {

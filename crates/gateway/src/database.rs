@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use meridian_queue::{Answer, ListenerId, MessageKey, Report};
 use meridian_types::{
     Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::room::{NoRoom, Room};
 use crate::watched_value::WatchNews;
@@ -102,9 +103,8 @@ pub enum Heard {
 }
 
 /// A listener under way. It goes on from one leader to the next by itself.
-#[derive(Debug)]
 pub struct Listened {
-    pub heard: mpsc::Receiver<Heard>,
+    pub heard: BoxStream<'static, Heard>,
     /// For a listener whose messages are leased for a time: it wants no more than these. What else
     /// was handed to it goes back, as if it had not been. To drop it is to want none.
     pub enough: oneshot::Sender<Vec<MessageKey>>,

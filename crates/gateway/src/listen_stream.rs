@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use hyper::body::{Body, Frame};
 use meridian_queue::ListenerId;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
@@ -98,7 +99,7 @@ impl<C: Catalogue> ListenStream<C> {
             }
             let heard = match self.unsent.take() {
                 Some((heard, _)) => Some(heard),
-                None => ready!(self.listened.heard.poll_recv(context)),
+                None => ready!(self.listened.heard.poll_next_unpin(context)),
             };
             let Some(heard) = heard.filter(|_| self.permission.holds()) else {
                 return Poll::Ready(None);
@@ -155,7 +156,8 @@ mod tests {
     #[tokio::test]
     async fn lines_without_room_are_sent_in_order_once_there_is_room_and_pings_meanwhile() {
         let answers = Shares::new(4000);
-        let ((tell, heard), (enough, _is_enough)) = (mpsc::channel(8), oneshot::channel());
+        let ((tell, mut heard), (enough, _is_enough)) = (mpsc::channel(8), oneshot::channel());
+        let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
         let permission = Permission {
             catalogue: revocable::Revocable::new(DatabaseId([1; 16])),
             token: "token".into(),

@@ -152,14 +152,19 @@ const _: () = {
 pub(crate) const ALIVE_EVERY: Duration = Duration::from_millis(500);
 /// A leader that says nothing for so long is looked for elsewhere.
 pub(crate) const LISTENING_SILENT: Duration = Duration::from_millis(1500);
-/// Between two times that a gateway asks for a leader of its listeners, at most.
+/// Between two times that a gateway asks for a leader of a listener, at most.
 pub(crate) const LISTEN_PAUSE: Duration = Duration::from_millis(200);
+/// The same, where it has asked in vain for longer.
+pub(crate) const LONG_LISTEN_PAUSE: Duration = Duration::from_secs(2);
 
 const _: () = {
-    assert!(2 * ms(ALIVE_EVERY) < ms(LISTENING_SILENT));
     // A gateway that lost its leader without a word finds the next one, and says what its listeners
     // hold, while that waits for it, and while the one before would wait for it.
     assert!(ms(LISTENING_SILENT) + ms(LISTEN_PAUSE) + ms(ATTEMPT_TIMEOUT) < ms(HOLD));
+    // As does a gateway that has looked for a leader for long.
+    assert!(ms(LONG_LISTEN_PAUSE) + ms(ATTEMPT_TIMEOUT) < ms(HOLD));
+    // No leader that is alive is taken for silent, and one without a quorum says that it is none.
+    assert!(2 * ms(ALIVE_EVERY) < ms(LISTENING_SILENT));
     assert!(ms(HOLD) < ms(GRACE));
 };
 

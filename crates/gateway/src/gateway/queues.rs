@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::http::request::Parts;
@@ -149,7 +150,7 @@ async fn polled(
     while messages.len() < max as usize && bytes < MAX_POLLED_BYTES {
         let next = tokio::select! {
             biased;
-            next = timeout_at(until, heard.recv()) => next,
+            next = timeout_at(until, heard.next()) => next,
             () = stopping.cancelled() => break,
         };
         match next {

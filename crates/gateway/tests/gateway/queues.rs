@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports};
@@ -36,7 +37,8 @@ pub(crate) struct Queues {
 
 impl Queues {
     pub(crate) fn listen(&self, listen: Listen) -> Listened {
-        let ((tell, heard), (enough, is_enough)) = (mpsc::channel(8), oneshot::channel());
+        let ((tell, mut heard), (enough, is_enough)) = (mpsc::channel(8), oneshot::channel());
+        let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
         self.listeners.lock().unwrap().push(Leading { listen, tell, enough: is_enough });
         Listened { heard, enough }
     }

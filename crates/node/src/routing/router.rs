@@ -8,6 +8,7 @@
 mod budget;
 mod candidates;
 mod health;
+mod hearing;
 mod leaders;
 mod listen;
 mod operation;

@@ -8,18 +8,18 @@ use futures::StreamExt;
 use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports, Unavailable};
 use meridian_queue::{Answer, MessageKey};
 use meridian_types::{Epoch, NodeId, ShardId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
+use super::hearing::{Teller, hearing};
 use super::{Router, unavailable};
 use crate::host::clock::Clock;
 use crate::network::call_failure::Failed;
 use crate::queues::Listener;
 use crate::routing::nodes::{Nodes, ToldStream};
 use crate::routing::queue_calls::{Over, Told};
-use crate::time_budget::{ATTEMPT_TIMEOUT, LISTEN_PAUSE, LISTENING_SILENT};
+use crate::time_budget::{ATTEMPT_TIMEOUT, LISTEN_PAUSE, LISTENING_SILENT, LONG_LISTEN_PAUSE};
 
-/// What a client has not taken, in parts.
-const HEARD: usize = 1;
 /// A client that takes what comes has taken a part by then.
 const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// A listener that has polled says what its client holds for this much longer than the lease: the
@@ -27,6 +27,8 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 const KEPT_BEYOND_LEASE: Duration = Duration::from_secs(5 * 60);
 /// A leader that logs what was reported is waited for so long, then asked again.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Rounds of all voters before the pauses between them grow.
+const PROMPT_ROUNDS: u32 = 4;
 
 /// One listener of this gateway, for as long as its client is there, and for as long as a client
 /// that polled holds messages.
@@ -42,31 +44,45 @@ pub(super) struct Listening<N, C> {
     takes_nothing: bool,
     /// Its client is to be told, when it takes something.
     released: Vec<MessageKey>,
-    heard: mpsc::Sender<Heard>,
+    client: Teller,
+    /// When the client is taken for one that takes nothing, unless it has taken the last news.
+    unheard: Option<Instant>,
+    /// Rounds in which no session was told anything.
+    rounds: u32,
 }
 
 impl<N: Nodes, C: Clock> Listening<N, C> {
     /// It ends when what is returned is dropped, or by [`Listened::enough`].
     pub(super) fn start(router: &Arc<Router<N, C>>, listen: Listen) -> Listened {
-        let (heard, receiver) = mpsc::channel(HEARD);
+        let (client, heard) = hearing();
         let (enough, is_enough) = oneshot::channel();
-        let held = listen.held.iter().copied().collect();
-        let router = Arc::clone(router);
-        let (resumed, takes_nothing, released) = (false, false, Vec::new());
-        let listening = Self { router, listen, held, resumed, takes_nothing, released, heard };
+        let listening = Self {
+            router: Arc::clone(router),
+            held: listen.held.iter().copied().collect(),
+            listen,
+            resumed: false,
+            takes_nothing: false,
+            released: Vec::new(),
+            client,
+            unheard: None,
+            rounds: 0,
+        };
         tokio::spawn(listening.run(is_enough));
-        Listened { heard: receiver, enough }
+        Listened { heard: heard.boxed(), enough }
     }
 
     async fn run(mut self, is_enough: oneshot::Receiver<Vec<MessageKey>>) {
-        let heard = self.heard.clone();
-        let kept = tokio::select! {
-            reason = self.sessions() => {
-                drop(heard.send(Heard::Ended(reason)).await);
-                return;
-            }
+        let ended = tokio::select! {
+            reason = self.sessions() => Err(reason),
             // A client that has left a poll got nothing.
-            kept = is_enough => kept.unwrap_or_default(),
+            kept = is_enough => Ok(kept.unwrap_or_default()),
+        };
+        let kept = match ended {
+            Ok(kept) => kept,
+            Err(reason) => {
+                self.client.wanted().await;
+                return self.client.tell(Heard::Ended(reason));
+            }
         };
         if self.listen.lease.is_none() {
             return;
@@ -95,7 +111,9 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
                     Over::NotTaken => break,
                 }
             }
-            tokio::time::sleep(LISTEN_PAUSE).await;
+            self.take_back_unheard();
+            tokio::time::sleep(pause(self.rounds)).await;
+            self.rounds = self.rounds.saturating_add(1);
         }
     }
 
@@ -118,24 +136,33 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
                 return Over::Refused("it gets and holds nothing more".to_owned());
             }
             let waits =
-                (self.takes_nothing || !self.released.is_empty()) && !self.heard.is_closed();
+                (self.takes_nothing || !self.released.is_empty()) && !self.client.is_closed();
+            let unheard = self.unheard;
             let told = tokio::select! {
                 // First the news of this session, which the next one would have to tell again.
                 biased;
                 told = next(&mut parts) => told,
                 () = &mut moved => return Over::Failed(Failed::NotLeader(None)),
-                Ok(room) = self.heard.reserve(), if waits => {
+                () = self.client.wanted(), if waits => {
                     if !self.released.is_empty() {
-                        room.send(Heard::Released(std::mem::take(&mut self.released)));
-                    } else {
+                        self.tell_released();
+                    } else if !self.client.is_closed() {
                         // It is to get messages again, by another session.
-                        drop(room);
                         self.takes_nothing = false;
                         return Over::NotTaken;
                     }
                     continue;
                 }
+                () = sleep_until(unheard.unwrap_or_else(Instant::now)), if unheard.is_some() => {
+                    if self.take_back_unheard() {
+                        return Over::NotTaken;
+                    }
+                    continue;
+                }
             };
+            if told.is_ok() {
+                self.rounds = 0;
+            }
             match told {
                 Ok(Told::Alive) => {}
                 Ok(Told::Messages(messages)) => {
@@ -157,20 +184,67 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
     /// False where the client takes nothing: it has these messages not, and the next session does
     /// not name them.
     async fn pass_on(&mut self, messages: Vec<QueuedMessage>) -> bool {
-        let Ok(room) = tokio::time::timeout(TAKEN_WITHIN, self.heard.reserve()).await else {
+        let wanted = tokio::time::timeout(TAKEN_WITHIN, async {
+            self.client.wanted().await;
+            // A message that was released before may be among these again.
+            if !self.released.is_empty() && !self.client.is_closed() {
+                self.tell_released();
+                self.client.wanted().await;
+            }
+        });
+        if wanted.await.is_err() {
             self.takes_nothing = true;
             return false;
-        };
+        }
         // A client that has left ends the task where it is to end.
-        let Ok(room) = room else { return true };
+        if self.client.is_closed() {
+            return true;
+        }
         self.held.extend(messages.iter().map(|message| message.key));
         if self.listen.lease.is_some() {
             // It gets so many in all, from whichever leader.
-            let got = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-            self.listen.credits = self.listen.credits.saturating_sub(got);
+            self.listen.credits = self.listen.credits.saturating_sub(count(&messages));
         }
-        room.send(Heard::Messages(messages));
+        self.tell(Heard::Messages(messages));
         true
+    }
+
+    fn tell_released(&mut self) {
+        let released = std::mem::take(&mut self.released);
+        self.tell(Heard::Released(released));
+    }
+
+    fn tell(&mut self, news: Heard) {
+        self.client.tell(news);
+        self.unheard = Some(Instant::now() + TAKEN_WITHIN);
+    }
+
+    /// Takes the news back that the client should have taken by now. True where it lost messages by
+    /// that, which the next session does not name.
+    fn take_back_unheard(&mut self) -> bool {
+        if self.unheard.is_none_or(|at| Instant::now() < at) {
+            return false;
+        }
+        self.unheard = None;
+        let Some(unheard) = self.client.take_back() else { return false };
+        self.takes_nothing = true;
+        match unheard {
+            Heard::Messages(messages) => {
+                for message in &messages {
+                    self.held.remove(&message.key);
+                }
+                if self.listen.lease.is_some() {
+                    self.listen.credits = self.listen.credits.saturating_add(count(&messages));
+                }
+                true
+            }
+            Heard::Released(keys) => {
+                drop(self.released.splice(..0, keys));
+                false
+            }
+            // It is the last word, behind all sessions.
+            Heard::Ended(_) => false,
+        }
     }
 
     fn listener(&self) -> Listener {
@@ -179,6 +253,17 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
         let (held, resumed) = (self.held.iter().copied().collect(), self.resumed);
         Listener { database, listener, credits, lease, held, resumed }
     }
+}
+
+fn count(messages: &[QueuedMessage]) -> u32 {
+    u32::try_from(messages.len()).unwrap_or(u32::MAX)
+}
+
+/// Before the next round. Listeners by the thousand may wait for a leader, or for memory.
+fn pause(rounds: u32) -> Duration {
+    let doublings = rounds.saturating_sub(PROMPT_ROUNDS).min(16);
+    let longest = LISTEN_PAUSE.saturating_mul(1 << doublings).min(LONG_LISTEN_PAUSE);
+    rand::random_range(longest / 2..=longest)
 }
 
 async fn next(parts: &mut ToldStream) -> Result<Told, Over> {

@@ -45,22 +45,57 @@ async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_t
     let Listened { mut heard, enough } = router.listen(listen());
     let (asked, tell) = session(&voters, 0).await;
     assert_eq!((asked.credits, asked.resumed, asked.held), (10, false, vec![]));
-    for number in [1, 2] {
-        tell.unbounded_send(Ok(Told::Messages(vec![message(number)]))).unwrap();
-    }
+    tell.unbounded_send(Ok(Told::Messages(vec![message(1)]))).unwrap();
+    assert_eq!(heard.next().await, Some(Heard::Messages(vec![message(1)])));
+    tell.unbounded_send(Ok(Told::Messages(vec![message(2)]))).unwrap();
     let (asked, tell) = session(&voters, 1).await;
     // The second message never reached it, and goes to another.
     assert_eq!((asked.credits, asked.resumed, asked.held), (0, true, vec![key(1)]));
     tell.unbounded_send(Ok(Told::Released(vec![key(1)]))).unwrap();
-    assert_eq!(heard.recv().await, Some(Heard::Messages(vec![message(1)])));
-    assert_eq!(heard.recv().await, Some(Heard::Released(vec![key(1)])));
+    assert_eq!(heard.next().await, Some(Heard::Released(vec![key(1)])));
+    assert_eq!(heard.next().now_or_never(), None);
     let (asked, tell) = session(&voters, 2).await;
     assert_eq!((asked.credits, asked.resumed, asked.held), (10, true, vec![]));
     for number in [3, 4] {
         tell.unbounded_send(Ok(Told::Messages(vec![message(number)]))).unwrap();
-        assert_eq!(heard.recv().await, Some(Heard::Messages(vec![message(number)])));
+        assert_eq!(heard.next().await, Some(Heard::Messages(vec![message(number)])));
     }
     assert_eq!(voters.sessions.lock().len(), 3);
+    drop(enough);
+}
+
+/// Clients that keep their streams and read nothing would have all memory for messages.
+#[tokio::test]
+async fn messages_that_lie_ready_are_taken_back_from_a_client_that_does_not_take_them() {
+    for lease in [None, Some(Duration::from_secs(30))] {
+        let (_, voters, router) = gateway(None, Duration::ZERO);
+        let Listened { mut heard, enough } = router.listen(Listen { lease, ..listen() });
+        let (_, tell) = session(&voters, 0).await;
+        assert_eq!(heard.next().now_or_never(), None, "the client is there");
+        tell.unbounded_send(Ok(Told::Messages(vec![message(1), message(2)]))).unwrap();
+        let (asked, _tell) = session(&voters, 1).await;
+        assert_eq!((asked.credits, asked.resumed, asked.held), (0, true, vec![]));
+        assert_eq!(heard.next().now_or_never(), None, "they are another's");
+        let (asked, tell) = session(&voters, 2).await;
+        assert_eq!((asked.credits, asked.held), (10, vec![]), "it takes again");
+        tell.unbounded_send(Ok(Told::Messages(vec![message(1)]))).unwrap();
+        assert_eq!(heard.next().await, Some(Heard::Messages(vec![message(1)])));
+        drop(enough);
+    }
+}
+
+/// The same message may be the listener's again.
+#[tokio::test]
+async fn client_hears_that_a_message_is_released_before_it_gets_it_again() {
+    let (_, voters, router) = gateway(None, Duration::ZERO);
+    let Listened { mut heard, enough } = router.listen(listen());
+    let (_, tell) = session(&voters, 0).await;
+    let again = [Told::Messages(vec![message(1)]), Told::Released(vec![key(1)])];
+    again.clone().into_iter().chain(again).for_each(|told| tell.unbounded_send(Ok(told)).unwrap());
+    let news = [Heard::Messages(vec![message(1)]), Heard::Released(vec![key(1)])];
+    for news in news.clone().into_iter().chain(news) {
+        assert_eq!(heard.next().await, Some(news));
+    }
     drop(enough);
 }
 
