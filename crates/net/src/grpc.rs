@@ -14,6 +14,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// To send the log, and whole states, over a distance at the rate of the line.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// About one part of what is sent to a listener.
+const NARROW_STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// Between probes of a connection without traffic, from both sides.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a probe may go unanswered, for the dialling and for the accepting side.
@@ -97,6 +99,13 @@ impl Peer {
             // late, with every other call to it.
             .http2_max_local_error_reset_streams(None);
         Ok(Self { endpoint })
+    }
+
+    /// The same node for many streams that are read slowly: little of each is on the way.
+    #[must_use]
+    pub fn narrow(&self) -> Self {
+        let endpoint = self.endpoint.clone();
+        Self { endpoint: endpoint.initial_stream_window_size(NARROW_STREAM_WINDOW_BYTES) }
     }
 
     /// A channel with a connection of its own.

@@ -34,6 +34,7 @@ struct NodeChannels {
     raft: Channel,
     requests: Channel,
     watches: Lanes,
+    listeners: Lanes,
     shipping: Channel,
     control: Channel,
 }
@@ -57,6 +58,7 @@ impl NodeChannels {
             raft: peer.channel(),
             requests: peer.channel(),
             watches: Lanes::new(peer.clone()),
+            listeners: Lanes::new(peer.narrow()),
             shipping: peer.channel(),
             control,
         })
@@ -115,10 +117,16 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
     }
 
-    /// For a stream of a watch or of a listener: they are many and last, and requests do not wait for them. What
+    /// For a stream of a watch: they are many and last, and requests do not wait for them. What
     /// comes with the channel is to be kept for as long as the stream.
     pub(crate) fn watches(&self, node: NodeId) -> Option<(Channel, Open)> {
         self.channels.read().get(&node).map(|channels| channels.watches.next())
+    }
+
+    /// The same for a stream of a listener. Clients take what comes in their own time, so a stream
+    /// has little on the way, and what waits holds up no watch.
+    pub(crate) fn listeners(&self, node: NodeId) -> Option<(Channel, Open)> {
+        self.channels.read().get(&node).map(|channels| channels.listeners.next())
     }
 
     /// For the decisions on which node may serve: leases, seals, and the directory's own group.

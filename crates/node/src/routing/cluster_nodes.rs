@@ -182,7 +182,7 @@ impl Nodes for ClusterNodes {
             }
             .boxed();
         }
-        let Some((channel, open)) = self.peers.watches(node) else {
+        let Some((channel, open)) = self.peers.listeners(node) else {
             return ready(Err(Over::Failed(unknown_node(node)))).boxed();
         };
         let request = queue_calls::listener_to_wire(shard_epoch(shard), &listener);

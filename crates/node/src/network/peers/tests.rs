@@ -1,8 +1,10 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use futures::Stream;
 use meridian_config::DevLayout;
+use meridian_proto::queue::{self, queue_client::QueueClient, queue_server};
 use meridian_proto::shipping as wire;
 use meridian_proto::shipping::shipping_client::ShippingClient;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
@@ -52,6 +54,40 @@ impl shipping_server::Shipping for Slow {
         self.asked.fetch_add(1, Ordering::SeqCst);
         drop(self.answers.clone().wait_for(|may| *may).await);
         Ok(Response::new(wire::AnnounceResponse {}))
+    }
+}
+
+/// A leader that has parts for its listeners without end: how many it has made for each.
+#[derive(Default)]
+struct Endless {
+    made: Arc<RwLock<Vec<Arc<AtomicU32>>>>,
+}
+
+const PART_BYTES: usize = 128 << 10;
+
+#[tonic::async_trait]
+impl queue_server::Queue for Endless {
+    type ListenStream = Answers<queue::ListenPart>;
+
+    async fn listen(
+        &self,
+        _: Request<queue::ListenRequest>,
+    ) -> Result<Response<Self::ListenStream>, Status> {
+        let made = Arc::<AtomicU32>::default();
+        self.made.write().push(Arc::clone(&made));
+        let part = queue::listen_part::Part::Unavailable("x".repeat(PART_BYTES));
+        let parts = std::iter::repeat_with(move || {
+            made.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, Status>(queue::ListenPart { part: Some(part.clone()) })
+        });
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    }
+
+    async fn report(
+        &self,
+        _: Request<queue::ReportRequest>,
+    ) -> Result<Response<queue::ReportResponse>, Status> {
+        Err(Status::unimplemented("not here"))
     }
 }
 
@@ -109,4 +145,40 @@ async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
     waiting.await.unwrap().unwrap();
     held.send_replace(false);
     call().await.unwrap().unwrap();
+}
+
+/// One connection has the streams of all listeners of a gateway.
+#[tokio::test]
+async fn streams_of_listeners_that_are_not_read_have_little_on_the_way_and_hold_up_no_other() {
+    const UNREAD: usize = 20;
+    let endless = Endless::default();
+    let made = Arc::clone(&endless.made);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut server = meridian_net::grpc::server();
+    let server = server.add_service(queue_server::QueueServer::new(endless));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap();
+    let listen = async || {
+        let (channel, open) = peers.listeners(NodeId(2)).unwrap();
+        let parts = QueueClient::new(channel).listen(queue::ListenRequest::default()).await;
+        (parts.unwrap().into_inner(), open)
+    };
+    let mut unread = Vec::new();
+    for _ in 0..UNREAD {
+        unread.push(listen().await);
+    }
+    let (mut read, _open) = listen().await;
+    let reading = async {
+        for _ in 0..500 {
+            read.message().await.unwrap().unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), reading).await.expect("its parts come");
+    for made in &made.read()[..UNREAD] {
+        let bytes = made.load(Ordering::SeqCst) as usize * PART_BYTES;
+        assert!(bytes <= 1 << 20, "{bytes} bytes left for a listener that reads nothing");
+    }
 }
