@@ -75,12 +75,10 @@ async fn malformed_writes(mut shards: ShardClient<Channel>, id: NodeId) {
         group,
         database: Bytes::copy_from_slice(&DEFAULT_DATABASE.0),
         request_id: Bytes::from_static(&[7; 16]),
-        write: Some(pb::AtomicWrite {
+        transaction: Some(shard::write_request::Transaction::Write(pb::AtomicWrite {
             mutations: vec![set(b"by rpc", b"v")],
             ..Default::default()
-        }),
-        enqueues: Vec::new(),
-        settlements: Vec::new(),
+        })),
         retry: false,
         late_leader: 0,
         pass_on: false,
@@ -96,7 +94,7 @@ async fn malformed_writes(mut shards: ShardClient<Channel>, id: NodeId) {
         write(group(1, u32::MAX)),
         shard::WriteRequest { database: Bytes::from_static(b"short"), ..write(good) },
         shard::WriteRequest { request_id: Bytes::new(), ..write(good) },
-        shard::WriteRequest { write: None, ..write(good) },
+        shard::WriteRequest { transaction: None, ..write(good) },
     ];
     for request in bad {
         let shown = format!("{request:?}");
