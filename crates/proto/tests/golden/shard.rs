@@ -121,7 +121,10 @@ fn writes_to_a_shard_are_golden() {
     );
     let request = shard::WriteRequest { transaction: Some(with_messages), ..request };
     assert_golden(&request, &golden);
+}
 
+#[test]
+fn answers_to_writes_to_a_shard_are_golden() {
     let failed = shard::FailedChecks { indexes: vec![0, 300] };
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
