@@ -1,6 +1,6 @@
 //! Which listener holds which message of a database, and until when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use meridian_types::{MessageId, Versionstamp};
@@ -133,4 +133,13 @@ impl Leases {
     pub(crate) fn first_end(&self) -> Option<(Duration, MessageId)> {
         self.ends.first().copied()
     }
+}
+
+/// Of one [`Lane`](crate::event::Lane).
+#[derive(Debug, Default)]
+pub(crate) struct Settlements {
+    /// Messages whose outcome is decided and not yet being logged.
+    pub(crate) decided: VecDeque<MessageKey>,
+    /// Settlements that are being logged.
+    pub(crate) logging: Vec<MessageKey>,
 }

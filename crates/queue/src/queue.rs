@@ -10,10 +10,9 @@ use crate::event::{
     Action, Answer, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, SessionId,
     Ticket,
 };
-use crate::leases::{Lease, Leases, MAX_LEASES, State};
+use crate::leases::{Lease, Leases, MAX_LEASES, Settlements, State};
 use crate::listeners::{Listeners, MAX_CREDITS, MAX_LISTENERS};
 use crate::moved::Moved;
-use crate::reported::Settlements;
 use crate::window::Window;
 
 /// How long a new leader waits for listeners to say what they hold, before it hands out messages

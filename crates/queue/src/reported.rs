@@ -1,24 +1,14 @@
 //! Reports on the messages of one database, and the settlements that follow from them.
 
-use std::collections::VecDeque;
-
 use meridian_types::MessageId;
 
 use crate::claims::Claim;
 use crate::event::{Action, Answer, Lane, ListenerId, MessageKey, Outcome, Report, Ticket};
-use crate::leases::{Lease, Settling, State};
+use crate::leases::{Lease, Settlements, Settling, State};
 use crate::queue::{Context, Queue};
 
 /// Settlements that are logged at a time, at most.
 pub const MAX_SETTLEMENTS: usize = 500;
-
-/// Of one [`Lane`].
-#[derive(Debug, Default)]
-pub(crate) struct Settlements {
-    /// Messages whose outcome is decided and not yet being logged.
-    pub(crate) decided: VecDeque<MessageKey>,
-    logging: Vec<MessageKey>,
-}
 
 impl Queue {
     pub(crate) fn reported(

@@ -92,7 +92,6 @@ impl Memory {
         *self.plan.lock().unwrap() = plan;
     }
 
-    /// How many writes committed.
     pub(crate) fn committed(&self) -> u64 {
         self.state.lock().unwrap().0
     }
@@ -101,8 +100,8 @@ impl Memory {
         let mut state = self.state.lock().unwrap();
         let (sequence, entries) = &mut *state;
         let failed = write.transaction.checks.iter().zip(0..).filter(|(check, _)| {
-            let stored = entries.get(&(write.database, check.key.clone())).map(|(_, stamp)| *stamp);
-            stored != check.versionstamp
+            let stored = entries.get(&(write.database, check.key.clone()));
+            stored.map(|(_, stamp)| *stamp) != check.versionstamp
         });
         let failed = failed.map(|(_, index)| index).collect::<Vec<u32>>();
         if !failed.is_empty() {

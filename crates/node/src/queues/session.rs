@@ -200,7 +200,7 @@ impl Shown {
         NotListening::NotLeader(leader)
     }
 
-    /// What a session of this term says while it has nothing else to say. `None`: nothing, so that
+    /// The word of a session of this term that has nothing else to say. `None`: nothing, so that
     /// its gateway looks elsewhere where that lasts.
     fn alive(&self, term: u64) -> Option<Result<Part, NotListening>> {
         let leadership = match self.group.leadership() {

@@ -68,7 +68,7 @@ async fn log(parts: &QueueParts, database: DatabaseId, settlements: &[Settlement
             }
             WriteReply::Done(_) => return Logged::Rejected,
             // Also of a database that the directory does not know here: it may be too old to know
-            // one that was created of late.
+            // a new database.
             WriteReply::NotCommitted(_) | WriteReply::NotLeader(_) => {}
             WriteReply::Unknown => retry = true,
         }

@@ -74,7 +74,7 @@ pub(crate) struct Wanted {
 /// A node's news, until it has no more. To drop it ends the watch there.
 pub(crate) type NewsStream = BoxStream<'static, Result<News, Failed>>;
 
-/// What a leader tells a listener, until it says why there is no more. To drop it ends the session.
+/// News of a leader for a listener, until it says why there is no more. To drop it ends the session.
 pub(crate) type ToldStream = BoxStream<'static, Result<Told, Over>>;
 
 /// The first news of a node, with the room that they are kept in, and what follows them.

@@ -1,4 +1,4 @@
-//! What gateways and leaders say to each other of queues, on the wire.
+//! Calls between gateways and leaders about queues, on the wire.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::queues::{BESIDE_BYTES, Handed, Listener, NotListening, Part};
 use crate::read::execution::counted;
 use crate::read::messages::MessageBudget;
 
-/// What a leader tells a listener's gateway.
+/// News of a leader for a listener's gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Told {
     Alive,
@@ -29,7 +29,7 @@ pub(crate) enum Over {
     Refused(String),
     /// It goes on elsewhere, or later.
     Failed(Failed),
-    /// What came was not taken, by the client or for want of memory. The leader is to have it back.
+    /// A part was not taken, by the client or for want of memory. The leader is to have it back.
     NotTaken,
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn answers(response: wire::ReportResponse) -> Result<Vec<Answer>, Fai
     }
 }
 
-/// What a session yields, for the gateway that it is of.
+/// A part of a session, for the gateway that it is of.
 pub(crate) fn told(part: Result<Part, NotListening>) -> Result<Told, Over> {
     match part {
         Ok(Part::Alive) => Ok(Told::Alive),
@@ -209,7 +209,7 @@ fn message_to_wire(message: QueuedMessage) -> wire::Message {
     }
 }
 
-/// What came from another process, if it is well formed.
+/// A part from another process, if it is well formed.
 pub(crate) fn told_from_wire(part: wire::ListenPart) -> Result<Told, Over> {
     use listen_part::Part as Wire;
     let malformed = || Over::Failed(Failed::Unknown("a malformed part".to_owned()));
@@ -230,7 +230,7 @@ pub(crate) fn told_from_wire(part: wire::ListenPart) -> Result<Told, Over> {
     }
 }
 
-/// What came from another process counts as long as it is in memory.
+/// A part from another process counts as long as it is in memory.
 pub(crate) fn held_by(
     messages: &MessageBudget,
     database: DatabaseId,

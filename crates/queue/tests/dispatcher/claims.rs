@@ -225,7 +225,7 @@ fn listener_that_comes_back_to_a_full_shard_takes_its_own_place() {
 }
 
 #[test]
-fn poller_gets_another_message_for_one_that_was_gone() {
+fn poller_gets_another_message_for_a_message_that_was_gone() {
     let mut leader = Leader::new(&[]);
     leader.open(Opening { lease: Some(ms(30_000)), ..opening(DATABASE, 1, 1, 1) });
     leader.enqueue(DATABASE, &[key(0, 101), key(0, 102)]);

@@ -67,7 +67,7 @@ impl Teller {
         client.into_iter().for_each(Waker::wake);
     }
 
-    /// What the client has not taken: it never had it.
+    /// News that the client has not taken: it never had them.
     pub(super) fn take_back(&self) -> Option<Heard> {
         self.0.place.lock().news.take()
     }

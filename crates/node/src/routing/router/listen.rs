@@ -45,7 +45,7 @@ pub(super) struct Listening<N, C> {
     /// Its client is to be told, when it takes something.
     released: Vec<MessageKey>,
     client: Teller,
-    /// When the client is taken for one that takes nothing, unless it has taken the last news.
+    /// When the client counts as taking nothing, unless it has taken the last news.
     unheard: Option<Instant>,
     /// Rounds in which no session was told anything.
     rounds: u32,
@@ -87,8 +87,8 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
         if self.listen.lease.is_none() {
             return;
         }
-        // What is handed out at this moment, and is not kept, goes back: the next session takes the
-        // place of the one before, and does not name it.
+        // Messages that are handed out at this moment, and not kept, go back: the next session takes
+        // the place of the one before, and does not name them.
         self.held = kept.into_iter().collect();
         self.listen.credits = 0;
         self.resumed = true;
@@ -284,8 +284,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         self.voters(shard).into_iter().find(|node| asked.insert(*node))
     }
 
-    /// As [`Router::record`], of calls that may be slow at a healthy leader: one that logs reports
-    /// on a slow disk, or has too many listeners, is neither silent nor no leader.
+    /// As [`Router::record`], of calls that may be slow at a healthy leader: a leader that logs
+    /// reports on a slow disk, or has too many listeners, is not silent, and leads.
     fn record_of_queues(&self, shard: ShardId, node: NodeId, failed: &Failed) {
         if matches!(failed, Failed::NotLeader(_) | Failed::Unreachable(_)) {
             self.record(shard, node, Err(failed));

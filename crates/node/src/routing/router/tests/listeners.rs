@@ -38,7 +38,7 @@ async fn session(
     found.unwrap()
 }
 
-/// What lies in the connection between nodes would hold up the messages of all other listeners.
+/// Parts that lie in the connection between nodes would hold up those of all other listeners.
 #[tokio::test]
 async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_takes_again() {
     let (_, voters, router) = gateway(None, Duration::ZERO);
