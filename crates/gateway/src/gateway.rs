@@ -187,13 +187,14 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         B: Body<Data = Bytes>,
     {
         let route = route.ok_or(Refusal::UnknownPath)?;
+        // The rarer ones on the heap: the future of a read or write is as large as the largest here.
         match route {
-            Route::Metadata(target) => self.metadata(target, parts, body).await,
             Route::SnapshotRead(consistency) => self.read(consistency, parts, body).await,
-            Route::Watch(consistency) => self.watch(consistency, parts, body).await,
             Route::AtomicWrite => self.write(parts, body).await,
+            Route::Metadata(target) => Box::pin(self.metadata(target, parts, body)).await,
+            Route::Watch(consistency) => Box::pin(self.watch(consistency, parts, body)).await,
+            Route::Queue(route) => Box::pin(self.queue(route, parts, body)).await,
             Route::File(file) => Ok(file.answer()),
-            Route::Queue(route) => self.queue(route, parts, body).await,
         }
     }
 
