@@ -22,7 +22,8 @@ pub struct Leadership {
     /// answered. It is counted on the monotonic clock, from when the heartbeats were sent that the
     /// quorum answered.
     pub lease_until: Option<Instant>,
-    /// As `lease_until`, also where that is not to be trusted: that a quorum has answered of late.
+    /// As `lease_until`, also where that is not to be trusted: that a quorum has answered of late. A
+    /// leader that is its only voter has always been answered.
     pub answered_until: Option<Instant>,
 }
 
@@ -46,6 +47,8 @@ struct Led {
     term: u64,
     /// It votes: openraft itself hands over what a leader led that was removed.
     stays: bool,
+    /// It is the only voter.
+    is_alone: bool,
 }
 
 impl RaftGroup {
@@ -66,8 +69,11 @@ impl RaftGroup {
         // After what a quorum has answered was looked at.
         let trusted =
             now.stays && self.lease.handovers.leave_lease_in(term) && self.lease.trust.holds();
-        let answered_until = acked.map(|acked| acked.into_inner()).and_then(until);
-        Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
+        let acked_until = acked.map(|acked| acked.into_inner()).and_then(until);
+        // openraft writes when a voter acknowledged to itself only where it has something to do.
+        let answered_until =
+            if now.is_alone { Some(Instant::now() + self.lease.length) } else { acked_until };
+        Ok(Leadership { term, lease_until: acked_until.filter(|_| trusted), answered_until })
     }
 
     fn led(&self) -> Result<Led, NotLeading> {
@@ -91,6 +97,7 @@ impl RaftGroup {
         Ok(Led {
             term: vote.leader_id.term,
             stays: voters.iter().any(|voters| voters.contains(&self.node_id)),
+            is_alone: voters.iter().all(|voters| voters.iter().eq([&self.node_id])),
         })
     }
 
