@@ -16,6 +16,7 @@
 //! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
 //! | [`load`], [`cpu`] | loading the key space; the CPU time of the servers' processes |
 //! | [`tally`], [`report`], [`table`] | the counts, as JSON, as Markdown |
+//! | [`watches`] | `meridian-bench-watches`: what open watches take, and how fast changes reach them |
 //!
 //! Invariants:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
@@ -49,5 +50,6 @@ pub mod session;
 pub mod table;
 pub mod tally;
 pub mod value;
+pub mod watches;
 pub mod work;
 pub mod worker;

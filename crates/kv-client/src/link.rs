@@ -93,6 +93,12 @@ impl Link {
         within(self.timeout, self.sender.call(request)).await
     }
 
+    /// The body of an answer with status 200, as it comes. The link is to be kept for so long; with
+    /// HTTP/1.1 it takes no other request meanwhile.
+    pub async fn begin(&mut self, request: Request<Body>) -> Result<Incoming, ClientError> {
+        within(self.timeout, self.sender.begin(request)).await
+    }
+
     /// A fresh connection; with HTTP/2 the connection that another worker has opened meanwhile, if any.
     pub async fn reopen(&mut self) -> Result<(), ClientError> {
         within(self.timeout, self.sender.reopen(&self.endpoint, self.timeout)).await
@@ -101,6 +107,11 @@ impl Link {
 
 impl Sender {
     async fn call(&mut self, request: Request<Body>) -> Result<Bytes, ClientError> {
+        read_to_end(self.begin(request).await?).await
+    }
+
+    /// The body of an answer with status 200.
+    async fn begin(&mut self, request: Request<Body>) -> Result<Incoming, ClientError> {
         let response = match self {
             Self::H1(sender) => {
                 sender.ready().await.map_err(|error| ClientError::transport(&error))?;
@@ -112,8 +123,11 @@ impl Sender {
         let status = response.status();
         // An answer of gRPC that is only an error has its trailers here.
         grpc_status(response.headers())?;
+        if status == StatusCode::OK {
+            return Ok(response.into_body());
+        }
         let body = read_to_end(response.into_body()).await?;
-        if status == StatusCode::OK { Ok(body) } else { Err(status_error(status, &body)) }
+        Err(status_error(status, &body))
     }
 
     async fn reopen(&mut self, endpoint: &Endpoint, timeout: Duration) -> Result<(), ClientError> {

@@ -22,8 +22,8 @@ pub enum WatchMessage {
 pub struct Watching {
     body: Incoming,
     received: Received,
-    /// Of the connection that the body comes over.
-    _sender: Sender,
+    /// Of the connection that the body comes over, if it has one of its own.
+    _sender: Option<Sender>,
 }
 
 impl KvClient {
@@ -43,7 +43,8 @@ impl KvClient {
         let begun = tokio::time::timeout(self.timeout, self.exchange(request)).await;
         let (response, sender) = begun.unwrap_or_else(|_| Err(self.too_late()))?;
         if response.status() == StatusCode::OK {
-            return Ok(Watching::new(response.into_body(), sender));
+            let watching = Watching::over(response.into_body());
+            return Ok(Watching { _sender: Some(sender), ..watching });
         }
         let (status, body) = (response.status(), response.into_body().collect().await);
         let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?.to_bytes();
@@ -52,8 +53,9 @@ impl KvClient {
 }
 
 impl Watching {
-    pub(crate) fn new(body: Incoming, sender: Sender) -> Self {
-        Self { body, received: Received::default(), _sender: sender }
+    /// The body of an answer to a watch.
+    pub fn over(body: Incoming) -> Self {
+        Self { body, received: Received::default(), _sender: None }
     }
 
     /// The next message; `None` once the gateway has ended the watch.
