@@ -14,7 +14,7 @@ use meridian_proto::kv_connect as pb;
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{DEFAULT_DATABASE, mutation};
 use meridian_tests::{Cluster, ClusterOptions, READ_ONLY_TOKEN, TOKEN, clients};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 const ONE_REGION: ClusterOptions =
@@ -187,6 +187,36 @@ async fn ranges_are_listed_counted_added_up_and_deleted() {
     assert_eq!(kv.shown(&["delete", "--prefix", "item", "--yes"]).await, "2000 keys deleted\n");
     assert_eq!(kv.shown(&["delete", "--prefix", "item"]).await, "0 keys deleted\n");
     assert_eq!(kv.shown(&["list"]).await, "[ \"jtem\" ] => \"beside\"\n");
+}
+
+#[tokio::test]
+async fn watch_shows_each_state_once_also_behind_the_restart_of_its_gateway() {
+    let mut cluster = Cluster::start(ONE_REGION).await;
+    let kv = Kv { url: cluster.url(2) };
+    kv.ok(&["set", "a", "1"]).await;
+    let mut watch = kv.command(&["watch", "['a']", "['b']", "-o", "inspect"]).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut shown = async || {
+        let line = tokio::time::timeout(std::time::Duration::from_secs(60), lines.next_line());
+        line.await.expect("a line in time").unwrap().expect("the watch goes on")
+    };
+    assert_eq!(
+        (shown().await, shown().await),
+        ("[ \"a\" ] => 1".into(), "[ \"b\" ] => null".into())
+    );
+    kv.ok(&["set", "b", "[2n]"]).await;
+    assert_eq!(shown().await, "[ \"b\" ] => [ 2n ]");
+    cluster.kill(2);
+    cluster.restart(2);
+    cluster.node_ready(2).await;
+    let other = Kv { url: cluster.url(1) };
+    other.ok(&["delete", "a"]).await;
+    assert_eq!(shown().await, "[ \"a\" ] => null");
+    let too_many: Vec<String> = (0..11).map(|at| format!("[{at}]")).collect();
+    let too_many =
+        [&["watch"], &too_many.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat();
+    let error = kv.error(&too_many).await;
+    assert!(error.contains("The number of keys of one watch"), "{error}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@
 //! | `scan` | a range in batches |
 //! | `output` | entries and results, as `Deno.inspect` shows them or as lines of JSON |
 //! | `progress` | a line about long work |
-//! | `get`, `set`, `list`, `delete`, `count`, `du`, `sum` | the commands |
+//! | `get`, `set`, `list`, `delete`, `count`, `du`, `sum`, `watch` | the commands |
 
 mod connection;
 mod count;
@@ -23,6 +23,7 @@ mod selection;
 mod session;
 mod set;
 mod sum;
+mod watch;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -57,6 +58,7 @@ enum Command {
     Count(count::Count),
     Du(du::Du),
     Sum(sum::Sum),
+    Watch(watch::Watch),
 }
 
 impl Kv {
@@ -71,6 +73,7 @@ impl Kv {
             Command::Count(count) => count.run(connection, &mut output).await,
             Command::Du(du) => du.run(connection, &mut output).await,
             Command::Sum(sum) => sum.run(connection, &mut output).await,
+            Command::Watch(watch) => watch.run(connection, &mut output).await,
         }?;
         output.end()
     }

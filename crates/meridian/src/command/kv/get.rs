@@ -4,10 +4,9 @@ use anyhow::Result;
 use clap::Args;
 use meridian_kv_client::message::point;
 use meridian_types::Consistency;
-use meridian_values::json;
 
 use super::connection::Connection;
-use super::output::{Form, Output, hex, json_entry};
+use super::output::{Form, Output, hex, json_entry, json_without_value};
 use super::selection::OneKey;
 
 /// Shows the value of a key, and its versionstamp.
@@ -35,10 +34,7 @@ impl Get {
                 output.line(&value)?;
                 output.line(&format!("versionstamp {}", hex(&entry.versionstamp)))
             }
-            (None, Form::Json) => output.line(&format!(
-                "{{\"key\":{},\"value\":null,\"versionstamp\":null}}",
-                json::key(&key)
-            )),
+            (None, Form::Json) => output.line(&json_without_value(&key)),
             (None, Form::Inspect) => output.line("null"),
         }
     }

@@ -142,6 +142,11 @@ pub(super) fn json_entry(entry: &pb::KvEntry) -> String {
     format!("{{\"key\":{key},\"value\":{value},\"versionstamp\":\"{versionstamp}\"}}")
 }
 
+/// A key that has no value, as a line of JSON.
+pub(super) fn json_without_value(key: &Key) -> String {
+    format!("{{\"key\":{},\"value\":null,\"versionstamp\":null}}", json::key(key))
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

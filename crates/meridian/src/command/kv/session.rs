@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bytes::Bytes;
-use meridian_kv_client::{ClientError, Endpoint, HttpVersion, Link, Metadata, Target, answer};
+use meridian_kv_client::{
+    ClientError, Endpoint, HttpVersion, Link, Metadata, Target, Watching, answer,
+};
 use meridian_proto::kv_connect as pb;
 use meridian_types::Consistency;
 use prost::Message;
@@ -34,6 +36,7 @@ struct Path {
     link: Link,
     read: Target,
     write: Target,
+    watch: Target,
 }
 
 impl Session {
@@ -67,6 +70,7 @@ impl Session {
             link: Link::open(&Arc::new(endpoint.clone()), http, TIMEOUT).await?,
             read: Target::new(&endpoint.method("snapshot_read"), http, &metadata.headers)?,
             write: Target::new(&endpoint.method("atomic_write"), http, &metadata.headers)?,
+            watch: Target::new(&endpoint.method("watch"), http, &metadata.headers)?,
         })
     }
 
@@ -117,6 +121,29 @@ impl Session {
                 Err(error) => bail!("whether the write was done is unknown: {error}"),
             }
         }
+    }
+
+    /// Begins a watch, which has the connection for itself.
+    pub(super) async fn watch(&mut self, keys: &[Bytes]) -> Result<Watching, ClientError> {
+        let keys = keys.iter().map(|key| pb::WatchKey { key: key.clone() }).collect();
+        let body: Bytes = pb::Watch { keys }.encode_to_vec().into();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let begun = match self.path().await {
+                Ok(path) => path.link.begin(path.watch.request(body.clone())).await,
+                Err(error) => Err(error),
+            };
+            match begun {
+                Ok(body) => return Ok(Watching::over(body)),
+                Err(error) => self.pause(error, deadline, is_lost_or_refused).await?,
+            }
+        }
+    }
+
+    /// The next request goes over another connection, after a moment.
+    pub(super) async fn leave(&mut self) {
+        self.path = None;
+        tokio::time::sleep(PAUSE).await;
     }
 
     /// Waits before a request is sent again over another connection, unless the error stands.
