@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use meridian_queue::{Answer, ListenerId, MessageKey, Report};
+use meridian_queue::{Answer, Incarnation, ListenerId, MessageKey, Report};
 use meridian_types::{
     Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
 };
@@ -78,6 +78,8 @@ pub struct Listen {
     pub lease: Option<Duration>,
     /// The messages that the listener holds from before.
     pub held: Vec<MessageKey>,
+    /// Of the listener at this gateway.
+    pub incarnation: Incarnation,
 }
 
 /// A message that was handed out.

@@ -35,12 +35,12 @@ pub(crate) struct ListenStream<C> {
     permission: Permission<C>,
     answers: Shares,
     holder: Holder,
-    /// The listener is one of those that may be open, until this is dropped.
-    _listener: Share,
+    /// The listener is one of those that may be open, and what its client says it holds is in memory,
+    /// until these are dropped.
+    _shares: [Share; 2],
     lines: VecDeque<Bytes>,
-    /// Heard, without room for its lines until the pause is over. Nothing that was heard later
-    /// overtakes it.
-    unsent: Option<(Heard, Pin<Box<Sleep>>)>,
+    /// For room. Meanwhile nothing is heard, so that messages that lie ready go to other listeners.
+    waits: Option<Pin<Box<Sleep>>>,
     pause: Duration,
     pings: Interval,
     is_over: bool,
@@ -51,35 +51,24 @@ impl<C: Catalogue> ListenStream<C> {
         listened: (ListenerId, Listened),
         permission: Permission<C>,
         counted: (Shares, Holder),
-        share: Share,
+        shares: [Share; 2],
     ) -> Self {
-        Self::at_pace(listened, permission, counted, share, (PING_EVERY, NO_ROOM))
+        Self::at_pace(listened, permission, counted, shares, (PING_EVERY, NO_ROOM))
     }
 
     fn at_pace(
         (listener, listened): (ListenerId, Listened),
         permission: Permission<C>,
         (answers, holder): (Shares, Holder),
-        _listener: Share,
+        _shares: [Share; 2],
         (ping_every, pause): (Duration, Duration),
     ) -> Self {
         let mut pings = interval_at(Instant::now() + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first ping goes at once.
         let lines = VecDeque::from([queue_json::open_line(listener), queue_json::ping_line()]);
-        let (unsent, is_over) = (None, false);
-        Self {
-            listened,
-            permission,
-            answers,
-            holder,
-            _listener,
-            lines,
-            unsent,
-            pause,
-            pings,
-            is_over,
-        }
+        let (waits, is_over) = (None, false);
+        Self { listened, permission, answers, holder, _shares, lines, waits, pause, pings, is_over }
     }
 
     /// The next line, or several; `None` at the end.
@@ -94,13 +83,14 @@ impl<C: Catalogue> ListenStream<C> {
             if self.pings.poll_tick(context).is_ready() {
                 return Poll::Ready(self.permission.holds().then(queue_json::ping_line));
             }
-            if let Some((_, pause)) = &mut self.unsent {
+            if let Some(pause) = &mut self.waits {
                 ready!(pause.as_mut().poll(context));
             }
-            let heard = match self.unsent.take() {
-                Some((heard, _)) => Some(heard),
-                None => ready!(self.listened.heard.poll_next_unpin(context)),
-            };
+            // Taken before anything is heard: what was heard and cannot be sent is no listener's.
+            let share = self.answers.take(self.holder, queue_json::MAX_LINES_BYTES);
+            self.waits = share.is_none().then(|| Box::pin(sleep(self.pause)));
+            let Some(mut share) = share else { continue };
+            let heard = ready!(self.listened.heard.poll_next_unpin(context));
             let Some(heard) = heard.filter(|_| self.permission.holds()) else {
                 return Poll::Ready(None);
             };
@@ -108,15 +98,10 @@ impl<C: Catalogue> ListenStream<C> {
                 self.is_over = true;
                 return Poll::Ready(Some(queue_json::end_line(reason)));
             }
-            // Taken before the lines are made: without room nothing is allocated.
-            match self.answers.take(self.holder, queue_json::max_line_bytes(&heard) as u64) {
-                Some(share) => {
-                    let lines = queue_json::lines(&heard);
-                    // Given back when the last byte has left, or the connection is gone.
-                    return Poll::Ready(Some(share.held_with(lines.into())));
-                }
-                None => self.unsent = Some((heard, Box::pin(sleep(self.pause)))),
-            }
+            let lines = queue_json::lines(&heard);
+            // Given back when the last byte has left, or the connection is gone.
+            share.resize(lines.len() as u64);
+            return Poll::Ready(Some(share.held_with(lines.into())));
         }
     }
 }
@@ -155,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn lines_without_room_are_sent_in_order_once_there_is_room_and_pings_meanwhile() {
-        let answers = Shares::new(4000);
+        let answers = Shares::new(4 * queue_json::MAX_LINES_BYTES);
         let ((tell, mut heard), (enough, _is_enough)) = (mpsc::channel(8), oneshot::channel());
         let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
         let permission = Permission {
@@ -168,11 +153,13 @@ mod tests {
             (ListenerId([7; 16]), Listened { heard, enough }),
             permission,
             (answers.clone(), HOLDER),
-            Shares::new(9).take(HOLDER, 1).unwrap(),
+            [1, 1].map(|one| Shares::new(9).take(HOLDER, one).unwrap()),
             (Duration::from_millis(5), Duration::from_millis(1)),
         );
         let mut next = async || poll_fn(|context| stream.poll_lines(context)).await;
-        let taken = [answers.take(HOLDER, 3000).unwrap(), answers.take(OTHER, 500).unwrap()];
+        let taken = [(HOLDER, 2), (OTHER, 1)].map(|(holder, times)| {
+            answers.take(holder, times * queue_json::MAX_LINES_BYTES).unwrap()
+        });
         let payload = Bytes::from_static(b"\xff\x0f0");
         let message =
             QueuedMessage { key: key(8), attempt: 1, payload, enqueued_ms: 3, lease: None };

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use meridian_proto::kv_connect as pb;
-use meridian_queue::{Answer, ListenerId, MAX_CREDITS, MessageKey, Report};
+use meridian_queue::{Answer, Incarnation, ListenerId, MAX_CREDITS, MessageKey, Report};
 use meridian_types::{MessageId, Transaction, V8Format, Versionstamp, limits};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,6 +23,8 @@ const MAX_MESSAGES: u32 = MAX_CREDITS;
 const DEFAULT_CREDITS: u32 = 100;
 const MAX_WAIT_MS: u64 = 60_000;
 const DEFAULT_WAIT_MS: u64 = 20_000;
+/// The leader is asked and answers within this.
+const MIN_WAIT_MS: u64 = 1000;
 const MAX_LEASE_MS: u64 = 60 * 60 * 1000;
 const DEFAULT_LEASE_MS: u64 = 30_000;
 const MAX_ID_BYTES: usize = 256;
@@ -81,6 +83,11 @@ fn listener(text: &str) -> Result<ListenerId, InvalidQueueRequest> {
 
 pub(crate) fn new_listener() -> ListenerId {
     ListenerId(Uuid::new_v4().into_bytes())
+}
+
+/// For a client that comes now. It begins with the time.
+pub(crate) fn new_incarnation() -> Incarnation {
+    Incarnation(Uuid::now_v7().as_u128())
 }
 
 fn listener_text(listener: ListenerId) -> String {
@@ -145,6 +152,7 @@ pub(crate) fn poll(body: &[u8]) -> Result<PollRequest, InvalidQueueRequest> {
         return Err(InvalidQueueRequest::Field("leaseMs"));
     }
     let wait_ms = at_most("waitMs", wait_ms.unwrap_or(DEFAULT_WAIT_MS), MAX_WAIT_MS)?;
+    let wait_ms = wait_ms.max(MIN_WAIT_MS);
     let (wait, lease) = (Duration::from_millis(wait_ms), Duration::from_millis(lease_ms));
     Ok(PollRequest { max, wait, lease })
 }
@@ -230,10 +238,12 @@ pub(crate) fn enqueue(
     let keys = keys_if_undelivered.iter().map(|key| bytes("keysIfUndelivered", key));
     let delay_ms = at_most("delayMs", delay_ms.unwrap_or(0), limits::MAX_ENQUEUE_DELAY_MS)?;
     at_most("id", id.as_ref().map_or(0, String::len) as u64, MAX_ID_BYTES as u64)?;
+    // Without a delay by no clock.
+    let deadline_ms = if delay_ms == 0 { 0 } else { now_ms.saturating_add(delay_ms) };
     let never_again = backoff_ms.as_ref().is_some_and(Vec::is_empty);
     let enqueue = pb::Enqueue {
         payload: bytes("payload", &payload)?,
-        deadline_ms: i64::try_from(now_ms.saturating_add(delay_ms)).unwrap_or(i64::MAX),
+        deadline_ms: i64::try_from(deadline_ms).unwrap_or(i64::MAX),
         keys_if_undelivered: keys.collect::<Result<_, _>>()?,
         backoff_schedule: backoff_ms.unwrap_or_default(),
     };
@@ -348,6 +358,10 @@ pub(crate) fn lines(heard: &Heard) -> Vec<u8> {
     }
     lines
 }
+
+/// The bytes that [`lines`] takes of what is heard at once, at most: a leader sends messages of up to
+/// 128 KiB, and one more, and releases of up to a thousand.
+pub(crate) const MAX_LINES_BYTES: u64 = 320 << 10;
 
 /// The bytes that [`lines`] takes, at most.
 pub(crate) fn max_line_bytes(heard: &Heard) -> usize {

@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meridian_consensus::RaftGroup;
-use meridian_queue::{Answer, ListenerId, MessageKey, Opening, Refused, Report, SessionId};
+use meridian_queue::{
+    Answer, Incarnation, ListenerId, MessageKey, Opening, Refused, Report, SessionId,
+};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, NodeId};
 use tokio::sync::{mpsc, oneshot};
@@ -67,6 +69,7 @@ pub(crate) struct Listener {
     pub(crate) credits: u32,
     pub(crate) lease: Option<Duration>,
     pub(crate) held: Vec<MessageKey>,
+    pub(crate) incarnation: Incarnation,
     pub(crate) resumed: bool,
 }
 
@@ -145,9 +148,10 @@ impl Queues {
     /// # Errors
     /// Why not. May be dropped at any await: a session that has begun ends then.
     pub(crate) async fn listen(&self, listener: Listener) -> Result<Session, NotListening> {
-        let Listener { database, listener, credits, lease, held, resumed } = listener;
+        let Listener { database, listener, credits, lease, held, incarnation, resumed } = listener;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
-        let opening = Opening { database, listener, session, credits, lease, held, resumed };
+        let opening =
+            Opening { database, listener, session, incarnation, credits, lease, held, resumed };
         let (outbox, inbox) = handouts();
         let (begun, begins) = oneshot::channel();
         // Before the task has it, so that it hears of the end whatever happens.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::event::{ListenerId, MessageKey, Ticket};
+use crate::event::{Incarnation, ListenerId, MessageKey, Ticket};
 use crate::leases::State;
 
 /// Rows that are looked for at a time, at most.
@@ -16,6 +16,7 @@ pub const MAX_CHECKED: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) holder: ListenerId,
+    pub(crate) incarnation: Incarnation,
     /// Of the lease, if there will be one.
     pub(crate) state: State,
     /// Extensions that are answered when the row was looked for.

@@ -130,7 +130,7 @@ impl Dispatcher {
 
     /// A listener that comes back takes its own place.
     fn has_room_for(&self, Opening { database, listener, .. }: &Opening) -> bool {
-        let is_back = |entry: &Entry| entry.queue.has_listener(*listener);
+        let is_back = |entry: &Entry| entry.queue.listener(*listener).is_some();
         self.listeners < MAX_LISTENERS_IN_ALL || self.queues.get(database).is_some_and(is_back)
     }
 

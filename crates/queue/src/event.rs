@@ -21,6 +21,11 @@ impl MessageKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(pub [u8; 16]);
 
+/// One way that a listener has to leaders, over all its sessions: a gateway's care of it, from when
+/// its client came there. A later one is greater, as far as gateways agree on the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u128);
+
 /// One stream of a listener to the leader. The driver gives each a number of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
@@ -51,6 +56,9 @@ pub struct Opening {
     pub database: DatabaseId,
     pub listener: ListenerId,
     pub session: SessionId,
+    /// A message that was sent to it under this one, and that it does not name, never reached it.
+    /// Under another, it was lost with the listener's former life, which counts as an attempt.
+    pub incarnation: Incarnation,
     /// How many messages the listener may hold at a time; or get in all, where they are leased for
     /// a time.
     pub credits: u32,
@@ -58,9 +66,8 @@ pub struct Opening {
     pub lease: Option<Duration>,
     /// The messages that the listener holds from earlier sessions.
     pub held: Vec<MessageKey>,
-    /// The listener itself lived through: a message that was sent to it and that it does not name
-    /// never reached it. Else such a message was lost with the listener's former life, which counts
-    /// as an attempt.
+    /// Another session of this incarnation was open before. Then it does not take the place of a
+    /// session of a later one: the listener has come by another way since.
     pub resumed: bool,
 }
 

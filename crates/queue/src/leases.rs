@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meridian_types::{MessageId, Versionstamp};
 
-use crate::event::{ListenerId, MessageKey, Outcome, Ticket};
+use crate::event::{Incarnation, ListenerId, MessageKey, Outcome, Ticket};
 
 /// Leases of one database at a time, at most.
 pub const MAX_LEASES: usize = 10_000;
@@ -16,6 +16,8 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Lease {
     pub(crate) key: MessageKey,
     pub(crate) holder: ListenerId,
+    /// Under which the holder has it.
+    pub(crate) incarnation: Incarnation,
     pub(crate) state: State,
 }
 
@@ -35,8 +37,6 @@ pub(crate) struct Settling {
     pub(crate) tickets: Vec<Ticket>,
     /// Where the message is by now, if it failed and is not dead.
     pub(crate) moved_to: Option<MessageKey>,
-    /// The message failed by now, and then a listener said that it is done after all.
-    pub(crate) done_after_all: Vec<Ticket>,
 }
 
 impl State {
@@ -104,13 +104,14 @@ impl Leases {
     }
 
     /// A message has no lease before.
-    pub(crate) fn insert(&mut self, key: MessageKey, holder: ListenerId, state: State) {
+    pub(crate) fn insert(&mut self, lease: Lease) {
+        let Lease { key, holder, .. } = lease;
         assert!(!self.all.contains_key(&key.id), "a message would have two leases");
-        if let State::Until(end) = state {
+        if let State::Until(end) = lease.state {
             self.ends.insert((end, key.id));
         }
         self.by_holder.insert((holder, key.id));
-        self.all.insert(key.id, Lease { key, holder, state });
+        self.all.insert(key.id, lease);
     }
 
     pub(crate) fn remove(&mut self, id: MessageId) -> Option<Lease> {
@@ -123,9 +124,17 @@ impl Leases {
     }
 
     pub(crate) fn change(&mut self, id: MessageId, change: impl FnOnce(&mut State)) {
-        if let Some(Lease { key, holder, mut state }) = self.remove(id) {
-            change(&mut state);
-            self.insert(key, holder, state);
+        if let Some(mut lease) = self.remove(id) {
+            change(&mut lease.state);
+            self.insert(lease);
+        }
+    }
+
+    /// The holder has the message under this incarnation by now, and no sooner gives it up.
+    pub(crate) fn resume(&mut self, id: MessageId, incarnation: Incarnation, state: &State) {
+        if let Some(mut lease) = self.remove(id) {
+            lease.state.lengthen(state);
+            self.insert(Lease { incarnation, ..lease });
         }
     }
 

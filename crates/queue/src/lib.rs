@@ -45,8 +45,8 @@ mod window;
 pub use claims::MAX_CHECKED;
 pub use dispatcher::{Dispatcher, MAX_LEASES_IN_ALL, MAX_LISTENERS_IN_ALL};
 pub use event::{
-    Action, Answer, Event, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, Report,
-    RowChange, SessionId, Ticket,
+    Action, Answer, Event, Incarnation, Lane, ListenerId, MessageKey, Moment, Opening, Outcome,
+    Refused, Report, RowChange, SessionId, Ticket,
 };
 pub use leases::{GRACE, MAX_LEASES};
 pub use listeners::{MAX_CREDITS, MAX_LISTENERS};

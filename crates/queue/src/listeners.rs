@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use crate::event::{ListenerId, SessionId};
+use crate::event::{Incarnation, ListenerId, SessionId};
 
 /// Messages that a listener may hold at a time, at most.
 pub const MAX_CREDITS: u32 = 1000;
@@ -14,6 +14,7 @@ pub const MAX_LISTENERS: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) session: SessionId,
+    pub(crate) incarnation: Incarnation,
     lease: Option<Duration>,
     credits: u32,
     /// Messages that are leased to it.
@@ -53,14 +54,14 @@ impl Listeners {
     pub(crate) fn open(
         &mut self,
         listener: ListenerId,
-        session: SessionId,
+        (session, incarnation): (SessionId, Incarnation),
         credits: u32,
         lease: Option<Duration>,
         held: u32,
     ) {
         self.close(listener);
         let credits = credits.min(MAX_CREDITS);
-        self.all.insert(listener, Listener { session, lease, credits, held: 0 });
+        self.all.insert(listener, Listener { session, incarnation, lease, credits, held: 0 });
         self.credit += u64::from(credits);
         if credits > 0 {
             self.free.insert(listener);
@@ -77,12 +78,15 @@ impl Listeners {
 
     /// The listener that gets the next message: the next in line after the last.
     /// With its session, and for how long it gets a lease.
-    pub(crate) fn next(&mut self) -> Option<(ListenerId, SessionId, Option<Duration>)> {
+    pub(crate) fn next(
+        &mut self,
+    ) -> Option<(ListenerId, SessionId, Incarnation, Option<Duration>)> {
         let behind = self.last.map_or(Bound::Unbounded, Bound::Excluded);
         let mut line = self.free.range((behind, Bound::Unbounded)).chain(&self.free);
         let next = line.next().copied()?;
         self.last = Some(next);
-        self.all.get(&next).map(|listener| (next, listener.session, listener.lease))
+        let Listener { session, incarnation, lease, .. } = *self.all.get(&next)?;
+        Some((next, session, incarnation, lease))
     }
 
     /// The listener has one message more.

@@ -7,17 +7,18 @@ use meridian_types::{DatabaseId, MessageId, Position};
 
 use crate::claims::{Claim, Claims};
 use crate::event::{
-    Action, Answer, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused, SessionId,
-    Ticket,
+    Action, Answer, Incarnation, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused,
+    SessionId, Ticket,
 };
 use crate::leases::{Lease, Leases, MAX_LEASES, Settlements, State};
-use crate::listeners::{Listeners, MAX_CREDITS, MAX_LISTENERS};
+use crate::listeners::{Listener, Listeners, MAX_CREDITS, MAX_LISTENERS};
 use crate::moved::Moved;
 use crate::window::Window;
 
 /// How long a new leader waits for listeners to say what they hold, before it hands out messages
-/// that an earlier leader may have handed out.
-pub const HOLD: Duration = Duration::from_secs(3);
+/// that an earlier leader may have handed out. As long as a listener whose stream broke is waited for
+/// by a leader that stays.
+pub const HOLD: Duration = Duration::from_secs(5);
 /// Messages that are handed out at a time, at most; then it is the turn of other databases.
 const QUANTUM: usize = 64;
 /// Rows that are read at a time, at most.
@@ -65,8 +66,8 @@ pub(crate) struct Queue {
     pub(crate) leases: Leases,
     pub(crate) claims: Claims,
     listeners: Listeners,
-    /// Rows without a lease that listeners say are done, and the reports that are answered when
-    /// that has committed. As many as the driver lets reports wait.
+    /// Rows that listeners say are done, without a lease or with a failed one, and the reports that are
+    /// answered when that has committed. As many as the driver lets reports wait.
     pub(crate) acked: BTreeMap<MessageKey, Vec<Ticket>>,
     pub(crate) deliveries: Settlements,
     pub(crate) failures: Settlements,
@@ -91,8 +92,8 @@ impl Queue {
         self.leases.len() + self.claims.len()
     }
 
-    pub(crate) fn has_listener(&self, listener: ListenerId) -> bool {
-        self.listeners.get(listener).is_some()
+    pub(crate) fn listener(&self, listener: ListenerId) -> Option<&Listener> {
+        self.listeners.get(listener)
     }
 
     pub(crate) fn listeners(&self) -> usize {
@@ -140,10 +141,14 @@ impl Queue {
     }
 
     pub(crate) fn opened(&mut self, opening: &Opening, context: &mut Context<'_>) {
-        let Opening { listener, session, credits, lease, resumed, .. } = *opening;
+        let Opening { listener, session, incarnation, credits, lease, resumed, .. } = *opening;
         if let Some(before) = self.listeners.get(listener) {
-            let (session, reason) = (before.session, Refused::Replaced);
-            context.actions.push(Action::Refuse { session, reason });
+            let is_outdated = resumed && incarnation < before.incarnation;
+            let session = if is_outdated { session } else { before.session };
+            context.actions.push(Action::Refuse { session, reason: Refused::Replaced });
+            if is_outdated {
+                return;
+            }
         } else if self.listeners.len() >= MAX_LISTENERS {
             let reason = Refused::TooManyListeners;
             context.actions.push(Action::Refuse { session, reason });
@@ -153,13 +158,14 @@ impl Queue {
             opening.held.iter().take(MAX_CREDITS as usize).copied().collect();
         let count = self.leases.of(listener).count() + self.claims.of(listener).len();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.listeners.open(listener, session, credits, lease, count);
+        self.listeners.open(listener, (session, incarnation), credits, lease, count);
         let now = context.moment.now;
         let state = || State::begun(now, lease);
-        self.resume(listener, &held, &state(), resumed, context);
+        self.resume(listener, incarnation, &held, &state(), context);
         for key in held {
             if self.may_hold(&key, context) {
-                let claim = Claim { holder: listener, state: state(), extended: Vec::new() };
+                let (state, extended) = (state(), Vec::new());
+                let claim = Claim { holder: listener, incarnation, state, extended };
                 self.claim(key, claim, context);
             } else if !self.leases.is_held(&key, listener) && !self.claims.is_held(&key, listener) {
                 context.actions.push(Action::Release { session, key });
@@ -171,17 +177,18 @@ impl Queue {
     fn resume(
         &mut self,
         listener: ListenerId,
+        incarnation: Incarnation,
         held: &BTreeSet<MessageKey>,
         state: &State,
-        resumed: bool,
         context: &mut Context<'_>,
     ) {
         for id in self.leases.of(listener).collect::<Vec<_>>() {
-            if self.leases.settling(id).is_some() {
-                continue;
-            } else if self.leases.get(id).is_some_and(|lease| held.contains(&lease.key)) {
-                self.leases.change(id, |before| before.lengthen(state));
-            } else if resumed {
+            let Some(lease) = self.leases.get(id) else { continue };
+            if matches!(lease.state, State::Settling(_)) {
+                // It is reported already.
+            } else if held.contains(&lease.key) {
+                self.leases.resume(id, incarnation, state);
+            } else if lease.incarnation == incarnation {
                 self.withdraw(id);
             } else {
                 self.settle(id, Outcome::Failed { retry_after: None }, Vec::new());
@@ -191,9 +198,10 @@ impl Queue {
             let Some(claim) = self.claims.get_mut(&key) else { continue };
             if held.contains(&key) {
                 claim.state.lengthen(state);
+                claim.incarnation = incarnation;
             } else if matches!(claim.state, State::Settling(_)) {
                 // It is reported already.
-            } else if resumed {
+            } else if claim.incarnation == incarnation {
                 self.unclaim(&key, context);
             } else {
                 claim.state = State::Until(context.moment.now);
@@ -254,11 +262,12 @@ impl Queue {
             if self.leases.get(key.id).is_some() {
                 continue;
             }
-            let Some((listener, session, lease)) = self.listeners.next() else { return };
+            let Some((holder, session, incarnation, lease)) = self.listeners.next() else { return };
             let until = lease.map(|lease| context.moment.now + lease);
             self.window.take(key);
-            self.leases.insert(key, listener, State::begun(context.moment.now, lease));
-            self.listeners.leased(listener);
+            let state = State::begun(context.moment.now, lease);
+            self.leases.insert(Lease { key, holder, incarnation, state });
+            self.listeners.leased(holder);
             context.room -= 1;
             context.actions.push(Action::Deliver { session, key, until });
         }
@@ -315,7 +324,7 @@ impl Queue {
 
     /// It claims nothing: its reports come too late.
     fn unclaim(&mut self, key: &MessageKey, context: &mut Context<'_>) {
-        let Some(Claim { holder, state, extended }) = self.claims.remove(key) else { return };
+        let Some(Claim { holder, state, extended, .. }) = self.claims.remove(key) else { return };
         self.listeners.returned(holder);
         let failed = if let State::Settling(failed) = state { failed.tickets } else { Vec::new() };
         let late = extended.into_iter().chain(failed);
@@ -331,7 +340,8 @@ impl Queue {
                 self.unclaim(&key, context);
                 continue;
             }
-            let Some(Claim { holder, state, extended }) = self.claims.remove(&key) else {
+            let Some(Claim { holder, incarnation, state, extended }) = self.claims.remove(&key)
+            else {
                 continue;
             };
             extended.into_iter().for_each(|ticket| context.answer(ticket, Answer::Done));
@@ -339,7 +349,7 @@ impl Queue {
                 self.lane(settling.outcome.lane()).decided.push_back(key);
             }
             self.window.take(key);
-            self.leases.insert(key, holder, state);
+            self.leases.insert(Lease { key, holder, incarnation, state });
         }
     }
 

@@ -3,12 +3,15 @@
 use meridian_types::MessageId;
 
 use crate::claims::Claim;
-use crate::event::{Action, Answer, Lane, ListenerId, MessageKey, Outcome, Report, Ticket};
+use crate::event::{
+    Action, Answer, Incarnation, Lane, ListenerId, MessageKey, Outcome, Report, Ticket,
+};
 use crate::leases::{Lease, Settlements, Settling, State};
 use crate::queue::{Context, Queue};
 
-/// Settlements that are logged at a time, at most.
-pub const MAX_SETTLEMENTS: usize = 500;
+/// Settlements that are logged at a time, at most: of the largest messages, each of which is read to
+/// be settled, no more bytes than a transaction may write.
+pub const MAX_SETTLEMENTS: usize = 64;
 
 impl Queue {
     pub(crate) fn reported(
@@ -50,7 +53,8 @@ impl Queue {
             claim.state.lengthen(&until);
             claim.extended.push(ticket);
         } else if self.may_report(&key, context) {
-            let claim = Claim { holder: listener, state: until, extended: vec![ticket] };
+            let (incarnation, extended) = (self.incarnation(listener), vec![ticket]);
+            let claim = Claim { holder: listener, incarnation, state: until, extended };
             self.claim(key, claim, context);
         } else {
             context.answer(ticket, Answer::Late);
@@ -78,8 +82,9 @@ impl Queue {
                 if !self.may_report(&key, context) {
                     return context.answer(ticket, Answer::Late);
                 }
+                let (incarnation, extended) = (self.incarnation(listener), Vec::new());
                 let state = decided(outcome, vec![ticket]);
-                let claim = Claim { holder: listener, state, extended: Vec::new() };
+                let claim = Claim { holder: listener, incarnation, state, extended };
                 return self.claim(key, claim, context);
             }
         };
@@ -98,24 +103,36 @@ impl Queue {
         self.may_hold(key, context) && !self.acked.contains_key(key)
     }
 
-    /// It counts whichever listener holds the message by now, and wherever its row is.
+    /// It counts whichever listener holds the message by now, and wherever its row is; also where a
+    /// failure is being logged, which a disk that is low does not take: what commits first counts.
     fn reported_done(&mut self, ticket: Ticket, key: MessageKey, context: &mut Context<'_>) {
-        if let Some(settling) = self.leases.settling(key.id) {
-            match settling.outcome {
-                Outcome::Delivered => settling.tickets.push(ticket),
-                Outcome::Failed { .. } => settling.done_after_all.push(ticket),
-            }
-        } else if self.leases.get(key.id).is_some() {
-            self.settle(key.id, Outcome::Delivered, vec![ticket]);
-        } else {
+        let Some(row) = self.leases.get(key.id).map(|lease| lease.key) else {
             let due_ms = context.moved.due_ms(key.id).unwrap_or(key.due_ms);
-            let key = MessageKey { due_ms, ..key };
-            let tickets = self.acked.entry(key).or_default();
-            if tickets.is_empty() {
-                self.deliveries.decided.push_back(key);
+            return self.log_success(ticket, MessageKey { due_ms, ..key });
+        };
+        let Some(settling) = self.leases.settling(key.id) else {
+            return self.settle(key.id, Outcome::Delivered, vec![ticket]);
+        };
+        match settling.outcome {
+            Outcome::Delivered => settling.tickets.push(ticket),
+            // It follows the message, once that is known to have moved.
+            Outcome::Failed { .. } if settling.moved_to.is_some() => {
+                self.acked.entry(row).or_default().push(ticket);
             }
-            tickets.push(ticket);
+            Outcome::Failed { .. } => self.log_success(ticket, row),
         }
+    }
+
+    fn log_success(&mut self, ticket: Ticket, row: MessageKey) {
+        let tickets = self.acked.entry(row).or_default();
+        if tickets.is_empty() {
+            self.deliveries.decided.push_back(row);
+        }
+        tickets.push(ticket);
+    }
+
+    fn incarnation(&self, listener: ListenerId) -> Incarnation {
+        self.listener(listener).map(|listener| listener.incarnation).unwrap_or_default()
     }
 
     pub(crate) fn settle(&mut self, id: MessageId, outcome: Outcome, tickets: Vec<Ticket>) {
@@ -162,22 +179,27 @@ impl Queue {
         for key in std::mem::take(&mut self.lane(lane).logging) {
             let is_leased = self.leases.has_row(&key);
             let settling = self.leases.settling(key.id).filter(|_| is_leased);
-            if settling.is_some_and(|settling| settling.outcome.lane() == lane)
-                && let Some(Lease { state: State::Settling(settling), .. }) =
-                    self.unlease(key.id, context)
-            {
-                self.lease_settled(key, settling, context);
-            }
-            if lane == Lane::Deliveries {
-                for ticket in self.acked.remove(&key).unwrap_or_default() {
-                    self.ack_settled(ticket, key, context);
+            // Behind a success no row is left that could fail; a row that has moved had failed before.
+            let is_over = settling.map(|settling| {
+                settling.outcome.lane() == lane
+                    || (lane == Lane::Deliveries && settling.moved_to.is_none())
+            });
+            match is_over {
+                Some(true) => {
+                    if let Some(Lease { state: State::Settling(settling), .. }) =
+                        self.unlease(key.id, context)
+                    {
+                        self.lease_settled(key, settling, context);
+                    }
                 }
+                None if lane == Lane::Deliveries => self.acks_settled(key, context),
+                Some(false) | None => {}
             }
         }
     }
 
     fn lease_settled(&mut self, key: MessageKey, settling: Settling, context: &mut Context<'_>) {
-        let Settling { outcome, tickets, moved_to, done_after_all } = settling;
+        let Settling { outcome, tickets, moved_to } = settling;
         // Rows that were read before may have it yet.
         self.window.delete(key);
         if let Some(moved) = moved_to {
@@ -192,11 +214,12 @@ impl Queue {
                 context.answer(ticket, Answer::Done);
             }
         }
-        for ticket in done_after_all {
-            match moved_to {
-                Some(moved) => self.reported_done(ticket, moved, context),
-                None => self.ack_settled(ticket, key, context),
-            }
+        self.acks_settled(key, context);
+    }
+
+    fn acks_settled(&mut self, key: MessageKey, context: &mut Context<'_>) {
+        for ticket in self.acked.remove(&key).unwrap_or_default() {
+            self.ack_settled(ticket, key, context);
         }
     }
 
@@ -212,6 +235,5 @@ impl Queue {
 }
 
 fn decided(outcome: Outcome, tickets: Vec<Ticket>) -> State {
-    let done_after_all = Vec::new();
-    State::Settling(Settling { outcome, tickets, moved_to: None, done_after_all })
+    State::Settling(Settling { outcome, tickets, moved_to: None })
 }

@@ -28,6 +28,9 @@ const MAX_POLLED_BYTES: usize = 2 << 20;
 /// Messages that are handed out at about the same time as the first are in the answer to a poll.
 const TOGETHER: Duration = Duration::from_millis(10);
 
+/// Memory for a message that a listener says it holds.
+const HELD_KEY_BYTES: usize = 64;
+
 /// A request about the queue of a database.
 struct Asked<'a> {
     token: &'a str,
@@ -72,11 +75,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let queue_json::ListenRequest { listener, credits, held } =
             queue_json::listen(&body).map_err(Refusal::from)?;
         let share = self.listener(token)?;
-        let listen = Listen { database, listener, credits, lease: None, held };
+        let of_held = (held.len() * HELD_KEY_BYTES) as u64;
+        let of_held = self.answers.take(self.holder(token, None), of_held);
+        let of_held = of_held.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let incarnation = queue_json::new_incarnation();
+        let listen = Listen { database, listener, credits, lease: None, held, incarnation };
         let listened = self.database.listen(listen);
         let permission = self.permission(token, database, true);
         let counted = (self.answers.clone(), self.holder(token, None));
-        let stream = ListenStream::new((listener, listened), permission, counted, share);
+        let shares = [share, of_held];
+        let stream = ListenStream::new((listener, listened), permission, counted, shares);
         Ok(answer::lines(AnswerBody::Frames(stream.boxed_unsync())))
     }
 
@@ -91,8 +99,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         drop(shares);
         let listener = queue_json::new_listener();
         let (held, lease) = (Vec::new(), Some(lease));
-        let listened =
-            self.database.listen(Listen { database, listener, credits: max, lease, held });
+        let incarnation = queue_json::new_incarnation();
+        let listen = Listen { database, listener, credits: max, lease, held, incarnation };
+        let listened = self.database.listen(listen);
         let (messages, enough) = polled(listened, max, wait, &self.stopping).await?;
         if !self.permission(token, database, true).holds() {
             // Says why.

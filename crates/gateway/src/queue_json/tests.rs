@@ -172,6 +172,10 @@ fn message_has_its_delay_its_schedule_and_its_keys() {
     assert_eq!(id, again.id);
     let plain = read_enqueue(b"{\"payload\":\"\"}", 1000).unwrap().unwrap();
     assert_eq!((plain.id, plain.transaction.enqueues[0].backoff_ms.clone()), (None, None));
+    assert_eq!(
+        plain.transaction.enqueues[0].due_ms, 0,
+        "at once, whatever the gateway's clock says"
+    );
 }
 
 #[test]

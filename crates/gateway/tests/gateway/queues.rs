@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports};
+use meridian_gateway::{Heard, Listen, Listened, Options, QueuedMessage, Reports};
 use meridian_queue::{Answer, ListenerId, MessageKey, Report};
 use meridian_types::{MessageId, Versionstamp};
 use serde_json::{Value, json};
@@ -150,6 +150,29 @@ async fn listener_is_told_why_it_is_over() {
     assert_eq!(lines.last().unwrap()["reason"], "too many listeners are open");
     let rest = tokio::time::timeout(LONG, body.collect()).await.unwrap().unwrap();
     assert!(rest.to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn messages_that_listeners_say_they_hold_are_bounded_in_memory() {
+    let options = Options { max_answers_bytes: 1 << 20, ..Options::default() };
+    let server = Server::with(options).await;
+    let mut client = server.http2().await;
+    let held: Vec<Value> = (0..1000).map(|due| json!({ "id": ID, "due": due })).collect();
+    let asked = json!({ "held": held });
+    let mut open = Vec::new();
+    let refused = loop {
+        let body = asked.to_string().into();
+        let authorization = format!("Bearer {WRITER}");
+        let request = client.request("/kv/queue/listen", &headers(&authorization), body);
+        let answer = client.begin(request).await.unwrap();
+        if answer.status() != 200 {
+            break answer.status();
+        }
+        open.push(answer.into_body());
+    };
+    assert_eq!((refused.as_u16(), open.len()), (503, 12), "three quarters of all are one token's");
+    drop(open);
+    drop(listen(&mut client, &json!({})).await);
 }
 
 #[tokio::test]

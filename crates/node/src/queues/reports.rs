@@ -45,9 +45,11 @@ impl Reports {
         reply: oneshot::Sender<Result<Vec<Answer>, NotListening>>,
     ) -> Vec<(Ticket, MessageKey, Report)> {
         let failures = reports.iter().filter(|(_, report)| is_failure(report)).count();
-        if self.tickets.len() + reports.len() > MAX_WAITING
-            || (failures > 0 && self.failures + failures > MAX_FAILURES)
-        {
+        let count = reports.len();
+        if !self.has_room(count, failures) {
+            self.forget_callers_that_left();
+        }
+        if !self.has_room(count, failures) {
             let reason = "too many reports wait at the leader";
             drop(reply.send(Err(NotListening::Unavailable(reason))));
             return Vec::new();
@@ -69,6 +71,19 @@ impl Reports {
             (ticket, key, report)
         });
         ticketed.collect()
+    }
+
+    fn has_room(&self, reports: usize, failures: usize) -> bool {
+        self.tickets.len() + reports <= MAX_WAITING
+            && (failures == 0 || self.failures + failures <= MAX_FAILURES)
+    }
+
+    /// They ask again, and their reports go on.
+    fn forget_callers_that_left(&mut self) {
+        self.callers.retain(|_, caller| !caller.reply.is_closed());
+        let callers = &self.callers;
+        self.tickets.retain(|_, waiting| callers.contains_key(&waiting.caller));
+        self.failures = self.tickets.values().filter(|waiting| waiting.is_failure).count();
     }
 
     pub(super) fn answered(&mut self, ticket: Ticket, answer: Answer) {
@@ -129,5 +144,22 @@ mod tests {
         reports.answered(failures[0], Answer::Late);
         assert_eq!(begin(&mut reports, 1, failed).0.len(), 1);
         assert_eq!(begin(&mut reports, 1, Report::Done).0.len(), 1);
+    }
+
+    /// They report again, and again, while a disk takes nothing.
+    #[test]
+    fn callers_that_left_leave_room_for_others() {
+        let mut reports = Reports::default();
+        let failed = Report::Failed { retry_after: None };
+        for _ in 0..3 * (MAX_WAITING / 1000) {
+            let report = if reports.failures < MAX_FAILURES { failed } else { Report::Done };
+            assert_eq!(begin(&mut reports, 1000, report).0.len(), 1000);
+        }
+        let (waits, mut replied) = begin(&mut reports, 1000, failed);
+        for _ in 0..3 * (MAX_WAITING / 1000) {
+            drop(begin(&mut reports, 1000, Report::Done));
+        }
+        waits.into_iter().for_each(|ticket| reports.answered(ticket, Answer::Done));
+        assert!(replied.try_recv().is_ok(), "a caller that waits keeps its place");
     }
 }

@@ -10,7 +10,7 @@ use meridian_consensus::Peers;
 use meridian_directory::Change;
 use meridian_failover::Lease;
 use meridian_gateway::new_request_id;
-use meridian_queue::Report;
+use meridian_queue::{Incarnation, Report};
 use meridian_storage::{Engine, GroupId, MemoryEngine};
 use meridian_types::{Enqueue, Epoch, ReadRange, ShardId, Transaction, WriteOutcome};
 
@@ -87,9 +87,11 @@ impl Alone {
 
     /// A session of this term, and in place of a dispatcher the test.
     fn session(&self) -> (Outbox, Session) {
-        let Listener { database, listener, credits, lease, held, resumed } = listener(100);
+        let Listener { database, listener, credits, lease, held, incarnation, resumed } =
+            listener(100);
         let session = SessionId(u64::MAX);
-        let opening = Opening { database, listener, session, credits, lease, held, resumed };
+        let opening =
+            Opening { database, listener, session, incarnation, credits, lease, held, resumed };
         let (outbox, inbox) = handouts();
         let queues = self.voter.queues();
         let shown = Arc::clone(&queues.shown);
@@ -110,6 +112,7 @@ fn listener(number: u8) -> Listener {
         credits: 10,
         lease: None,
         held: Vec::new(),
+        incarnation: Incarnation(number.into()),
         resumed: false,
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use meridian_gateway::{QueuedMessage, Reports};
 use meridian_proto::queue::{self as wire, listen_part, report, report_response};
 use meridian_proto::{node_id, node_id_to_wire, shard as shard_wire};
-use meridian_queue::{Answer, ListenerId, MAX_CREDITS, MessageKey, Report};
+use meridian_queue::{Answer, Incarnation, ListenerId, MAX_CREDITS, MessageKey, Report};
 use meridian_types::{DatabaseId, MessageId};
 
 use crate::network::call_failure::Failed;
@@ -49,6 +49,11 @@ fn keys(wire: &[wire::MessageKey]) -> Result<Vec<MessageKey>, &'static str> {
     wire.iter().map(key).collect::<Option<_>>().ok_or("keys")
 }
 
+fn incarnation(wire: &[u8]) -> Result<Incarnation, &'static str> {
+    let bytes = wire.try_into().map_err(|_| "incarnation")?;
+    Ok(Incarnation(u128::from_be_bytes(bytes)))
+}
+
 /// The field that is missing or out of its range, else.
 pub(crate) fn listener(request: wire::ListenRequest) -> Result<Listener, &'static str> {
     let database = request.database.as_ref().try_into().map_err(|_| "database")?;
@@ -60,6 +65,7 @@ pub(crate) fn listener(request: wire::ListenRequest) -> Result<Listener, &'stati
         lease: (request.lease_ms > 0).then(|| Duration::from_millis(request.lease_ms)),
         held: keys(&request.held)?,
         resumed: request.resumed,
+        incarnation: incarnation(&request.incarnation)?,
     })
 }
 
@@ -98,6 +104,7 @@ pub(crate) fn listener_to_wire(
         lease_ms: listener.lease.as_ref().map_or(0, ms),
         held: listener.held.iter().map(key_to_wire).collect(),
         resumed: listener.resumed,
+        incarnation: Bytes::copy_from_slice(&listener.incarnation.0.to_be_bytes()),
     }
 }
 

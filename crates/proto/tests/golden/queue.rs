@@ -24,6 +24,7 @@ fn requests_of_listeners_are_golden() {
         lease_ms: L + 2,
         held: vec![key().0, key().0],
         resumed: true,
+        incarnation: Bytes::from("incarnation's..!"),
     };
     let golden = [
         field_message(1, &shard_epoch().1),
@@ -34,6 +35,7 @@ fn requests_of_listeners_are_golden() {
         field_message(6, &key().1),
         field_message(6, &key().1),
         field_varint(7, 1),
+        field_bytes(8, b"incarnation's..!"),
     ];
     assert_golden(&request, &golden);
 }

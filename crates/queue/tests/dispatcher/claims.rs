@@ -1,8 +1,9 @@
 //! Claims, and reports on messages that an earlier leader handed out.
 
 use meridian_queue::{
-    Action, Answer, Event, HOLD, ListenerId, MAX_CHECKED, MAX_LISTENERS, MAX_LISTENERS_IN_ALL,
-    MessageKey, Opening, Outcome, Refused, Report, RowChange, SessionId, Ticket,
+    Action, Answer, Event, HOLD, Incarnation, ListenerId, MAX_CHECKED, MAX_LISTENERS,
+    MAX_LISTENERS_IN_ALL, MessageKey, Opening, Outcome, Refused, Report, RowChange, SessionId,
+    Ticket,
 };
 use meridian_types::DatabaseId;
 
@@ -58,7 +59,8 @@ fn claim_of_a_place_without_a_row_never_stands_beside_the_row_of_its_message() {
     let extended = Event::Reported { database: DATABASE, listener: listener(1), reports };
     let extended = leader.dispatcher.step(leader.moment(), extended);
     assert_eq!((checks(&extended), answers(&extended)), (vec![vec![key(9, 101)]], vec![]));
-    let back = leader.open(Opening { resumed: true, ..opening(DATABASE, 1, 3, 9) });
+    let (incarnation, resumed) = (Incarnation(1), true);
+    let back = leader.open(Opening { incarnation, resumed, ..opening(DATABASE, 1, 3, 9) });
     assert_eq!(answers(&back), [Answer::Late]);
     leader.now_ms = 20;
     let out: Vec<_> = delivered(&leader.step(Event::Tick)).iter().map(|(_, key)| *key).collect();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
 mod claims;
+mod outcomes;
 mod random;
 mod rng;
 mod scenarios;
@@ -10,7 +11,7 @@ mod world;
 
 use std::time::Duration;
 
-use meridian_queue::{ListenerId, MessageKey, Opening, SessionId};
+use meridian_queue::{Incarnation, ListenerId, MessageKey, Opening, SessionId};
 use meridian_types::{DatabaseId, Epoch, MessageId, Position, Versionstamp};
 
 const DATABASE: DatabaseId = DatabaseId([1; 16]);
@@ -30,6 +31,7 @@ fn opening(database: DatabaseId, number: u8, session: u64, credits: u32) -> Open
         database,
         listener: listener(number),
         session: SessionId(session),
+        incarnation: Incarnation(session.into()),
         credits,
         lease: None,
         held: Vec::new(),

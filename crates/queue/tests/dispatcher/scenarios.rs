@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use meridian_queue::{
-    Action, Answer, Dispatcher, Event, GRACE, HOLD, Lane, ListenerId, MAX_CREDITS, MAX_LISTENERS,
-    MessageKey, Moment, Opening, Outcome, Refused, Report, RowChange, SessionId, Ticket, WINDOW,
+    Action, Answer, Dispatcher, Event, GRACE, HOLD, Incarnation, Lane, ListenerId, MAX_CREDITS,
+    MAX_LISTENERS, MessageKey, Moment, Opening, Outcome, Refused, Report, RowChange, SessionId,
+    Ticket, WINDOW,
 };
 use meridian_types::{DatabaseId, Epoch, Position};
 
@@ -233,14 +234,16 @@ fn listener_that_comes_back_within_the_grace_goes_on_with_what_it_holds() {
 
 #[test]
 fn what_a_listener_does_not_name_was_lost_with_it_or_never_reached_it() {
-    for (resumed, attempts) in [(false, 1), (true, 0)] {
+    // A session that its gateway did not hear of is of the same incarnation, and none before it.
+    for (incarnation, resumed, attempts) in [(2, false, 1), (1, true, 0), (1, false, 0)] {
         let mut leader = Leader::new(&[]);
         leader.open(opening(DATABASE, 1, 1, 1));
         leader.enqueue(DATABASE, &[key(0, 101)]);
         leader.close(1, 1);
-        let back = leader.open(Opening { resumed, ..opening(DATABASE, 1, 2, 1) });
+        let incarnation = Incarnation(incarnation);
+        let back = leader.open(Opening { incarnation, resumed, ..opening(DATABASE, 1, 2, 1) });
         assert_eq!(settlements(&back).map_or(0, |settled| settled.len()), attempts);
-        let again: &[_] = if resumed { &[(2, key(0, 101))] } else { &[] };
+        let again: &[_] = if attempts == 0 { &[(2, key(0, 101))] } else { &[] };
         assert_eq!(delivered(&back), again);
     }
 }
@@ -255,6 +258,35 @@ fn second_session_of_a_listener_takes_the_place_of_the_first() {
     assert_eq!(actions, [Action::Refuse { session: SessionId(1), reason: Refused::Replaced }]);
     assert_eq!(leader.close(1, 1), []);
     assert_eq!(delivered(&leader.enqueue(DATABASE, &[key(0, 102)])), [(2, key(0, 102))]);
+}
+
+/// A gateway that was cut off comes back, and does not know yet that its client has left it.
+#[test]
+fn session_of_an_earlier_incarnation_takes_no_place_of_a_later_one() {
+    let came_back = |session, incarnation, held: &[MessageKey]| Opening {
+        incarnation: Incarnation(incarnation),
+        held: held.to_vec(),
+        resumed: true,
+        ..opening(DATABASE, 1, session, 9)
+    };
+    let mut leader = Leader::new(&[]);
+    leader.open(opening(DATABASE, 1, 1, 9));
+    leader.enqueue(DATABASE, &[key(0, 101)]);
+    let held = vec![key(0, 101)];
+    leader.open(Opening { held, ..opening(DATABASE, 1, 2, 9) });
+    assert_eq!(delivered(&leader.enqueue(DATABASE, &[key(0, 102)])), [(2, key(0, 102))]);
+    let outdated = leader.open(came_back(3, 1, &[key(0, 101)]));
+    assert_eq!(outdated, [Action::Refuse { session: SessionId(3), reason: Refused::Replaced }]);
+    assert_eq!(leader.close(1, 3), []);
+    // At the next leader both come, in any order.
+    for order in [[1, 2], [2, 1]] {
+        let mut leader = Leader::new(&[]);
+        let refused = order.map(|incarnation| {
+            let actions = leader.open(came_back(incarnation, incarnation.into(), &[]));
+            actions.contains(&Action::Refuse { session: SessionId(1), reason: Refused::Replaced })
+        });
+        assert_eq!(refused, [false, true], "the first incarnation's session ends");
+    }
 }
 
 #[test]
@@ -280,76 +312,6 @@ fn claim_of_a_message_that_another_holds_is_released() {
     assert_eq!(leader.open(claim), [release]);
     let late = leader.report(2, key(0, 101), AGAIN);
     assert_eq!(answers(&late), [Answer::Late]);
-}
-
-/// A message whose lease ran out, and that was handed out again at 7000 ms.
-fn handed_out_again() -> (Leader, MessageKey) {
-    let mut leader = Leader::new(&[]);
-    leader.open(opening(DATABASE, 1, 1, 1));
-    leader.enqueue(DATABASE, &[key(0, 101)]);
-    leader.close(1, 1);
-    let expired = leader.at(5000);
-    leader.commit(&expired);
-    leader.open(opening(DATABASE, 2, 2, 1));
-    let again = key(6000, 101);
-    assert_eq!(delivered(&leader.at(7000)), [(2, again)]);
-    (leader, again)
-}
-
-#[test]
-fn success_after_the_lease_ran_out_is_a_success() {
-    let (mut leader, again) = handed_out_again();
-    let reported = leader.report(1, key(0, 101), Report::Done);
-    assert_eq!(settlements(&reported), Some(vec![(again, Outcome::Delivered)]));
-    let committed = leader.commit(&reported);
-    assert_eq!(answers(&committed), [Answer::Done]);
-    assert!(committed.contains(&Action::Release { session: SessionId(2), key: again }));
-    let repeated = leader.report(2, again, Report::Done);
-    assert_eq!(answers(&leader.commit(&repeated)), [Answer::Done], "it is done");
-}
-
-#[test]
-fn failure_and_extension_after_the_lease_ran_out_are_nothing() {
-    let (mut leader, _) = handed_out_again();
-    for report in [AGAIN, Report::Extended { by: ms(1000) }] {
-        let late = leader.report(1, key(0, 101), report);
-        assert_eq!(late, [Action::Answer { ticket: Ticket(0), answer: Answer::Late }]);
-    }
-}
-
-#[test]
-fn success_that_comes_while_the_failure_is_logged_is_logged_behind_it() {
-    let mut leader = Leader::new(&[]);
-    leader.open(opening(DATABASE, 1, 1, 1));
-    leader.enqueue(DATABASE, &[key(0, 101)]);
-    leader.close(1, 1);
-    let expired = leader.at(5000);
-    assert_eq!(leader.report(1, key(0, 101), Report::Done), []);
-    let committed = leader.commit(&expired);
-    assert_eq!(settlements(&committed), Some(vec![(key(6000, 101), Outcome::Delivered)]));
-    assert_eq!(answers(&leader.commit(&committed)), [Answer::Done]);
-}
-
-#[test]
-fn repeated_report_is_answered_like_the_first() {
-    let mut leader = Leader::new(&[]);
-    leader.open(opening(DATABASE, 1, 1, 1));
-    leader.enqueue(DATABASE, &[key(0, 101)]);
-    let first = leader.report(1, key(0, 101), Report::Done);
-    assert_eq!(leader.report(1, key(0, 101), Report::Done), [], "while it is logged");
-    assert_eq!(answers(&leader.commit(&first)), [Answer::Done, Answer::Done]);
-    let again = leader.report(1, key(0, 101), Report::Done);
-    assert_eq!(answers(&leader.commit(&again)), [Answer::Done], "and when it is gone");
-}
-
-#[test]
-fn failure_goes_with_the_delay_that_the_listener_asks_for() {
-    let mut leader = Leader::new(&[]);
-    leader.open(opening(DATABASE, 1, 1, 1));
-    leader.enqueue(DATABASE, &[key(0, 101)]);
-    let retry_after = Some(ms(77));
-    let failed = leader.report(1, key(0, 101), Report::Failed { retry_after });
-    assert_eq!(settlements(&failed), Some(vec![(key(0, 101), Outcome::Failed { retry_after })]));
 }
 
 #[test]
@@ -392,6 +354,11 @@ fn rows_are_never_read_again_from_the_head_of_the_queue() {
         let reported = Event::Reported { database: DATABASE, listener: listener(1), reports };
         let reported = leader.step(reported);
         actions = leader.commit(&reported);
+        let mut last = actions.clone();
+        while settlements(&last).is_some() {
+            last = leader.commit(&last);
+            actions.extend(last.clone());
+        }
         actions.extend(leader.step(Event::Tick));
         actions
             .extend(reported.into_iter().filter(|action| matches!(action, Action::Deliver { .. })));

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_queue::{
-    Action, Answer, Dispatcher, Event, GRACE, HOLD, Lane, ListenerId, MessageKey, Moment, Opening,
-    Outcome, Report, RowChange, SessionId, Ticket,
+    Action, Answer, Dispatcher, Event, GRACE, HOLD, Incarnation, Lane, ListenerId, MessageKey,
+    Moment, Opening, Outcome, Report, RowChange, SessionId, Ticket,
 };
 use meridian_types::{DatabaseId, Epoch, MessageId, Position, Versionstamp};
 
@@ -38,6 +38,7 @@ struct Client {
     back_at: u64,
     /// The client itself lived through.
     resumes: bool,
+    incarnation: u128,
 }
 
 #[derive(Clone, Copy)]
@@ -92,6 +93,7 @@ impl World {
             broken_at: 0,
             back_at: 0,
             resumes: false,
+            incarnation: 0,
         };
         Self {
             rng: Rng::new(seed),
@@ -340,6 +342,9 @@ impl World {
                 return Ok(());
             }
             client.session = Some(session);
+            if !client.resumes {
+                client.incarnation += 1;
+            }
             let opening = Opening {
                 database: client.database,
                 listener: client.listener,
@@ -347,6 +352,7 @@ impl World {
                 credits: CREDITS,
                 lease: None,
                 held: client.held.keys().copied().chain(false_claims).collect(),
+                incarnation: Incarnation(client.incarnation),
                 resumed: client.resumes,
             };
             return self.step(Event::Opened(opening));

@@ -98,29 +98,49 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
 
     /// One session after the other. Why there is no other.
     async fn sessions(&mut self) -> String {
+        let router = Arc::clone(&self.router);
         loop {
-            let shard = match self.router.shard(self.listen.database) {
+            let directory = router.directory.watch();
+            let shard = match router.shard(self.listen.database) {
                 Ok(shard) => shard,
                 Err(unavailable) => return unavailable.reason,
             };
-            let mut asked = BTreeSet::new();
-            while let Some(node) = self.router.next_voter(shard.0, &mut asked) {
-                match self.session(node, shard).await {
-                    Over::Refused(reason) => return reason,
-                    Over::Failed(failed) => self.router.record_of_queues(shard.0, node, &failed),
-                    Over::NotTaken => break,
+            let moved = router.moved(self.listen.database, shard, directory);
+            let refused = tokio::select! {
+                // First the news of a session, which the next one would have to tell again.
+                biased;
+                refused = self.round(shard) => refused,
+                // The new leader waits for what listeners hold, and no longer than that.
+                () = moved => {
+                    self.rounds = 0;
+                    continue;
                 }
+            };
+            if let Some(reason) = refused {
+                return reason;
             }
-            self.take_back_unheard();
-            tokio::time::sleep(pause(self.rounds)).await;
-            self.rounds = self.rounds.saturating_add(1);
         }
     }
 
+    /// Asks each voter once, and pauses. Why there is to be no other session. May be dropped at any
+    /// await: what was not told the client is not among what it holds.
+    async fn round(&mut self, shard: (ShardId, Epoch)) -> Option<String> {
+        let mut asked = BTreeSet::new();
+        while let Some(node) = self.router.next_voter(shard.0, &mut asked) {
+            match self.session(node, shard).await {
+                Over::Refused(reason) => return Some(reason),
+                Over::Failed(failed) => self.router.record_of_queues(shard.0, node, &failed),
+                Over::NotTaken => break,
+            }
+        }
+        self.take_back_unheard();
+        tokio::time::sleep(pause(self.rounds)).await;
+        self.rounds = self.rounds.saturating_add(1);
+        None
+    }
+
     async fn session(&mut self, node: NodeId, shard: (ShardId, Epoch)) -> Over {
-        let (router, database) = (Arc::clone(&self.router), self.listen.database);
-        let moved = router.moved(database, shard, router.directory.watch());
-        tokio::pin!(moved);
+        let router = Arc::clone(&self.router);
         let begun = router.nodes.listen(node, shard, self.listener());
         let mut parts = match tokio::time::timeout(router.patience(node), begun).await {
             Ok(Ok(parts)) => parts,
@@ -139,10 +159,8 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
                 (self.takes_nothing || !self.released.is_empty()) && !self.client.is_closed();
             let unheard = self.unheard;
             let told = tokio::select! {
-                // First the news of this session, which the next one would have to tell again.
                 biased;
                 told = next(&mut parts) => told,
-                () = &mut moved => return Over::Failed(Failed::NotLeader(None)),
                 () = self.client.wanted(), if waits => {
                     if !self.released.is_empty() {
                         self.tell_released();
@@ -248,10 +266,10 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
     }
 
     fn listener(&self) -> Listener {
-        let Listen { database, listener, lease, .. } = self.listen;
+        let Listen { database, listener, lease, incarnation, .. } = self.listen;
         let credits = if self.takes_nothing { 0 } else { self.listen.credits };
         let (held, resumed) = (self.held.iter().copied().collect(), self.resumed);
-        Listener { database, listener, credits, lease, held, resumed }
+        Listener { database, listener, credits, lease, held, incarnation, resumed }
     }
 }
 

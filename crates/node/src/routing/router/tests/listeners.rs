@@ -1,18 +1,19 @@
 //! Listeners: what their sessions are asked for, and what their clients hear.
 
 use meridian_gateway::{Heard, QueuedMessage};
-use meridian_queue::{ListenerId, MessageKey};
+use meridian_queue::{Incarnation, ListenerId, MessageKey};
 use meridian_types::{MessageId, Versionstamp};
 
 use super::*;
 use crate::queues::Listener;
 use crate::routing::queue_calls::Told;
 use crate::testing::until;
-use world::{ToldOne, Voters, gateway};
+use world::{Link, ToldOne, Voters, gateway};
 
 fn listen() -> Listen {
     let (database, listener) = (DEV_DEFAULT_DATABASE, ListenerId([7; 16]));
-    Listen { database, listener, credits: 10, lease: None, held: Vec::new() }
+    let (held, incarnation) = (Vec::new(), Incarnation(5));
+    Listen { database, listener, credits: 10, lease: None, held, incarnation }
 }
 
 fn key(due_ms: u64) -> MessageKey {
@@ -62,6 +63,28 @@ async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_t
     }
     assert_eq!(voters.sessions.lock().len(), 3);
     drop(enough);
+}
+
+/// The new leader waits for what listeners hold, and no longer than `HOLD`: a round of voters that
+/// have lost their power would take most of it.
+#[tokio::test]
+async fn listener_goes_to_the_voters_of_a_new_epoch_as_soon_as_its_gateway_knows_of_it() {
+    let (_, voters, router) = gateway(None, Duration::ZERO);
+    for node in [1, 2, 3].map(NodeId) {
+        voters.links.lock().insert(node, Link::Silent);
+        // So far away that each is waited for longer than this test takes.
+        router.health.took(node, Duration::from_secs(60));
+    }
+    let _listened = router.listen(listen());
+    until("a voter is asked", async || !voters.asked_for_sessions.lock().is_empty()).await;
+    let mut cluster = router.directory.known().cluster.clone();
+    let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+    (shard.epoch, shard.voters) = (Epoch(2), [4, 5].map(NodeId).into());
+    cluster.version += 1;
+    router.directory.learn(cluster).unwrap();
+    session(&voters, 0).await;
+    let asked = voters.asked_for_sessions.lock().clone();
+    assert_eq!(asked.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>(), [1, 2], "{asked:?}");
 }
 
 /// Clients that keep their streams and read nothing would have all memory for messages.

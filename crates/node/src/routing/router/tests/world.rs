@@ -153,6 +153,8 @@ pub(super) struct Voters {
     pub(super) first_news: Mutex<News>,
     /// The voters that got reports.
     pub(super) reports: Mutex<Vec<NodeId>>,
+    /// The nodes that were asked for a listener's session.
+    pub(super) asked_for_sessions: Mutex<Vec<(NodeId, Epoch)>>,
     /// The sessions of listeners that were begun, and the other end of what they are told.
     pub(super) sessions: Mutex<Vec<(Listener, mpsc::UnboundedSender<ToldOne>)>>,
 }
@@ -191,6 +193,7 @@ impl Voters {
             epochs: Mutex::default(),
             first_news: Mutex::new(News { position: Position::ZERO, values: Vec::new() }),
             reports: Mutex::default(),
+            asked_for_sessions: Mutex::default(),
             sessions: Mutex::default(),
         })
     }
@@ -372,10 +375,14 @@ impl Nodes for Arc<Voters> {
 
     fn listen(
         &self,
-        _: NodeId,
-        _: (ShardId, Epoch),
+        node: NodeId,
+        (_, epoch): (ShardId, Epoch),
         listener: Listener,
     ) -> BoxFuture<'static, Result<ToldStream, Over>> {
+        self.asked_for_sessions.lock().push((node, epoch));
+        if self.links.lock().get(&node) == Some(&Link::Silent) {
+            return pending().boxed();
+        }
         let (tell, told) = mpsc::unbounded();
         self.sessions.lock().push((listener, tell));
         async { Ok(told.boxed()) }.boxed()
