@@ -13,6 +13,7 @@
 )]
 
 use std::num::NonZeroU32;
+use std::process::Stdio;
 
 use bytes::Bytes;
 use deno_error::JsErrorBox;
@@ -29,6 +30,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, mutation, point, range};
 use meridian_tests::{Cluster, ClusterOptions, KvClient, TOKEN, clients, poll};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use url::Url;
 
 /// The last node of each region: a voter that need not lead, a replica, and the third region's only
@@ -65,17 +67,87 @@ async fn native_deno() {
     cluster.assert_all_run();
 }
 
+/// Deno with the module that the gateway serves.
+fn with_module(url: &str) -> tokio::process::Command {
+    let mut command = clients::deno();
+    command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
+    command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
+    command
+}
+
 #[tokio::test]
 async fn native_deno_with_the_module_writes_once_over_connections_that_break() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for url in gateways(&cluster) {
-        let mut command = clients::deno();
-        command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
-        command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
+        let mut command = with_module(&url);
         command.arg(clients::program("module.ts")).arg(url).arg("default");
         clients::run(command).await;
     }
     cluster.assert_all_run();
+}
+
+/// Messages go in at one region and come out at another.
+#[tokio::test]
+async fn native_deno_with_the_module_enqueues_and_listens() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let urls = gateways(&cluster);
+    for (writing, listening) in urls.iter().zip(urls.iter().cycle().skip(1)) {
+        let mut command = with_module(writing);
+        command.arg(clients::program("module_queue.ts")).arg(writing).arg(listening);
+        clients::run(command).await;
+    }
+    cluster.assert_all_run();
+}
+
+/// Handlers that are at work while the leader is lost run once: their gateway lives.
+#[tokio::test]
+async fn listener_of_the_module_runs_each_handler_once_over_the_loss_of_its_leader() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let leader = cluster.leader(1).await;
+    let mut others = cluster.node_ids();
+    others.retain(|id| *id != leader);
+    let [near, far] = [others[0], others[others.len() - 1]].map(|id| cluster.url(id));
+    let mut command = with_module(&near);
+    command.arg(clients::program("module_failover.ts"));
+    command.args([near, far, DEFAULT_DATABASE.to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut program = command.spawn().unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    let said = tokio::time::timeout(clients::DEADLINE, lines.next_line()).await;
+    assert_eq!(said.expect("a word").unwrap().as_deref(), Some("held"));
+    cluster.kill(leader);
+    drop(program.stdin.take());
+    let ended = tokio::time::timeout(clients::DEADLINE, program.wait()).await;
+    assert!(ended.expect("an end").unwrap().success(), "see what it wrote to stderr");
+}
+
+#[tokio::test]
+async fn module_changes_nothing_at_a_server_that_is_no_meridian() {
+    let mut cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
+    let mut command = with_module(&cluster.url(1));
+    command.arg(clients::program("module_other.ts")).arg(cluster.url(1));
+    clients::run(command).await;
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn package_for_node_enqueues_and_listens() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for url in gateways(&cluster) {
+        let mut command = clients::node();
+        command.arg(clients::program("module.mjs")).arg(url);
+        clients::run(command).await;
+    }
+    cluster.assert_all_run();
+}
+
+/// Against a gateway that the program plays.
+#[tokio::test]
+async fn listener_of_the_module_keeps_its_messages_over_breaks_and_reports_until_answered() {
+    for mut command in [clients::deno(), clients::node()] {
+        command.arg(clients::program("listener.mjs"));
+        clients::run(command).await;
+    }
 }
 
 #[tokio::test]

@@ -9,20 +9,56 @@
 // Databases that `Deno.openKv` opens at a Meridian gateway get, with the program unchanged:
 // - writes that take effect once. The native client sends a write again after every broken
 //   connection; here each write has an id of its own, by which Meridian knows it again.
+// - queues. The native client refuses `enqueue` at a server, and its `listenQueue` hears nothing
+//   there; here messages travel in the atomic write, and listeners hear them from the gateway.
 //
 // Everything else (SQLite files, other servers) stays as it is: the module asks the server first.
+// `node.js` beside this file completes `@deno/kv` by the same means.
 
 const PREFIX = "/.meridian/v1/";
 /** The first part of reserved keys, which gateways take out of a write. */
 const MARK = new TextEncoder().encode("\u0000meridian\u0000").map((byte) => byte || 0xfd);
-/** Mutations of one atomic write, as the native client counts them. */
+/** Mutations of one atomic write, as the clients count them. */
 const MAX_MUTATIONS = 1000;
+const MAX_DELAY_MS = 30 * 24 * 60 * 60 * 1000;
+const MAX_INTERVAL_MS = 60 * 60 * 1000;
 /** How long a server is waited for that does not say whether it is Meridian, in milliseconds. */
 const PATIENCE_MS = 5000;
+
+/** Messages that a listener works on at a time, unless the program says otherwise. */
+const CONCURRENCY = 100;
+/** A stream that is silent for so long is broken: gateways send a line every five seconds. */
+const SILENCE_MS = 15_000;
+/** A stream that lived for so long was a good one, and the next is tried at once when it ends. */
+const STEADY_MS = 5000;
+/** Between two attempts, at most: below the time for which a broken stream's messages stay leased. */
+const MAX_PAUSE_MS = 2000;
+/** How long an answer to a report, or to a question for metadata, is waited for. */
+const ANSWER_MS = 10_000;
+/** Reports of one request. */
+const MAX_REPORTS = 1000;
+/** How long outcomes are still reported after the database was closed and the last handler ended. */
+const FAREWELL_MS = 30_000;
 
 /** Of before the program could replace them. */
 const request = globalThis.fetch;
 const randomUUID = crypto.randomUUID.bind(crypto);
+
+// `deno run --seed` repeats what is random in every process: start and number of the process, and a count, do not.
+const began = performance.timeOrigin;
+const pid = globalThis.Deno?.pid ?? globalThis.process?.pid ?? 0;
+let ids = 0;
+
+/** The id of a write. */
+function newId() {
+  return `${randomUUID()} ${began.toString(36)} ${pid} ${ids++}`;
+}
+
+/** The id of a listener: a UUID. */
+function newListener() {
+  const hex = (number, digits) => Math.floor(number % 16 ** digits).toString(16).padStart(digits, "0");
+  return `${hex(began * 1000 + ids++, 8)}-${hex(pid, 4)}-${randomUUID().slice(14)}`;
+}
 
 const marker = Symbol.for("meridian.kv/1");
 
@@ -32,78 +68,436 @@ if (!(marker in globalThis) && typeof Deno === "object" && typeof Deno.openKv ==
 }
 
 function install() {
-  /** Databases at servers: the URL of each, and whether the server is a Meridian gateway, as `ask` says. */
-  const databases = new WeakMap();
-  /** Atomic operations on databases that may be such, with how many mutations each has. */
-  const operations = new WeakMap();
-
   const open = Deno.openKv;
-  Object.defineProperty(Deno, "openKv", {
-    configurable: true,
-    enumerable: true,
-    writable: true,
-    value: async function openKv(path) {
-      const kv = await open.call(Deno, path);
-      const url = remote(path);
-      if (url) databases.set(kv, { url, answer: await ask(url) });
-      return kv;
-    },
+  define(Deno, "openKv", async function openKv(path) {
+    const kv = await open.call(Deno, path);
+    const url = remote(path);
+    return url ? await complete(kv, { url, token: () => variable("DENO_KV_ACCESS_TOKEN") }) : kv;
+  }, true);
+}
+
+/**
+ * Completes an open database if the server at `url` is Meridian or does not tell yet.
+ *
+ * `token` returns the access token, and `deserialize` reads what V8's serializer made.
+ */
+export async function complete(kv, { url, token, deserialize }) {
+  const database = new Database(new URL(url), token, deserialize);
+  if (await database.asked() !== false) completeDatabase(kv, database);
+  return kv;
+}
+
+function completeDatabase(kv, database) {
+  const { atomic, close, listenQueue } = kv;
+  const dispose = kv[Symbol.dispose];
+  const begin = () => completeOperation(atomic.call(kv), database);
+  define(kv, "atomic", begin);
+  define(kv, "set", async (key, value, options) => await begin().set(key, value, options).commit());
+  define(kv, "delete", async (key) => void await begin().delete(key).commit());
+  define(kv, "enqueue", async (value, options) => await begin().enqueue(value, options).commit());
+  define(kv, "listenQueue", async (handler, options) => {
+    if (database.isClosed) throw new Error("Queue already closed");
+    const isMeridian = await database.isMeridian();
+    if (isMeridian === false) return await listenQueue.call(kv, handler);
+    if (isMeridian) await new Listener(database, handler, options?.concurrency ?? CONCURRENCY).run();
   });
+  define(kv, "close", () => {
+    database.close();
+    return close.call(kv);
+  });
+  if (dispose) {
+    define(kv, Symbol.dispose, () => {
+      database.close();
+      dispose.call(kv);
+    });
+  }
+}
 
-  const mayBeMeridian = (kv) => databases.has(kv) && databases.get(kv).answer !== false;
-  const kv = Deno.Kv.prototype;
-  const { atomic, set, delete: remove } = kv;
-  kv.atomic = function () {
-    const operation = atomic.call(this);
-    const database = databases.get(this);
-    if (database && database.answer !== false) operations.set(operation, { database, mutations: 0 });
-    return operation;
-  };
-  kv.set = function (key, value, options) {
-    if (!mayBeMeridian(this)) return set.call(this, key, value, options);
-    return later(() => this.atomic().set(key, value, options).commit());
-  };
-  kv.delete = function (key) {
-    if (!mayBeMeridian(this)) return remove.call(this, key);
-    return later(async () => void await this.atomic().delete(key).commit());
-  };
-
-  const operation = Deno.AtomicOperation.prototype;
-  const { commit, set: setLater } = operation;
+function completeOperation(operation, database) {
+  let mutations = 0;
+  let messages = 0;
+  let hasId = false;
+  const { commit, set } = operation;
   for (const name of ["set", "delete", "sum", "min", "max", "mutate"]) {
     const original = operation[name];
-    operation[name] = function (...args) {
-      const result = original.apply(this, args);
-      const state = operations.get(this);
-      if (state) state.mutations += name === "mutate" ? args.length : 1;
-      return result;
-    };
+    define(operation, name, (...args) => {
+      const before = mutations;
+      original.apply(operation, args);
+      // In `@deno/kv` all others call `mutate`, which has counted already.
+      mutations = before + (name === "mutate" ? args.length : 1);
+      return operation;
+    });
   }
-  operation.commit = async function () {
-    const state = operations.get(this);
-    if (state) addId(this, state);
-    // Keys and byte arrays are taken as they are when the native commit is called: nothing is awaited before.
-    return await commit.call(this);
+  const say = (parts, value) => {
+    const before = mutations;
+    set.call(operation, [MARK, ...parts], value);
+    mutations = before + 1;
   };
-
-  function addId(operation, state) {
-    const { database, mutations } = state;
-    if (database.answer === undefined) askAgain(database);
+  define(operation, "enqueue", (value, options) => {
+    const number = String(messages);
+    say(["enqueue", number, schedule(options)], payload(value));
+    for (const key of options?.keysIfUndelivered ?? []) {
+      const parts = key.map((part) => part instanceof Uint8Array ? part.slice() : part);
+      say(["undelivered", number, ...parts], null);
+    }
+    messages += 1;
+    return operation;
+  });
+  define(operation, "commit", async () => {
+    // Keys and byte arrays are taken as they are when the client's own commit is called: nothing is awaited before,
+    // but where the server has not told yet what it is and there are messages, which no other server may get.
+    if (messages > 0 && database.answer !== true) {
+      const isMeridian = await database.isMeridian();
+      if (isMeridian === false) throw new TypeError("Enqueue operations are not supported in KV Connect");
+      if (!isMeridian) throw new Error("The database was closed before its server told whether it has queues");
+    }
+    if (database.answer === undefined) database.asked();
     if (mutations < MAX_MUTATIONS) {
-      if (database.answer !== true) return;
-      setLater.call(operation, [MARK, "request", newId()], null);
-      state.mutations += 1;
-      state.hasId = true;
-    } else if (state.hasId) {
+      if (database.answer === true) {
+        say(["request", newId()], null);
+        hasId = true;
+      }
+    } else if (hasId) {
       // It would be taken for the write that it was before. One that never had an id goes without.
       throw new TypeError("This operation was committed before, and has no room for another id: make a new one");
+    }
+    return await commit.call(operation);
+  });
+  return operation;
+}
+
+/** When a message is due, as the text in its key. */
+export function schedule(options) {
+  const { delay = 0, backoffSchedule } = options ?? {};
+  if (!(delay >= 0 && delay <= MAX_DELAY_MS)) {
+    throw new TypeError(`Delay must be between 0 and ${MAX_DELAY_MS} milliseconds: received ${delay}`);
+  }
+  for (const interval of backoffSchedule ?? []) {
+    if (!(interval >= 0 && interval <= MAX_INTERVAL_MS)) {
+      throw new TypeError(`An interval of a backoff schedule must be between 0 and ${MAX_INTERVAL_MS} milliseconds`);
+    }
+  }
+  return JSON.stringify({ delayMs: Math.ceil(delay), backoffMs: backoffSchedule?.map(Math.ceil) });
+}
+
+/**
+ * A value that the client serializes as a payload has to be. Clients send byte arrays and u64 as
+ * such, while payloads are always of V8's serializer: bytes are sent serialized already.
+ */
+export function payload(value) {
+  if (value instanceof Uint8Array) return serializedBytes(value);
+  const isU64 = typeof value?.value === "bigint" && /^_?KvU64$/.test(value.constructor?.name);
+  return isU64 ? { value: value.value } : value;
+}
+
+/** What V8's serializer makes of a byte array: a buffer, and a view of all of it. */
+function serializedBytes(bytes) {
+  const length = [];
+  let rest = bytes.length;
+  for (; rest > 0x7f; rest >>>= 7) length.push(rest & 0x7f | 0x80);
+  length.push(rest);
+  const [header, buffer, view] = [[0xff, 0x0f], 0x42, [0x56, 0x42]];
+  const before = [...header, buffer, ...length];
+  const after = [...view, 0, ...length, 0];
+  const serialized = new Uint8Array(before.length + bytes.length + after.length);
+  serialized.set(before);
+  serialized.set(bytes, before.length);
+  serialized.set(after, before.length + bytes.length);
+  return serialized;
+}
+
+/** A database at a server. */
+class Database {
+  #url;
+  #token;
+  #deserialize;
+  /** Whether the server is a Meridian gateway, as `ask` says. */
+  #answer;
+  /** The question under way: one at a time. */
+  #asking;
+  #connection;
+  #closing = new AbortController();
+
+  constructor(url, token, deserialize) {
+    this.#url = url;
+    this.#token = token;
+    this.#deserialize = deserialize;
+  }
+
+  /** Whether the server is Meridian, as far as it has told. */
+  get answer() {
+    return this.#answer;
+  }
+
+  /** The same, after a server that has not told was asked again; `undefined` if it still does not. */
+  async asked() {
+    if (this.#answer !== undefined) return this.#answer;
+    this.#asking ??= ask(this.#url).then((answer) => {
+      this.#asking = undefined;
+      this.#answer = answer;
+    });
+    await this.#asking;
+    return this.#answer;
+  }
+
+  /** The same, once the server has told or the database was closed. */
+  async isMeridian() {
+    for (let attempt = 1;; attempt++) {
+      const answer = await this.asked();
+      if (answer !== undefined || this.isClosed) return answer;
+      await pause(attempt, this.closing);
+    }
+  }
+
+  get closing() {
+    return this.#closing.signal;
+  }
+
+  get isClosed() {
+    return this.closing.aborted;
+  }
+
+  close() {
+    this.#closing.abort();
+  }
+
+  async deserialize(bytes) {
+    this.#deserialize ??= (await import("node:v8")).deserialize;
+    return this.#deserialize(bytes);
+  }
+
+  /** Sends a request about the queue. An answer that stays the same is a `Refused`. */
+  async post(operation, body, signal) {
+    try {
+      const { endpoint, headers } = await (this.#connection ??= this.#connect());
+      return await send(new URL(`queue/${operation}`, endpoint), headers, body, signal);
+    } catch (error) {
+      // A refusal may be of a token or an address that is the server's no more.
+      this.#connection = undefined;
+      throw error;
+    }
+  }
+
+  async #connect() {
+    const token = this.#token();
+    if (!token) {
+      throw new Refused(
+        "listenQueue() needs the access token: set DENO_KV_ACCESS_TOKEN and let the program read it " +
+          "(--allow-env=DENO_KV_ACCESS_TOKEN)",
+      );
+    }
+    const headers = { authorization: `Bearer ${token}` };
+    const signal = AbortSignal.timeout(ANSWER_MS);
+    const answer = await send(this.#url, headers, { supportedVersions: [2, 3] }, signal);
+    const { databaseId, endpoints, token: own, version } = await answer.json();
+    const { url } = endpoints.find(({ consistency }) => consistency === "strong");
+    return {
+      endpoint: new URL(url, answer.url),
+      headers: {
+        authorization: `Bearer ${own}`,
+        "x-denokv-version": String(version),
+        "x-denokv-database-id": databaseId,
+      },
+    };
+  }
+}
+
+/** An answer that does not change when the request is sent again. */
+class Refused extends Error {
+  name = "Refused";
+}
+
+async function send(url, headers, body, signal) {
+  const answer = await request(url, {
+    method: "POST",
+    headers: { ...headers, "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (answer.ok) return answer;
+  const text = `${url.pathname}: ${answer.status} ${await answer.text()}`;
+  const isFinal = answer.status < 500 && answer.status !== 408 && answer.status !== 429;
+  throw isFinal ? new Refused(text) : new Error(text);
+}
+
+/** One call of `listenQueue`. */
+export class Listener {
+  #database;
+  #handler;
+  #concurrency;
+  /** Names this listener when it comes back after a break. */
+  #id = newListener();
+  /** Messages that are this listener's: leased to it, and not settled yet. */
+  #held = new Map();
+  /** Handlers that have not ended. */
+  #running = 0;
+  /** Outcomes that are not logged yet. */
+  #outcomes = new Map();
+  #reporting;
+  /** The database was closed, and the last handler ended, `FAREWELL_MS` ago. */
+  #isLate = false;
+  /** Ends the stream in progress. */
+  #cut = new AbortController();
+
+  constructor(database, handler, concurrency) {
+    if (!(Number.isInteger(concurrency) && concurrency > 0 && concurrency <= 1000)) {
+      throw new TypeError(`Concurrency must be an integer between 1 and 1000: received ${concurrency}`);
+    }
+    this.#database = database;
+    this.#handler = handler;
+    this.#concurrency = concurrency;
+  }
+
+  /** Hears messages until the database is closed, and then until the last handler has ended. */
+  async run() {
+    const { closing } = this.#database;
+    const cut = () => this.#cut.abort();
+    closing.addEventListener("abort", cut);
+    let [attempt, refusals] = [0, 0];
+    while (!closing.aborted || this.#running > 0) {
+      const began = performance.now();
+      this.#cut = new AbortController();
+      try {
+        await this.#hear();
+        refusals = 0;
+      } catch (error) {
+        // The first may be of a token or a gateway of before.
+        if (error instanceof Refused && ++refusals > 1) throw error;
+      }
+      attempt = performance.now() - began >= STEADY_MS ? 0 : attempt + 1;
+      await pause(attempt, this.#cut.signal);
+    }
+    closing.removeEventListener("abort", cut);
+    const late = setTimeout(() => this.#isLate = true, FAREWELL_MS);
+    await this.#reporting;
+    await this.#report();
+    clearTimeout(late);
+  }
+
+  /** One stream, to its end. */
+  async #hear() {
+    const cut = this.#cut;
+    let watchdog;
+    const heard = () => {
+      clearTimeout(watchdog);
+      watchdog = setTimeout(() => cut.abort(), SILENCE_MS);
+    };
+    heard();
+    try {
+      // While the database is being closed, nothing new is to come: all credits are in use.
+      const credits = this.#database.isClosed ? this.#running : this.#concurrency;
+      const held = [...this.#held.values()].map(({ id, due }) => ({ id, due }));
+      const body = { listener: this.#id, credits, held };
+      const answer = await this.#database.post("listen", body, cut.signal);
+      for await (const line of lines(answer.body, heard)) {
+        if (line.type === "message") this.#begin(line);
+        if (line.type === "release") this.#released(line);
+        if (line.type === "end") break;
+      }
+    } finally {
+      clearTimeout(watchdog);
+      cut.abort();
+    }
+  }
+
+  #released({ id, due }) {
+    const message = this.#held.get(name(id, due));
+    this.#held.delete(name(id, due));
+    message?.released.abort();
+  }
+
+  #begin({ id, due, attempt, enqueued, payload }) {
+    // A gateway may say again what this listener works on.
+    if (this.#held.has(name(id, due))) return;
+    const released = new AbortController();
+    this.#held.set(name(id, due), { id, due, released });
+    this.#running += 1;
+    const about = { id, attempt, enqueuedAt: new Date(enqueued), signal: released.signal };
+    this.#handle(payload, about).then((verdict) => {
+      this.#running -= 1;
+      this.#outcomes.set(name(id, due), { id, due, verdict });
+      if (!this.#database.isClosed) this.#reporting ??= this.#report();
+      // Outcomes wait until the last handler has ended: each that is reported makes room for a message.
+      else if (this.#running === 0) this.#cut.abort();
+    });
+  }
+
+  async #handle(payload, about) {
+    try {
+      const bytes = Uint8Array.from(atob(payload), (char) => char.charCodeAt(0));
+      await this.#handler(await this.#database.deserialize(bytes), about);
+      return "ack";
+    } catch (error) {
+      console.error("Exception in queue handler", error);
+      return "nack";
+    }
+  }
+
+  /** Reports outcomes until none is left: sent again until answered, whatever becomes of a request. */
+  async #report() {
+    let [attempt, refusals] = [0, 0];
+    while (this.#outcomes.size > 0 && !this.#isLate) {
+      // `run` reports the rest, once the last handler has ended.
+      if (this.#database.isClosed && this.#running > 0) break;
+      const some = [...this.#outcomes].slice(0, MAX_REPORTS);
+      const reports = some.map(([, report]) => report);
+      const body = { listener: this.#id, reports };
+      try {
+        const answer = await this.#database.post("report", body, AbortSignal.timeout(ANSWER_MS));
+        await answer.text();
+        attempt = refusals = 0;
+      } catch (error) {
+        if (!(error instanceof Refused && ++refusals > 1)) {
+          await pause(++attempt);
+          continue;
+        }
+        console.error("Outcomes of messages are not reported", error);
+      }
+      for (const [name] of some) {
+        this.#outcomes.delete(name);
+        this.#held.delete(name);
+      }
+    }
+    this.#reporting = undefined;
+  }
+}
+
+function name(id, due) {
+  return `${id} ${due}`;
+}
+
+/** The lines of a stream, each a JSON object. Calls `heard` whenever bytes come. */
+export async function* lines(stream, heard) {
+  const text = new TextDecoder();
+  let parts = [];
+  for await (const bytes of stream) {
+    heard();
+    const [first, ...others] = text.decode(bytes, { stream: true }).split("\n");
+    parts.push(first);
+    for (const other of others) {
+      yield JSON.parse(parts.join(""));
+      parts = [other];
     }
   }
 }
 
-/** Runs `action`, so that what it throws is a rejection, as of an asynchronous function. */
-async function later(action) {
-  return await action();
+/** Waits before the next attempt: longer each time, and not the same for all. Ends with `signal`. */
+function pause(attempt, signal) {
+  if (attempt === 0 || signal?.aborted) return Promise.resolve();
+  const longest = Math.min(MAX_PAUSE_MS, 50 * 2 ** Math.min(attempt, 16));
+  return new Promise((done) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, longest * (0.5 + Math.random() / 2));
+    signal?.addEventListener("abort", end);
+  });
+}
+
+function define(object, name, value, enumerable = false) {
+  Object.defineProperty(object, name, { configurable: true, enumerable, writable: true, value });
 }
 
 /** What a variable of the environment says, where the program may read it. */
@@ -118,21 +512,6 @@ function remote(path) {
   if (!name) return undefined;
   const url = (variable("DENO_KV_PATH_PREFIX") ?? "") + name;
   return /^https?:\/\//.test(url) ? new URL(url) : undefined;
-}
-
-let ids = 0;
-
-/** The id of a write. `--seed` repeats what is random in every process: time, process and number do not. */
-function newId() {
-  return `${randomUUID()} ${performance.timeOrigin.toString(36)} ${Deno.pid} ${ids++}`;
-}
-
-/** Asks a server that has not told whether it is Meridian, one question at a time. */
-function askAgain(database) {
-  database.asking ??= ask(database.url).then((answer) => {
-    database.answer = answer;
-    database.asking = undefined;
-  });
 }
 
 /** Whether the server at a URL is a Meridian gateway with this interface; `undefined` where it does not tell. */

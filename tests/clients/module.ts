@@ -2,6 +2,8 @@
 // answer. Argument: the URL of a gateway. Run with `--preload URL/.meridian/v1/deno.js`.
 // Ends with an error at the first wrong result.
 
+import { Proxy } from "./proxy.ts";
+
 const gateway = new URL(Deno.args[0]);
 
 function equal(actual: unknown, expected: unknown, what: string) {
@@ -9,65 +11,28 @@ function equal(actual: unknown, expected: unknown, what: string) {
   if (left !== right) throw new Error(`${what}: ${left} instead of ${right}`);
 }
 
-// A proxy that passes requests on and, while it is to swallow, cuts a connection instead of passing on an answer.
-let swallow = false;
-let sent = false;
-let swallowed = 0;
-const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-(async () => {
-  for await (const client of listener) serve(client).catch(() => {});
-})();
-
-async function serve(client: Deno.TcpConn) {
-  const server = await Deno.connect({ hostname: gateway.hostname, port: Number(gateway.port) });
-  const close = () => [client, server].forEach((end) => {
-    try {
-      end.close();
-    } catch {
-      // It is closed.
-    }
-  });
-  const pass = async (from: Deno.TcpConn, to: Deno.TcpConn, answers: boolean) => {
-    const buffer = new Uint8Array(65536);
-    for (let count = await from.read(buffer); count !== null; count = await from.read(buffer)) {
-      // The write has been sent, and what comes back is longer than acknowledgements of HTTP/2.
-      sent ||= !answers && swallow && count > 100;
-      if (answers && swallow && sent && count > 24) {
-        swallowed++;
-        swallow = sent = false;
-        return close();
-      }
-      let data = buffer.subarray(0, count);
-      while (data.length > 0) data = data.subarray(await to.write(data));
-    }
-    close();
-  };
-  await Promise.allSettled([pass(client, server, false), pass(server, client, true)]);
-  close();
-}
-
-const { port } = listener.addr as Deno.NetAddr;
-const kv = await Deno.openKv(`http://127.0.0.1:${port}`);
+const proxy = new Proxy(gateway);
+const kv = await Deno.openKv(`http://127.0.0.1:${proxy.port}`);
 const root = crypto.randomUUID();
 const key = (name: string) => ["module", root, name];
 const count = async () => (await kv.get<Deno.KvU64>(key("count"))).value?.value;
 
 for (let round = 1n; round <= 5n; round++) {
-  swallow = true;
+  proxy.swallow = true;
   const committed = await kv.atomic().sum(key("count"), 1n).commit();
   equal(committed.ok, true, "a sum whose answer was swallowed");
   equal(await count(), round, "a sum takes effect once");
 }
-swallow = true;
+proxy.swallow = true;
 const created = await kv.atomic().check({ key: key("new"), versionstamp: null }).set(key("new"), 1).commit();
 equal(created.ok, true, "a write does not fail by its own check");
-swallow = true;
+proxy.swallow = true;
 const set = await kv.set(key("set"), "value");
 equal([set.ok, (await kv.get(key("set"))).versionstamp], [true, set.versionstamp], "a set");
-swallow = true;
+proxy.swallow = true;
 await kv.delete(key("set"));
 equal((await kv.get(key("set"))).value, null, "a delete");
-if (swallowed < 8) throw new Error(`only ${swallowed} answers were swallowed`);
+if (proxy.swallowed < 8) throw new Error(`only ${proxy.swallowed} answers were swallowed`);
 
 // One operation may be committed twice, and means two writes then.
 const twice = kv.atomic().sum(key("twice"), 1n);
@@ -114,10 +79,10 @@ equal(stamped.ok, true, "a versionstamped key");
 await kv.set(key("short"), 1, { expireIn: 60_000 });
 
 // A database that the prefix of the environment names is one, too.
-Deno.env.set("DENO_KV_PATH_PREFIX", `http://127.0.0.1:${port}/db/`);
+Deno.env.set("DENO_KV_PATH_PREFIX", `http://127.0.0.1:${proxy.port}/db/`);
 const named = await Deno.openKv(Deno.args[1]);
 Deno.env.delete("DENO_KV_PATH_PREFIX");
-swallow = true;
+proxy.swallow = true;
 await named.atomic().sum(key("named"), 1n).commit();
 equal((await named.get<Deno.KvU64>(key("named"))).value?.value, 1n, "a sum in a database with a prefix");
 named.close();
@@ -130,4 +95,4 @@ equal([(await local.get(["a"])).value, (await local.get(["b"])).value], [1, 2], 
 local.close();
 
 kv.close();
-listener.close();
+proxy.close();

@@ -8,11 +8,16 @@
 //! | key, as a tuple | what a `set` of it says |
 //! |---|---|
 //! | `[MARK, "request", id]` | The write has an id: however often the same bytes arrive, through whichever gateways, the write takes effect once. |
+//! | `[MARK, "enqueue", number, schedule]` | The value is enqueued: a byte array is of V8's serializer already, any other value is as the client serialized it. `schedule` is the JSON of [`Schedule`]. |
+//! | `[MARK, "undelivered", number, ...key]` | `key` is set when the message has died. Stands behind the message with this number. |
 //!
 //! `MARK` is the byte array in [`PREFIX`]; `id` is a text of the client's choice, unique for each
 //! write. A write may have several: an atomic operation that is committed again has got another.
+//! `number` is a text that tells the messages of a write apart.
 
-use meridian_types::{Mutation, MutationKind};
+use bytes::Bytes;
+use meridian_types::{Mutation, MutationKind, ValueEncoding};
+use serde::Deserialize;
 
 /// The encoded key part `MARK`, a byte array that no program uses by accident.
 pub(crate) const PREFIX: &[u8] = b"\x01\xfdmeridian\xfd\x00";
@@ -31,20 +36,39 @@ pub(crate) enum Misuse {
     LongId,
 }
 
+/// When a message is due, and again after each failure.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Schedule {
+    #[serde(default)]
+    pub(crate) delay_ms: u64,
+    /// `None`: the schedule of messages that say none. Empty: no second attempt.
+    pub(crate) backoff_ms: Option<Vec<u32>>,
+}
+
+/// A message of the write. No limit but those of its mutations is checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ReservedMessage {
+    number: Bytes,
+    pub(crate) payload: Bytes,
+    pub(crate) schedule: Schedule,
+    pub(crate) keys_if_undelivered: Vec<Bytes>,
+}
+
 /// The meaning of the reserved mutations of one write.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reserved {
     /// The write has an id of its client.
     pub(crate) has_request_id: bool,
+    pub(crate) messages: Vec<ReservedMessage>,
 }
 
 impl Reserved {
     /// Takes a mutation of a reserved key; gives back any other.
     pub(crate) fn take(&mut self, mutation: Mutation) -> Result<Option<Mutation>, Misuse> {
-        let Some(mut rest) = mutation.key.strip_prefix(PREFIX) else { return Ok(Some(mutation)) };
-        if !matches!(mutation.kind, MutationKind::Set(_)) {
-            return Err(Misuse::Unknown);
-        }
+        let key = mutation.key.clone();
+        let Some(mut rest) = key.strip_prefix(PREFIX) else { return Ok(Some(mutation)) };
+        let MutationKind::Set(value) = mutation.kind else { return Err(Misuse::Unknown) };
         let operation = text(&mut rest).ok_or(Misuse::Unknown)?;
         match operation {
             b"request" => {
@@ -56,6 +80,29 @@ impl Reserved {
                     return Err(Misuse::LongId);
                 }
                 self.has_request_id = true;
+            }
+            b"enqueue" => {
+                let number = text(&mut rest).ok_or(Misuse::Unknown)?;
+                let schedule = text(&mut rest).ok_or(Misuse::Unknown)?;
+                if !rest.is_empty() || value.encoding == ValueEncoding::Le64 {
+                    return Err(Misuse::Unknown);
+                }
+                self.messages.push(ReservedMessage {
+                    number: key.slice_ref(number),
+                    payload: value.data,
+                    schedule: serde_json::from_slice(schedule).map_err(|_| Misuse::Unknown)?,
+                    keys_if_undelivered: Vec::new(),
+                });
+            }
+            b"undelivered" => {
+                let number = text(&mut rest).ok_or(Misuse::Unknown)?;
+                let message = self.messages.last_mut();
+                let message =
+                    message.filter(|message| message.number == number).ok_or(Misuse::Unknown)?;
+                if rest.is_empty() {
+                    return Err(Misuse::Unknown);
+                }
+                message.keys_if_undelivered.push(key.slice_ref(rest));
             }
             _ => return Err(Misuse::Unknown),
         }
@@ -80,8 +127,7 @@ fn text<'a>(key: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use meridian_types::{Value, ValueEncoding};
+    use meridian_types::Value;
 
     use super::*;
 
@@ -111,6 +157,55 @@ mod tests {
         let mut taken = Reserved::default();
         assert_eq!(taken.take(reserved(b"\x02request\x00\x02an id\x00")), Ok(None));
         assert!(taken.has_request_id);
+    }
+
+    #[test]
+    fn message_is_taken_out_of_the_write_with_its_schedule_and_keys() {
+        let mut taken = Reserved::default();
+        let serialized = reserved(b"\x02enqueue\x000\x00\x02{}\x00");
+        assert_eq!(taken.take(serialized), Err(Misuse::Unknown), "a number is a text");
+        for key in [
+            &b"\x02enqueue\x00\x020\x00\x02{\"delayMs\":7,\"backoffMs\":[]}\x00"[..],
+            b"\x02undelivered\x00\x020\x00\x02dead\x00\x01\x00\xff\x00",
+            b"\x02undelivered\x00\x020\x00\x02too\x00",
+            b"\x02enqueue\x00\x021\x00\x02{}\x00",
+        ] {
+            assert_eq!(taken.take(reserved(key)), Ok(None), "{key:?}");
+        }
+        let message = |number: &'static [u8], schedule, keys: &[&'static [u8]]| ReservedMessage {
+            number: Bytes::from_static(number),
+            payload: Bytes::from_static(b"\xff\x0f0"),
+            schedule,
+            keys_if_undelivered: keys.iter().map(|key| Bytes::from_static(key)).collect(),
+        };
+        let once = Schedule { delay_ms: 7, backoff_ms: Some(Vec::new()) };
+        let keys = [&b"\x02dead\x00\x01\x00\xff\x00"[..], b"\x02too\x00"];
+        let expected = vec![message(b"0", once, &keys), message(b"1", Schedule::default(), &[])];
+        assert_eq!(taken, Reserved { has_request_id: false, messages: expected });
+    }
+
+    #[test]
+    fn message_that_is_not_written_as_the_table_says_is_refused() {
+        let enqueue = b"\x02enqueue\x00\x020\x00\x02{}\x00";
+        let mut number = reserved(enqueue);
+        let value = Value { encoding: ValueEncoding::Le64, data: Bytes::from_static(&[0; 8]) };
+        number.kind = MutationKind::Set(value);
+        assert_eq!(Reserved::default().take(number), Err(Misuse::Unknown));
+        for key in [
+            &b"\x02enqueue\x00\x020\x00\x02{\x00"[..],
+            b"\x02enqueue\x00\x020\x00\x02{\"delay\":7}\x00",
+            b"\x02enqueue\x00\x020\x00\x02{\"delayMs\":-1}\x00",
+            b"\x02enqueue\x00\x020\x00\x02{}\x00\x02more\x00",
+            b"\x02enqueue\x00\x02{}\x00",
+            b"\x02undelivered\x00\x021\x00\x02key\x00",
+            b"\x02undelivered\x00\x020\x00",
+        ] {
+            let mut taken = Reserved::default();
+            assert_eq!(taken.take(reserved(enqueue)), Ok(None));
+            assert_eq!(taken.take(reserved(key)), Err(Misuse::Unknown), "{key:?}");
+        }
+        let alone = reserved(b"\x02undelivered\x00\x020\x00\x02key\x00");
+        assert_eq!(Reserved::default().take(alone), Err(Misuse::Unknown));
     }
 
     #[test]

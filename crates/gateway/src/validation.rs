@@ -184,6 +184,7 @@ pub(crate) fn write(
     let enqueues = message.enqueues.into_iter();
     let enqueues = enqueues
         .map(|message| enqueue::enqueue(message, format, now_ms, &mut size))
+        .chain(reserved.messages.drain(..).map(|it| enqueue::reserved(it, format, now_ms)))
         .collect::<Result<_, _>>()?;
     at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
     Ok((Transaction { checks, mutations, enqueues, settlements: Vec::new() }, reserved))

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use meridian_proto::kv_connect as pb;
 use meridian_types::{Enqueue, V8Format, limits};
 
-use crate::reserved::PREFIX;
+use crate::reserved::{PREFIX, ReservedMessage, Schedule};
 
 use super::{Invalid, Size, at_most, fields, in_format, one_more};
 
@@ -59,6 +59,29 @@ pub(super) fn enqueue(
     // On the wire an empty schedule is none.
     let backoff_ms = (!backoff_schedule.is_empty()).then_some(backoff_schedule);
     Ok(Enqueue { payload: in_format(payload, format), due_ms, keys_if_undelivered, backoff_ms })
+}
+
+/// A message that came as mutations of reserved keys. The write's size has their bytes already.
+pub(super) fn reserved(
+    message: ReservedMessage,
+    format: V8Format,
+    now_ms: u64,
+) -> Result<Enqueue, Invalid> {
+    let Schedule { delay_ms, backoff_ms } = message.schedule;
+    let never_again = backoff_ms.as_ref().is_some_and(Vec::is_empty);
+    // Without a delay by no clock.
+    let deadline_ms = if delay_ms == 0 { 0 } else { now_ms.saturating_add(delay_ms) };
+    let message = pb::Enqueue {
+        payload: message.payload,
+        deadline_ms: i64::try_from(deadline_ms).unwrap_or(i64::MAX),
+        keys_if_undelivered: message.keys_if_undelivered,
+        backoff_schedule: backoff_ms.unwrap_or_default(),
+    };
+    let mut message = enqueue(message, format, now_ms, &mut Size(0))?;
+    if never_again {
+        message.backoff_ms = Some(Vec::new());
+    }
+    Ok(message)
 }
 
 #[cfg(test)]
@@ -240,5 +263,48 @@ mod tests {
             let refused = decode_write(body(&enqueue)).unwrap_err().to_string();
             assert!(refused.contains(part), "{refused}");
         }
+    }
+
+    fn reserved_set(key: &[u8], value: &'static [u8]) -> pb::Mutation {
+        let value = pb::KvValue { data: Bytes::from_static(value), encoding: 1 };
+        pb::Mutation {
+            key: [PREFIX, key].concat().into(),
+            value: Some(value),
+            mutation_type: pb::MutationType::MSet.into(),
+            ..Default::default()
+        }
+    }
+
+    fn by_reserved_keys(schedule: &str, keys: usize) -> Result<Vec<Enqueue>, Invalid> {
+        let key = [b"\x02enqueue\x00\x020\x00\x02", schedule.as_bytes(), b"\x00"].concat();
+        let mut mutations = vec![reserved_set(&key, b"\xff\x100")];
+        let key = reserved_set(b"\x02undelivered\x00\x020\x00\x02k\x00", b"\xff\x0f0");
+        mutations.resize(1 + keys, key);
+        let message = pb::AtomicWrite { mutations, ..Default::default() };
+        let (transaction, _) = super::super::write(message, V8Format::default(), NOW_MS)?;
+        assert!(transaction.mutations.is_empty());
+        Ok(transaction.enqueues)
+    }
+
+    #[test]
+    fn message_in_reserved_keys_is_one_of_the_write_within_the_same_limits() {
+        let plain = by_reserved_keys("{}", 0).unwrap();
+        let payload = Bytes::from_static(b"\xff\x0f0");
+        let expected = Enqueue { payload, due_ms: 0, ..Default::default() };
+        assert_eq!(plain, std::slice::from_ref(&expected), "at once, by no clock");
+        let schedule = r#"{"delayMs":5,"backoffMs":[]}"#;
+        let once = by_reserved_keys(schedule, 2).unwrap();
+        let keys_if_undelivered = vec![Bytes::from_static(b"\x02k\x00"); 2];
+        let (due_ms, backoff_ms) = (NOW_MS + 5, Some(Vec::new()));
+        assert_eq!(once, [Enqueue { due_ms, backoff_ms, keys_if_undelivered, ..expected }]);
+
+        let refusal = |schedule: &str, keys| by_reserved_keys(schedule, keys).unwrap_err();
+        assert!(matches!(refusal("{}", 11), Invalid::Limit { limit: 10, .. }));
+        let long = r#"{"delayMs":18446744073709551615}"#;
+        assert!(matches!(refusal(long, 0), Invalid::Limit { limit: 2_592_000_000, .. }));
+        let slow = r#"{"backoffMs":[3600001]}"#;
+        assert!(matches!(refusal(slow, 0), Invalid::Limit { limit: 3_600_000, .. }));
+        let again = r#"{"backoffMs":[1,1,1,1,1,1,1,1,1,1,1]}"#;
+        assert!(matches!(refusal(again, 0), Invalid::Limit { limit: 10, .. }));
     }
 }

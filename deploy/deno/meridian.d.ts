@@ -1,0 +1,30 @@
+// Types of that which `meridian.js` adds to Deno's own. In a program with a copy of this file:
+//
+//   /// <reference types="./meridian.d.ts" />
+
+/** A message, as the second argument of a handler tells of it. */
+export interface QueueMessage {
+  /** The same for the whole life of the message, so that a handler can tell when it runs again. */
+  readonly id: string;
+  /** Counts from 1. */
+  readonly attempt: number;
+  readonly enqueuedAt: Date;
+  /** Aborted when the message is no longer this listener's. */
+  readonly signal: AbortSignal;
+}
+
+export interface QueueOptions {
+  /** Messages that the listener works on at a time, from 1 to 1,000. 100 if left out. */
+  concurrency?: number;
+}
+
+// deno-lint-ignore no-explicit-any
+export type QueueHandler = (value: any, message: QueueMessage) => Promise<void> | void;
+
+declare global {
+  namespace Deno {
+    interface Kv {
+      listenQueue(handler: QueueHandler, options?: QueueOptions): Promise<void>;
+    }
+  }
+}
