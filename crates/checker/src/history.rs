@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 mod description;
 mod operation;
-mod versionstamp_hex;
+pub(crate) mod versionstamp_hex;
 
 pub use operation::{
     Check, Entry, Key, Operation, Read, ReadOutcome, Txn, TxnOutcome, Value, Write,

@@ -2,7 +2,8 @@
 //!
 //! A [`History`] holds the requests of concurrent clients of one database and their answers, with
 //! real times of one recording process. [`check`] decides whether a correct store could have given
-//! these answers, [`check_with`] whether a store could that lost what its failovers admit to.
+//! these answers, [`check_with`] whether a store could that lost what its failovers admit to. The
+//! history of a queue is judged apart, by [`queue::check_queue`].
 //!
 //! | module | contents |
 //! |---|---|
@@ -18,6 +19,7 @@
 //! | `timeline` | the state at every point, by replay |
 //! | `placement` | the points at which reads and failed checks can lie |
 //! | `invariants` | one file for each invariant, with the source of its rule |
+//! | [`queue`] | histories of messages, and the rules that they must keep |
 //! | `report` | violations, and statistics of the history |
 //!
 //! Invariants: the checker believes answers only. Nothing in it knows how the store works, so that
@@ -44,6 +46,7 @@ mod invariants;
 mod lost_branch;
 mod observations;
 mod placement;
+pub mod queue;
 mod report;
 mod timeline;
 mod writers;

@@ -8,6 +8,7 @@
 //! | `kv_connect` | [`KvClient`]: KV Connect that hides nothing, every answer as it came |
 //! | `recorder` | recording histories while clients run, and their files |
 //! | `workload` | recorded clients: a history for `meridian-checker`, and samples on a time line |
+//! | `queue` | recorded clients of a queue: messages, listeners, deaths |
 //! | `roles`, `script` | the machines behind the names of a script; a fault as a script over time |
 //! | `drill` | the scripts that come with the program, by name |
 //! | `stage` | [`Stage`]: one run, from the start of the cluster to its judgement |
@@ -35,6 +36,7 @@ pub mod operator;
 mod ping;
 pub mod poll;
 pub mod promise;
+mod queue;
 pub mod recorder;
 pub mod report;
 pub mod roles;

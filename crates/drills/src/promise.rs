@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use meridian_checker::queue::QueueStatistics;
+
 use crate::gap::Latencies;
 use crate::report::RunReport;
 use crate::verdict::{Column, PromiseVerdict, Row};
@@ -11,7 +13,7 @@ use crate::workload::Kind;
 pub type Runs = BTreeMap<String, Vec<RunReport>>;
 
 /// The drills that the promises need.
-pub const DRILLS: [&str; 9] = [
+pub const DRILLS: [&str; 10] = [
     "calm",
     "replication",
     "dc-loss",
@@ -21,6 +23,7 @@ pub const DRILLS: [&str; 9] = [
     "partition",
     "throttled-loss",
     "switchover",
+    "queue-failover",
 ];
 
 /// Whether the stated promise and the aim are kept (`None`: not measured), and the measurement.
@@ -36,7 +39,7 @@ struct Promise {
     judge: fn(&[&RunReport]) -> Kept,
 }
 
-const PROMISES: [Promise; 10] = [
+const PROMISES: [Promise; 11] = [
     Promise {
         promise: "copies",
         stated: "at least 6 data centers in 3 regions",
@@ -187,6 +190,26 @@ const PROMISES: [Promise; 10] = [
                 Some(lost == 0 && pause < 1_000.0),
                 format!("RPO {lost}, writes paused for {pause:.0} ms"),
             )
+        },
+    },
+    Promise {
+        promise: "messages of queues, over the loss of their leader",
+        stated: "at least once",
+        aim: "at least once, one listener at a time, no attempt lost with the leader",
+        drills: &["queue-failover"],
+        judge: |runs| {
+            let queues = || runs.iter().filter_map(|run| run.queue.as_ref());
+            let count = |of: fn(&QueueStatistics) -> usize| -> usize {
+                queues().map(|queue| of(&queue.statistics)).sum()
+            };
+            let violations: usize = queues().flat_map(|queue| queue.violations.values()).sum();
+            let kept = queues().next().is_some().then_some(violations == 0);
+            let text = format!(
+                "{} messages, handed out {} times, {violations} violations",
+                count(|statistics| statistics.enqueued),
+                count(|statistics| statistics.handed)
+            );
+            (kept, kept, text)
         },
     },
     Promise {

@@ -7,6 +7,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
+use meridian_checker::queue::QueueStatistics;
 use meridian_types::NodeId;
 use serde::Serialize;
 
@@ -58,6 +59,16 @@ pub struct Judgement {
     pub unknown: usize,
     /// All of it in words.
     pub text: String,
+}
+
+/// The verdict of the checker on a queue.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct QueueJudgement {
+    /// How often each rule is violated.
+    pub violations: BTreeMap<String, usize>,
+    pub statistics: QueueStatistics,
+    /// Some of the violations in words.
+    pub texts: Vec<String>,
 }
 
 /// The delay until writes were shown in another region.
@@ -113,6 +124,8 @@ pub struct RunReport {
     pub loss: LossSummary,
     pub claims: Vec<Claim>,
     pub judgement: Judgement,
+    /// `None`: the drill has no messages.
+    pub queue: Option<QueueJudgement>,
     /// Nodes that had applied the same state in the end, out of all nodes.
     pub converged: usize,
     pub nodes: usize,
@@ -134,7 +147,8 @@ impl RunReport {
     pub fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> =
             self.oddities.iter().map(|oddity| format!("odd answer: {oddity}")).collect();
-        for (invariant, count) in &self.judgement.violations {
+        let of_queue = self.queue.iter().flat_map(|queue| &queue.violations);
+        for (invariant, count) in self.judgement.violations.iter().chain(of_queue) {
             faults.push(format!("{invariant}: violated {count} times"));
         }
         if self.untold > 0 {

@@ -30,6 +30,8 @@ pub struct Script {
     pub clients_lost: ClientsLost,
     /// Writes per second beside the recorded clients.
     pub pressure: Option<u32>,
+    /// Messages per second, with listeners in every region.
+    pub messages: Option<u32>,
     /// The longest pause of clients between two operations, instead of the usual one.
     pub think: Option<Duration>,
     pub steps: Vec<Step>,
@@ -125,7 +127,7 @@ pub struct InvalidScript {
 pub enum Fault {
     #[error("`{0}` is no duration: `10s`, `500ms` or `hold`")]
     Duration(String),
-    #[error("`{0}` is no header: title, about, hold, clients-lost, pressure, think")]
+    #[error("`{0}` is no header: title, about, hold, clients-lost, pressure, messages, think")]
     Header(String),
     #[error("a header behind the first step")]
     LateHeader,
@@ -161,6 +163,7 @@ impl FromStr for Script {
             hold: Duration::from_secs(8),
             clients_lost: ClientsLost::None,
             pressure: None,
+            messages: None,
             think: None,
             steps: Vec::new(),
         };
@@ -209,18 +212,16 @@ impl Script {
                     }
                 }
             }
-            "pressure" => {
-                let number = |_| Fault::Value {
-                    header: "pressure",
-                    value: value.to_owned(),
-                    expected: "writes per second",
-                };
-                self.pressure = Some(value.parse().map_err(number)?);
-            }
+            "pressure" => self.pressure = Some(rate("pressure", value, "writes per second")?),
+            "messages" => self.messages = Some(rate("messages", value, "messages per second")?),
             other => return Err(Fault::Header(other.to_owned())),
         }
         Ok(())
     }
+}
+
+fn rate(header: &'static str, value: &str, expected: &'static str) -> Result<u32, Fault> {
+    value.parse().map_err(|_| Fault::Value { header, value: value.to_owned(), expected })
 }
 
 /// `10s`, `500ms`.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_checker::History;
+use meridian_checker::queue::QueueHistory;
 use meridian_wan::WanPlan;
 use tokio::task::JoinSet;
 
@@ -21,6 +22,7 @@ use crate::network::Machine;
 use crate::operator::{Inspection, OperatorError};
 use crate::ping::Pings;
 use crate::poll::{self, Timeout};
+use crate::queue::QueueClients;
 use crate::report::{Mark, MarkKind, RunReport};
 use crate::roles::{NoSuchRole, Roles};
 use crate::script::Condition;
@@ -180,6 +182,10 @@ impl Stage<'_> {
             self.gateways.pressure(self.roles.home, self.roles.leader, per_second, origin)
         };
         let pressure = self.drill.script.pressure.map(press);
+        let queue = self.drill.script.messages.map(|per_second| {
+            let (regions, seed) = (self.gateways.by_region(), self.options.seed);
+            QueueClients::start(DEFAULT_DATABASE, &regions, per_second, origin, seed)
+        });
         let warm_at = self.warm_up(&watch).await?;
         // The leader may have changed since.
         self.roles = Roles::of(&self.cluster, DEFAULT_DATABASE).await?;
@@ -194,12 +200,13 @@ impl Stage<'_> {
         });
         self.workload.stop();
         while clients.join_next().await.is_some() {}
-        let history = self.last_reads().await?;
+        let (history, queue) = self.last_reads(queue).await?;
         let inspection = self.claims().await;
         let evidence = Evidence {
             warm_at,
             end,
             history,
+            queue,
             inspection,
             converged: self.converged().await,
             snapshots: watch.snapshots(),
@@ -233,18 +240,26 @@ impl Stage<'_> {
         .await
     }
 
-    /// Heals the remaining faults, waits until commits end, and reads everything back.
-    async fn last_reads(&mut self) -> Result<History, StageError> {
+    /// Heals the remaining faults, waits until nothing is handed out any more and commits end, and
+    /// reads everything back.
+    async fn last_reads(
+        &mut self,
+        queue: Option<QueueClients>,
+    ) -> Result<(History, Option<QueueHistory>), StageError> {
         if let Some(ended) = self.cluster.ended() {
             return Err(ClusterError::Ended(ended).into());
         }
         self.heal()?;
         self.wait_for(Condition::Ready).await?;
+        let home = Machine::Gateway(self.roles.home);
+        let gateway = Arc::clone(self.gateways.of(home).ok_or(StageError::NoTarget)?);
+        let queue = match queue {
+            Some(queue) => Some(queue.finish(&gateway).await?),
+            None => None,
+        };
         self.quiesce().await?;
         (self.say)("all is healed and quiet; reading everything back");
-        let gateway =
-            self.gateways.of(Machine::Gateway(self.roles.home)).ok_or(StageError::NoTarget)?;
-        Ok(self.workload.finish(gateway).await?)
+        Ok((self.workload.finish(&gateway).await?, queue))
     }
 
     /// Waits for writes whose clients have left: their gateways carry them out.

@@ -177,6 +177,23 @@ impl KvClient {
         request.body(Full::new(body)).map_err(|_| CallError::NotSent)
     }
 
+    /// The body of an answer that goes on, once it has begun, and the connection that it comes over.
+    pub(crate) async fn begin(
+        &self,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Incoming, Sender), CallError> {
+        let request = self.request(path, &self.headers(), body)?;
+        let begun = tokio::time::timeout(self.timeout, self.exchange(request)).await;
+        let (response, sender) = begun.unwrap_or_else(|_| Err(self.too_late()))?;
+        if response.status() == StatusCode::OK {
+            return Ok((response.into_body(), sender));
+        }
+        let (status, body) = (response.status(), response.into_body().collect().await);
+        let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?.to_bytes();
+        Err(CallError::Refused { status, text: String::from_utf8_lossy(&body).into_owned() })
+    }
+
     pub(crate) fn too_late(&self) -> CallError {
         CallError::NoAnswer(format!("none within {} ms", self.timeout.as_millis()))
     }

@@ -9,6 +9,7 @@
 //! | `target` | [`Target`]: what all requests to one method share |
 //! | [`answer`] | which answers are successes, and what they hold |
 //! | `client` | [`KvClient`]: one database through one gateway |
+//! | `listening` | [`Listening`]: a listener's stream of its queue |
 //! | `watching` | [`Watching`]: a watch of that database |
 //! | [`message`] | the messages of requests |
 //! | `http_version`, `error` | [`HttpVersion`], [`ClientError`] |
@@ -22,6 +23,7 @@ mod endpoint;
 mod error;
 mod http_version;
 mod link;
+mod listening;
 pub mod message;
 mod metadata;
 mod target;
@@ -32,6 +34,7 @@ pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use http_version::HttpVersion;
 pub use link::Link;
+pub use listening::Listening;
 pub use metadata::Metadata;
 pub use target::{Headers, Target};
 pub use watching::{WatchMessage, Watching};

@@ -2,7 +2,6 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::StatusCode;
 use hyper::body::Incoming;
 use meridian_proto::kv_connect as pb;
 use meridian_types::Consistency;
@@ -39,16 +38,8 @@ impl KvClient {
         };
         let key = |key: &&[u8]| pb::WatchKey { key: Bytes::copy_from_slice(key) };
         let watch = pb::Watch { keys: keys.iter().map(key).collect() };
-        let request = self.request(path, &self.headers(), watch.encode_to_vec().into())?;
-        let begun = tokio::time::timeout(self.timeout, self.exchange(request)).await;
-        let (response, sender) = begun.unwrap_or_else(|_| Err(self.too_late()))?;
-        if response.status() == StatusCode::OK {
-            let watching = Watching::over(response.into_body());
-            return Ok(Watching { _sender: Some(sender), ..watching });
-        }
-        let (status, body) = (response.status(), response.into_body().collect().await);
-        let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?.to_bytes();
-        Err(CallError::Refused { status, text: String::from_utf8_lossy(&body).into_owned() })
+        let (body, sender) = self.begin(path, watch.encode_to_vec().into()).await?;
+        Ok(Watching { _sender: Some(sender), ..Watching::over(body) })
     }
 }
 

@@ -15,11 +15,11 @@ fn parse(text: &str) -> Option<Versionstamp> {
     Some(Versionstamp(bytes))
 }
 
-pub(super) fn serialize<S: Serializer>(stamp: &Versionstamp, to: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(stamp: &Versionstamp, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&stamp.to_hex())
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Versionstamp, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Versionstamp, D::Error> {
     let text = String::deserialize(from)?;
     parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a versionstamp")))
 }

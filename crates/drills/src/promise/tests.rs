@@ -1,7 +1,7 @@
 use super::*;
 use crate::loss::{LossSummary, Verdict};
-use crate::report::Replication;
 use crate::report::tests::{claim, sound_run};
+use crate::report::{QueueJudgement, Replication};
 
 /// Runs that keep every promise.
 fn good() -> Runs {
@@ -22,6 +22,9 @@ fn good() -> Runs {
         if matches!(drill, "two-dc-loss" | "region-loss" | "partition" | "throttled-loss") {
             run.claims.push(claim(Verdict::True));
             run.loss = LossSummary { transactions: 10, window_ms: 300.0 };
+        }
+        if drill == "queue-failover" {
+            run.queue = Some(QueueJudgement::default());
         }
         if drill == "replication" {
             run.pressure_per_second = Some(5000.0);
@@ -96,6 +99,12 @@ fn missed_promises_are_named() {
     );
     let stale = |run: &mut RunReport| run.judgement.clean = false;
     assert_eq!(missed("calm", stale), [("consistency", Missed, Missed)]);
+    let lost = |run: &mut RunReport| {
+        let queue = run.queue.get_or_insert_default();
+        queue.violations.insert("at least once".to_owned(), 1);
+    };
+    let promise = "messages of queues, over the loss of their leader";
+    assert_eq!(missed("queue-failover", lost), [(promise, Missed, Missed)]);
     let few = |run: &mut RunReport| run.converged = 5;
     assert_eq!(missed("calm", few), [("copies", Missed, Missed)]);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RunReport, from_fault_s};
+use super::{QueueJudgement, RunReport, from_fault_s};
 use crate::gap::Measure;
 use crate::loss::{Claim, Verdict, reported_at_most};
 use crate::verdict::{PromiseVerdict, Row};
@@ -77,6 +77,7 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         "  consistency: {verdict}, {} operations, {} commits",
         judgement.operations, judgement.committed
     )?;
+    write_queue(out, report)?;
     for fault in report.faults() {
         writeln!(out, "  NOT SOUND: {fault}")?;
     }
@@ -98,6 +99,20 @@ fn write_measures(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Resu
         "in ms", "", "p50", "p99", "gap", "p50", "p99", "max", "gap", "moved", "failed"
     )?;
     report.measures.iter().try_for_each(|measure| write_measure(out, report, measure))
+}
+
+fn write_queue(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
+    let Some(QueueJudgement { statistics, texts, .. }) = &report.queue else { return Ok(()) };
+    writeln!(
+        out,
+        "  queue: {} messages enqueued, {} done, {} dead; handed out {} times, {} of them again without a refusal",
+        statistics.enqueued,
+        statistics.done,
+        statistics.dead,
+        statistics.handed,
+        statistics.duplicates
+    )?;
+    texts.iter().try_for_each(|text| writeln!(out, "    {text}"))
 }
 
 fn write_replication(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {

@@ -67,6 +67,7 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         loss: LossSummary::default(),
         claims: vec![],
         judgement: sound_judgement(),
+        queue: None,
         converged: 7,
         nodes: 7,
         pressure_per_second: None,
@@ -113,6 +114,11 @@ fn faults_of_a_run_are_reported() {
     run.judgement = Judgement { text: "all of it".to_owned(), ..Judgement::default() };
     run.judgement.violations.insert("versionstamps".to_owned(), 2);
     run.claims.push(claim(Verdict::False("it says 12 transactions".to_owned())));
+    run.queue = Some(QueueJudgement {
+        violations: BTreeMap::from([("at least once".to_owned(), 3)]),
+        texts: vec!["message 7 is lost".to_owned()],
+        ..QueueJudgement::default()
+    });
     run.converged = 6;
     run.untold = 1;
     run.oddities.push("a write was answered with AwUnspecified".to_owned());
@@ -124,11 +130,13 @@ fn faults_of_a_run_are_reported() {
         "only 6 of 7",
         "1 acknowledged writes were not read back",
         "odd answer",
+        "at least once: violated 3 times",
+        "message 7 is lost",
         "all of it",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
-    assert_eq!(run.faults().len(), 5);
+    assert_eq!(run.faults().len(), 6);
 }
 
 #[test]

@@ -57,7 +57,9 @@ fn displayed_script_parses_again() {
 
 #[test]
 fn script_sets_the_pause_of_its_clients() {
-    let script: Script = format!("{HEAD}think: 100ms\npressure: 5000\n+0s heal").parse().unwrap();
+    let text = format!("{HEAD}think: 100ms\npressure: 5000\nmessages: 60\n+0s heal");
+    let script: Script = text.parse().unwrap();
+    assert_eq!(script.messages, Some(60));
     assert_eq!((script.think, script.pressure), (Some(Duration::from_millis(100)), Some(5000)));
     assert_eq!(fault("think: long\n+0s heal"), Fault::Duration("long".to_owned()));
 }
@@ -78,6 +80,7 @@ fn errors_name_the_line_and_the_mistake() {
         Fault::Usage { verb: "throttle", .. }
     ));
     assert_eq!(fault("colour: red"), Fault::Header("colour".to_owned()));
+    assert!(matches!(fault("messages: many"), Fault::Value { header: "messages", .. }));
     assert!(matches!(fault("clients-lost: all"), Fault::Value { header: "clients-lost", .. }));
     let late = format!("{HEAD}+0s heal\nhold: 1s").parse::<Script>().unwrap_err();
     assert_eq!(late, InvalidScript { line: 3, fault: Fault::LateHeader });

@@ -56,6 +56,14 @@ impl Gateways {
             .map(|(_, gateway)| gateway)
     }
 
+    /// The gateways of each region.
+    pub(super) fn by_region(&self) -> Vec<Vec<Arc<Gateway>>> {
+        let of_region = |entries: &Vec<Entry>| {
+            entries.iter().map(|(_, gateway)| Arc::clone(gateway)).collect::<Vec<_>>()
+        };
+        self.regions.iter().map(of_region).collect()
+    }
+
     /// All clients. Those of a region spread over its gateways.
     pub(super) fn profiles(
         &self,

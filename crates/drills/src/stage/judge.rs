@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use meridian_checker::queue::{QueueHistory, check_queue};
 use meridian_checker::{History, Invariant, check_with};
 use meridian_directory::FailoverReport;
 
@@ -10,19 +11,23 @@ use super::Stage;
 use crate::gap::{Latencies, Measure, Window, ms};
 use crate::loss::{Claim, Loss, allowance};
 use crate::operator::Inspection;
-use crate::report::{Dot, Judgement, Mark, MarkKind, Replication, RunReport};
+use crate::report::{Dot, Judgement, Mark, MarkKind, QueueJudgement, Replication, RunReport};
 use crate::script::ClientsLost;
 use crate::watch::Snapshot;
 use crate::workload::{Attempts, Kind, Outcome, Probe, Sample};
 
 /// Answers in a chart: the slowest, and some of the others.
 const MAX_DOTS: usize = 6_000;
+/// Violations of a queue that are told in words.
+const MAX_TEXTS: usize = 20;
 
 /// The records of a run.
 pub(super) struct Evidence {
     pub(super) warm_at: Duration,
     pub(super) end: Duration,
     pub(super) history: History,
+    /// `None`: the drill has no messages.
+    pub(super) queue: Option<QueueHistory>,
     /// `None`: the cluster has no directory.
     pub(super) inspection: Option<Inspection>,
     pub(super) converged: usize,
@@ -103,6 +108,7 @@ impl Stage<'_> {
             loss: loss.summary(&faults_ns),
             claims,
             judgement: judgement(&evidence.history, &reports),
+            queue: evidence.queue.map(|history| queue_judgement(&history, &reports)),
             converged: evidence.converged,
             nodes: self.cluster.node_ids().len(),
             pressure_per_second: evidence.pressure.as_ref().map(|(per_second, _)| *per_second),
@@ -155,6 +161,16 @@ fn judgement(history: &History, reports: &[FailoverReport]) -> Judgement {
         unknown: report.statistics.unknown,
         text: report.to_string(),
     }
+}
+
+fn queue_judgement(history: &QueueHistory, reports: &[FailoverReport]) -> QueueJudgement {
+    let verdict = check_queue(history, &allowance(reports));
+    let mut violations = BTreeMap::new();
+    for violation in &verdict.violations {
+        *violations.entry(violation.rule.name().to_owned()).or_default() += 1;
+    }
+    let texts = verdict.violations.iter().take(MAX_TEXTS).map(ToString::to_string);
+    QueueJudgement { violations, statistics: verdict.statistics, texts: texts.collect() }
 }
 
 fn replication(

@@ -64,7 +64,7 @@ impl Gateway {
     }
 
     /// Resolves when the gateway is lost.
-    pub(super) async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         // The sender lives as long as this.
         drop(self.state.subscribe().wait_for(|state| *state == State::Lost).await);
     }
