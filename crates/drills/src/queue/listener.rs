@@ -19,9 +19,11 @@ use crate::workload::Gateway;
 const CREDITS: u32 = 20;
 /// The silence after which a stream counts as broken.
 const SILENCE: Duration = Duration::from_secs(15);
-/// The time of a handler; some take long.
+/// The time of a handler; some take longer than a new leader waits until listeners have said what
+/// they hold, so that it would hand out what they did not say.
 const WORK_MS: std::ops::Range<u64> = 20..200;
-const LONG_WORK_MS: u64 = 3000;
+const LONG_WORK_MS: u64 = 8000;
+const LONG_WORK: f64 = 0.05;
 /// One in so many messages refuses to be done, and mostly dies of it.
 const REFUSING: u64 = 5;
 
@@ -132,7 +134,7 @@ impl Listener {
         let refuses =
             self.rng.random_bool(if message.is_multiple_of(REFUSING) { 0.8 } else { 0.05 });
         let verdict = if refuses { Verdict::Nack } else { Verdict::Ack };
-        let is_long = self.rng.random_bool(0.1);
+        let is_long = self.rng.random_bool(LONG_WORK);
         let work_ms = if is_long { LONG_WORK_MS } else { self.rng.random_range(WORK_MS) };
         let report = Report {
             listener,
