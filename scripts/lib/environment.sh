@@ -139,7 +139,7 @@ build_to_ship() {
   need_to_build
   if [[ ! -x $(dist_dir)/meridian ]]; then say "building what is shipped; the first time takes ten minutes and more"; fi
   cargo build --manifest-path "$MERIDIAN_ROOT/Cargo.toml" --profile dist --workspace --bin meridian --bin meridian-bench \
-    --bin meridian-bench-watches "${CARGO_FLAGS[@]}"
+    --bin meridian-bench-queue --bin meridian-bench-watches "${CARGO_FLAGS[@]}"
 }
 
 need_node() {

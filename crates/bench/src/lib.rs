@@ -16,6 +16,7 @@
 //! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
 //! | [`load`], [`cpu`] | loading the key space; the CPU time of the servers' processes |
 //! | [`tally`], [`report`], [`table`] | the counts, as JSON, as Markdown |
+//! | [`queue`] | `meridian-bench-queue`: messages a second through a queue |
 //! | [`watches`] | `meridian-bench-watches`: what open watches take, and how fast changes reach them |
 //!
 //! Invariants:
@@ -42,6 +43,7 @@ pub mod key_space;
 pub mod load;
 pub mod operation;
 pub mod options;
+pub mod queue;
 pub mod random;
 pub mod report;
 pub mod run;
