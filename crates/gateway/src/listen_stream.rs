@@ -29,6 +29,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// Until there may be room again for lines that clients have not taken.
 const NO_ROOM: Duration = Duration::from_millis(250);
 
+const REVOKED: &str = "the token may not listen any more";
+
 /// The body of the answer. It ends with its permission.
 pub(crate) struct ListenStream<C> {
     listened: Listened,
@@ -71,6 +73,12 @@ impl<C: Catalogue> ListenStream<C> {
         Self { listened, permission, answers, holder, _shares, lines, waits, pause, pings, is_over }
     }
 
+    /// The last line.
+    fn end(&mut self, reason: &str) -> Bytes {
+        self.is_over = true;
+        queue_json::end_line(reason)
+    }
+
     /// The next line, or several; `None` at the end.
     fn poll_lines(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
@@ -81,7 +89,10 @@ impl<C: Catalogue> ListenStream<C> {
                 return Poll::Ready(None);
             }
             if self.pings.poll_tick(context).is_ready() {
-                return Poll::Ready(self.permission.holds().then(queue_json::ping_line));
+                if self.permission.holds() {
+                    return Poll::Ready(Some(queue_json::ping_line()));
+                }
+                return Poll::Ready(Some(self.end(REVOKED)));
             }
             if let Some(pause) = &mut self.waits {
                 ready!(pause.as_mut().poll(context));
@@ -91,12 +102,12 @@ impl<C: Catalogue> ListenStream<C> {
             self.waits = share.is_none().then(|| Box::pin(sleep(self.pause)));
             let Some(mut share) = share else { continue };
             let heard = ready!(self.listened.heard.poll_next_unpin(context));
-            let Some(heard) = heard.filter(|_| self.permission.holds()) else {
-                return Poll::Ready(None);
-            };
+            let Some(heard) = heard else { return Poll::Ready(None) };
+            if !self.permission.holds() {
+                return Poll::Ready(Some(self.end(REVOKED)));
+            }
             if let Heard::Ended(reason) = &heard {
-                self.is_over = true;
-                return Poll::Ready(Some(queue_json::end_line(reason)));
+                return Poll::Ready(Some(self.end(reason)));
             }
             let lines = queue_json::lines(&heard);
             // Given back when the last byte has left, or the connection is gone.
@@ -122,6 +133,8 @@ impl<C: Catalogue> Body for ListenStream<C> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
     use meridian_queue::MessageKey;
     use meridian_types::{DatabaseId, MessageId, Versionstamp};
@@ -138,24 +151,48 @@ mod tests {
         MessageKey { due_ms, id: MessageId { enqueued: Versionstamp([5; 10]), index: 0 } }
     }
 
-    #[tokio::test]
-    async fn lines_without_room_are_sent_in_order_once_there_is_room_and_pings_meanwhile() {
-        let answers = Shares::new(4 * queue_json::MAX_LINES_BYTES);
-        let ((tell, mut heard), (enough, _is_enough)) = (mpsc::channel(8), oneshot::channel());
+    type Stage =
+        (ListenStream<revocable::Revocable>, Arc<revocable::Revocable>, mpsc::Sender<Heard>);
+
+    /// A stream that pings and looks for room often, and whose leader is the test.
+    fn stage(answers: &Shares) -> Stage {
+        let ((tell, mut heard), (enough, _)) = (mpsc::channel(8), oneshot::channel());
         let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
-        let permission = Permission {
-            catalogue: revocable::Revocable::new(DatabaseId([1; 16])),
-            token: "token".into(),
-            database: DatabaseId([1; 16]),
-            writes: true,
-        };
-        let mut stream = ListenStream::at_pace(
+        let database = DatabaseId([1; 16]);
+        let catalogue = revocable::Revocable::new(database);
+        let (token, writes) = ("token".into(), true);
+        let permission = Permission { catalogue: Arc::clone(&catalogue), token, database, writes };
+        let stream = ListenStream::at_pace(
             (ListenerId([7; 16]), Listened { heard, enough }),
             permission,
             (answers.clone(), HOLDER),
             [1, 1].map(|one| Shares::new(9).take(HOLDER, one).unwrap()),
             (Duration::from_millis(5), Duration::from_millis(1)),
         );
+        (stream, catalogue, tell)
+    }
+
+    #[tokio::test]
+    async fn stream_of_a_revoked_token_says_so_and_ends() {
+        for hears in [false, true] {
+            let (mut stream, catalogue, tell) =
+                stage(&Shares::new(queue_json::MAX_LINES_BYTES * 2));
+            catalogue.is_revoked.store(true, Ordering::Relaxed);
+            if hears {
+                tell.send(Heard::Released(vec![key(8)])).await.unwrap();
+            }
+            let mut lines = Vec::new();
+            while let Some(line) = poll_fn(|context| stream.poll_lines(context)).await {
+                lines.push(line);
+            }
+            assert_eq!(lines.last(), Some(&queue_json::end_line(REVOKED)));
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_without_room_are_sent_in_order_once_there_is_room_and_pings_meanwhile() {
+        let answers = Shares::new(4 * queue_json::MAX_LINES_BYTES);
+        let (mut stream, _, tell) = stage(&answers);
         let mut next = async || poll_fn(|context| stream.poll_lines(context)).await;
         let taken = [(HOLDER, 2), (OTHER, 1)].map(|(holder, times)| {
             answers.take(holder, times * queue_json::MAX_LINES_BYTES).unwrap()

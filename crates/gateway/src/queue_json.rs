@@ -28,6 +28,8 @@ const MIN_WAIT_MS: u64 = 1000;
 const MAX_LEASE_MS: u64 = 60 * 60 * 1000;
 const DEFAULT_LEASE_MS: u64 = 30_000;
 const MAX_ID_BYTES: usize = 256;
+/// V8's serializer begins with this.
+const V8_HEADER: u8 = 0xff;
 /// A line of a stream without its payload, at most.
 const LINE_BYTES: usize = 256;
 
@@ -35,10 +37,13 @@ const LINE_BYTES: usize = 256;
 /// client sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidQueueRequest {
+    /// `wants`: what would have been right there.
     #[error(
-        "The request body is not the JSON that is expected here (line {line}, column {column})."
+        "The request body is not the JSON that is expected here (line {line}, column {column}{wants})."
     )]
-    Json { line: usize, column: usize },
+    Json { line: usize, column: usize, wants: String },
+    #[error("The field `payload` is not what V8's serializer makes of a value.")]
+    NotV8,
     #[error("The field `{0}` is missing or out of its range.")]
     Field(&'static str),
     #[error("The field `{field}` is at most {limit}.")]
@@ -55,8 +60,18 @@ fn at_most(field: &'static str, value: u64, limit: u64) -> Result<u64, InvalidQu
 /// An empty body is an empty object.
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, InvalidQueueRequest> {
     let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body)
-        .map_err(|error| InvalidQueueRequest::Json { line: error.line(), column: error.column() })
+    serde_json::from_slice(body).map_err(|error| {
+        let (line, column, wants) = (error.line(), error.column(), wanted(&error.to_string()));
+        InvalidQueueRequest::Json { line, column, wants }
+    })
+}
+
+/// The part of a text of serde's that is not the client's: the fields and types that are known here.
+fn wanted(text: &str) -> String {
+    let text = text.rsplit_once(" at line ").map_or(text, |(text, _)| text);
+    let is_known = text.starts_with("missing field") || text.starts_with("duplicate field");
+    let wanted = text.rsplit_once(", expected ").map(|(_, wanted)| format!(": expected {wanted}"));
+    wanted.unwrap_or_else(|| if is_known { format!(": {text}") } else { String::new() })
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -189,6 +204,15 @@ pub(crate) fn reports(body: &[u8]) -> Result<Reported, InvalidQueueRequest> {
     at_most("reports", reports.len() as u64, MAX_MESSAGES.into())?;
     let report = |item: ReportItem| {
         let key = Key { id: item.id, due: item.due }.parse()?;
+        match (&item.verdict, item.delay_ms, item.extend_ms) {
+            (VerdictText::Ack | VerdictText::Extend, Some(_), _) => {
+                return Err(InvalidQueueRequest::Field("delayMs"));
+            }
+            (VerdictText::Ack | VerdictText::Nack, _, Some(_)) => {
+                return Err(InvalidQueueRequest::Field("extendMs"));
+            }
+            _ => {}
+        }
         let report = match item.verdict {
             VerdictText::Ack => Report::Done,
             VerdictText::Nack => {
@@ -241,8 +265,15 @@ pub(crate) fn enqueue(
     // Without a delay by no clock.
     let deadline_ms = if delay_ms == 0 { 0 } else { now_ms.saturating_add(delay_ms) };
     let never_again = backoff_ms.as_ref().is_some_and(Vec::is_empty);
+    let payload = bytes("payload", &payload)?;
+    if payload.first() != Some(&V8_HEADER) {
+        return Err(InvalidQueueRequest::NotV8);
+    }
+    if id.as_deref() == Some("") {
+        return Err(InvalidQueueRequest::Field("id"));
+    }
     let enqueue = pb::Enqueue {
-        payload: bytes("payload", &payload)?,
+        payload,
         deadline_ms: i64::try_from(deadline_ms).unwrap_or(i64::MAX),
         keys_if_undelivered: keys.collect::<Result<_, _>>()?,
         backoff_schedule: backoff_ms.unwrap_or_default(),

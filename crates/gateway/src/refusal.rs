@@ -249,11 +249,17 @@ mod tests {
     fn invalid_about_queues() -> Vec<InvalidQueueRequest> {
         let listed = |invalid: InvalidQueueRequest| match invalid {
             InvalidQueueRequest::Json { .. }
+            | InvalidQueueRequest::NotV8
             | InvalidQueueRequest::Field(_)
             | InvalidQueueRequest::Limit { .. } => invalid,
         };
         [
-            InvalidQueueRequest::Json { line: 1, column: 2 },
+            InvalidQueueRequest::Json {
+                line: 1,
+                column: 2,
+                wants: ": missing field `listener`".to_owned(),
+            },
+            InvalidQueueRequest::NotV8,
             InvalidQueueRequest::Field("credits"),
             InvalidQueueRequest::Limit { field: "credits", limit: 1000 },
         ]

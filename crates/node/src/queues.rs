@@ -23,11 +23,12 @@ use meridian_consensus::RaftGroup;
 use meridian_queue::{
     Answer, Incarnation, ListenerId, MessageKey, Opening, Refused, Report, SessionId,
 };
-use meridian_storage::ShardState;
+use meridian_storage::{ShardState, or_fatal};
 use meridian_types::{DatabaseId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster_view::epoch_lease::EpochLease;
+use crate::cluster_view::view::Directory;
 use crate::host::clocks::TimeSource;
 use crate::read::execution::Reads;
 use crate::read::read_index::ReadGate;
@@ -110,6 +111,7 @@ enum Handout {
 
 /// The means that the queues of a shard work with.
 pub(crate) struct QueueParts {
+    pub(crate) directory: Arc<Directory>,
     pub(crate) shown: Arc<Shown>,
     pub(crate) proposer: Proposer,
 }
@@ -127,6 +129,7 @@ pub(crate) struct Shown {
 
 /// The queues of a shard that this node votes in.
 pub(crate) struct Queues {
+    directory: Arc<Directory>,
     shown: Arc<Shown>,
     commands: mpsc::Sender<Command>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -134,13 +137,23 @@ pub(crate) struct Queues {
 }
 
 impl Queues {
+    /// Whether the directory that is known here has the database in this shard: nothing is begun for
+    /// others, of which there is no end. It may be too old to know a new one.
+    ///
+    /// # Errors
+    /// The caller asks again.
+    fn must_hold(&self, database: DatabaseId) -> Result<(), NotListening> {
+        let holds = self.directory.holds(self.shown.group.id().shard, database);
+        holds.then_some(()).ok_or(NotListening::Unavailable("the database is not known here"))
+    }
+
     /// Starts the task. It ends when this is dropped.
     pub(crate) fn start(parts: QueueParts) -> Self {
         let (commands, asked) = mpsc::channel(COMMANDS);
         let (notices, noticed) = mpsc::unbounded_channel();
-        let shown = Arc::clone(&parts.shown);
+        let (shown, directory) = (Arc::clone(&parts.shown), Arc::clone(&parts.directory));
         tokio::spawn(Leader::new(Arc::new(parts), asked, noticed).run());
-        Self { shown, commands, notices, sessions: AtomicU64::new(0) }
+        Self { directory, shown, commands, notices, sessions: AtomicU64::new(0) }
     }
 
     /// Begins a session, if this node leads.
@@ -149,6 +162,7 @@ impl Queues {
     /// Why not. May be dropped at any await: a session that has begun ends then.
     pub(crate) async fn listen(&self, listener: Listener) -> Result<Session, NotListening> {
         let Listener { database, listener, credits, lease, held, incarnation, resumed } = listener;
+        self.must_hold(database)?;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let opening =
             Opening { database, listener, session, incarnation, credits, lease, held, resumed };
@@ -171,6 +185,11 @@ impl Queues {
         listener: ListenerId,
         reports: Vec<(MessageKey, Report)>,
     ) -> Result<Vec<Answer>, NotListening> {
+        if or_fatal(self.shown.state.is_dropped(database)) {
+            // The messages went with their database.
+            return Ok(vec![Answer::Done; reports.len()]);
+        }
+        self.must_hold(database)?;
         let (answers, answered) = oneshot::channel();
         self.command(Command::Report { database, listener, reports, answers })?;
         answered.await.unwrap_or(Err(NotListening::NotLeader(None)))

@@ -26,6 +26,8 @@ const READ_ROWS: usize = 128;
 /// The shard's time may go on faster than the monotonic clock, so that what will be due is looked
 /// for this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// The time of an earlier leader, by which a message was due, may be ahead of this one's by so much.
+const AHEAD_MS: u64 = 1000;
 /// The leases of a shard are all taken: when it is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -309,7 +311,10 @@ impl Queue {
     /// Whether a listener may hold a message that has no lease here: a message that an earlier
     /// leader handed out. A lease that ran out here has moved its message.
     pub(crate) fn may_hold(&self, key: &MessageKey, context: &Context<'_>) -> bool {
-        self.leases.get(key.id).is_none()
+        let handed_out_ms = context.moment.time_ms + AHEAD_MS;
+        key.id.enqueued.position() <= context.hold.began
+            && key.due_ms <= handed_out_ms
+            && self.leases.get(key.id).is_none()
             && !self.claims.contains(key)
             && !context.moved.knows(key.id)
             && self.leases() < MAX_LEASES

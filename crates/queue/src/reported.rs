@@ -98,9 +98,11 @@ impl Queue {
         }
     }
 
-    /// Whether a listener that has not claimed the message may say that it holds it.
+    /// Whether a listener that has not claimed the message may say that it holds it: while this
+    /// leader waits for claims.
     fn may_report(&self, key: &MessageKey, context: &Context<'_>) -> bool {
-        self.may_hold(key, context) && !self.acked.contains_key(key)
+        let is_asked = context.moment.now < context.hold.until;
+        is_asked && self.may_hold(key, context) && !self.acked.contains_key(key)
     }
 
     /// It counts whichever listener holds the message by now, and wherever its row is; also where a

@@ -151,6 +151,10 @@ fn each_verdict_is_a_report() {
         Err(limit("extendMs", 3_600_000))
     );
     assert!(matches!(of("\"verdict\":\"perhaps\""), Err(InvalidQueueRequest::Json { .. })));
+    for (verdict, field) in [("ack", "extendMs"), ("nack", "extendMs"), ("extend", "delayMs")] {
+        let odd = of(&format!("\"verdict\":\"{verdict}\",\"{field}\":5"));
+        assert_eq!(odd, Err(InvalidQueueRequest::Field(field)));
+    }
 }
 
 #[test]
@@ -158,6 +162,16 @@ fn refusals_repeat_nothing_that_the_client_sent() {
     let refused = listen(b"{\"authorization\":1}").err().unwrap();
     assert!(!refused.to_string().contains("authorization"), "{refused}");
     assert!(matches!(listen(b"[").err(), Some(InvalidQueueRequest::Json { line: 1, .. })));
+    for (body, wants) in [
+        ("{\"credit\":5}", ": expected one of `listener`, `credits`, `held`)"),
+        ("{\"credits\":\"authorization\"}", ": expected u32)"),
+        ("{\"credits\":-1}", ": expected u32)"),
+        ("{\"credits\":1,\"credits\":1}", ": duplicate field `credits`)"),
+        ("{\"held\":[{\"due\":1}]}", ": missing field `id`)"),
+    ] {
+        let refused = listen(body.as_bytes()).err().unwrap().to_string();
+        assert!(refused.contains(wants) && !refused.contains("authorization"), "{refused}");
+    }
 }
 
 #[test]
@@ -170,7 +184,7 @@ fn message_has_its_delay_its_schedule_and_its_keys() {
     assert_eq!(enqueue.keys_if_undelivered, [Bytes::from_static(b"\x02a\0")]);
     let again = read_enqueue(body, 2000).unwrap().unwrap();
     assert_eq!(id, again.id);
-    let plain = read_enqueue(b"{\"payload\":\"\"}", 1000).unwrap().unwrap();
+    let plain = read_enqueue(b"{\"payload\":\"/w9v\"}", 1000).unwrap().unwrap();
     assert_eq!((plain.id, plain.transaction.enqueues[0].backoff_ms.clone()), (None, None));
     assert_eq!(
         plain.transaction.enqueues[0].due_ms, 0,
@@ -180,8 +194,9 @@ fn message_has_its_delay_its_schedule_and_its_keys() {
 
 #[test]
 fn message_beyond_a_limit_is_refused() {
-    let of =
-        |fields: &str| read_enqueue(format!("{{\"payload\":\"\",{fields}}}").as_bytes(), 0).err();
+    let of = |fields: &str| {
+        read_enqueue(format!("{{\"payload\":\"/w9v\",{fields}}}").as_bytes(), 0).err()
+    };
     let month = limits::MAX_ENQUEUE_DELAY_MS;
     assert_eq!(of(&format!("\"delayMs\":{month}")), None);
     assert_eq!(of(&format!("\"delayMs\":{}", month + 1)), Some(limit("delayMs", month)));
@@ -189,9 +204,18 @@ fn message_beyond_a_limit_is_refused() {
     assert_eq!((id(256), id(257)), (None, Some(limit("id", 256))));
     let bad = read_enqueue(b"{\"payload\":\"?\"}", 0).err();
     assert_eq!(bad, Some(InvalidQueueRequest::Field("payload")));
+    for text in ["", "aGVsbG8="] {
+        let body = format!("{{\"payload\":\"{text}\"}}");
+        assert_eq!(read_enqueue(body.as_bytes(), 0).err(), Some(InvalidQueueRequest::NotV8));
+    }
+    assert_eq!(
+        of("\"id\":\"\""),
+        Some(InvalidQueueRequest::Field("id")),
+        "a variable that is unset"
+    );
     // The limits of an atomic write hold here, too.
     let payload = |bytes: usize| {
-        let payload = STANDARD.encode(vec![7; bytes]);
+        let payload = STANDARD.encode(vec![V8_HEADER; bytes]);
         read_enqueue(format!("{{\"payload\":\"{payload}\"}}").as_bytes(), 0).unwrap().is_ok()
     };
     assert_eq!((payload(65_536), payload(65_537)), (true, false));

@@ -199,7 +199,7 @@ impl Term<'_> {
                 }
             }
             Command::Report { database, listener, reports, answers } => {
-                let reports = self.reports.begin(reports, answers);
+                let reports = self.reports.begin(database, reports, answers);
                 if !reports.is_empty() {
                     self.step(Event::Reported { database, listener, reports });
                 }

@@ -67,8 +67,6 @@ async fn log(parts: &QueueParts, database: DatabaseId, settlements: &[Settlement
                 return Logged::Done;
             }
             WriteReply::Done(_) => return Logged::Rejected,
-            // Also of a database that the directory does not know here: it may be too old to know
-            // a new database.
             WriteReply::NotCommitted(_) | WriteReply::NotLeader(_) => {}
             WriteReply::Unknown => retry = true,
         }

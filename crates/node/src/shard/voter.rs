@@ -119,7 +119,11 @@ impl Voter {
             reads: reads.clone(),
             time,
         });
-        let queues = Queues::start(QueueParts { shown, proposer: proposer.clone() });
+        let queues = Queues::start(QueueParts {
+            directory: Arc::clone(&directory),
+            shown,
+            proposer: proposer.clone(),
+        });
         Self {
             group,
             state,

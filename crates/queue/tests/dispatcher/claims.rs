@@ -5,7 +5,7 @@ use meridian_queue::{
     MAX_LISTENERS_IN_ALL, MessageKey, Opening, Outcome, Refused, Report, RowChange, SessionId,
     Ticket,
 };
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, MessageId};
 
 use super::scenarios::{AGAIN, FAILED, Leader, answers, delivered, settlements};
 use super::{DATABASE, key, listener, ms, opening};
@@ -52,19 +52,19 @@ fn claim_of_a_message_that_is_settled_takes_no_credit() {
 
 #[test]
 fn claim_of_a_place_without_a_row_never_stands_beside_the_row_of_its_message() {
-    let mut leader = Leader::new(&[key(10, 101)]);
+    let mut leader = Leader::new(&[key(10, 51)]);
     leader.open(opening(DATABASE, 1, 1, 9));
     leader.open(opening(DATABASE, 2, 2, 9));
-    let reports = vec![(Ticket(1), key(9, 101), EXTENDED)];
+    let reports = vec![(Ticket(1), key(9, 51), EXTENDED)];
     let extended = Event::Reported { database: DATABASE, listener: listener(1), reports };
     let extended = leader.dispatcher.step(leader.moment(), extended);
-    assert_eq!((checks(&extended), answers(&extended)), (vec![vec![key(9, 101)]], vec![]));
+    assert_eq!((checks(&extended), answers(&extended)), (vec![vec![key(9, 51)]], vec![]));
     let (incarnation, resumed) = (Incarnation(1), true);
     let back = leader.open(Opening { incarnation, resumed, ..opening(DATABASE, 1, 3, 9) });
     assert_eq!(answers(&back), [Answer::Late]);
-    leader.now_ms = 20;
+    leader.now_ms = hold_ms() + 20;
     let out: Vec<_> = delivered(&leader.step(Event::Tick)).iter().map(|(_, key)| *key).collect();
-    assert_eq!(out, [key(10, 101)]);
+    assert_eq!(out, [key(10, 51)]);
 }
 
 #[test]
@@ -169,7 +169,9 @@ fn claimed_row_that_is_deleted_while_it_is_looked_for_is_not_leased() {
 
 #[test]
 fn claims_are_looked_for_a_few_at_a_time_and_all_are_leased() {
-    let keys: Vec<_> = (1..=3 * MAX_CHECKED as u64).map(|sequence| key(0, sequence)).collect();
+    let keys: Vec<_> = (0..3 * u16::try_from(MAX_CHECKED).unwrap())
+        .map(|index| MessageKey { due_ms: 0, id: MessageId { index, ..key(0, 1).id } })
+        .collect();
     let mut leader = Leader::new(&keys);
     let mut actions = claim(&mut leader, claiming(1, 1000, &keys));
     let mut looked_for = Vec::new();
@@ -233,4 +235,21 @@ fn poller_gets_another_message_for_a_message_that_was_gone() {
     leader.enqueue(DATABASE, &[key(0, 101), key(0, 102)]);
     let gone = leader.step(Event::Gone { database: DATABASE, keys: vec![key(0, 101)] });
     assert_eq!(delivered(&gone), [(1, key(0, 102))]);
+}
+
+/// Reports cost nothing: a client may guess what others were never handed.
+#[test]
+fn message_that_no_earlier_leader_can_have_handed_out_is_not_claimed_by_reports() {
+    let (old, new, not_due) = (key(0, 1), key(0, 101), key(90_000, 2));
+    for report in [AGAIN, EXTENDED] {
+        let mut leader = Leader::new(&[old, not_due]);
+        leader.enqueue(DATABASE, &[new]);
+        for (number, key) in [(1, new), (2, not_due)] {
+            assert_eq!(answers(&leader.report(number, key, report)), [Answer::Late], "{key:?}");
+        }
+        let open = leader.open(claiming(3, 9, &[not_due]));
+        assert!(open.contains(&release(3, not_due)), "{open:?}");
+        leader.at(hold_ms());
+        assert_eq!(answers(&leader.report(4, old, report)), [Answer::Late], "the time is over");
+    }
 }

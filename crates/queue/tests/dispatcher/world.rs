@@ -250,9 +250,8 @@ impl World {
             if outcome == Outcome::Delivered || attempts + 1 >= MAX_ATTEMPTS {
                 self.done.insert(key.id);
             } else {
-                // Now and then at the very place where it was.
-                let due_ms = self.now_ms.max(key.due_ms) + self.rng.below(1500);
-                let due_ms = if self.rng.chance(100) { key.due_ms } else { due_ms };
+                // Never at the place where it was.
+                let due_ms = self.now_ms.max(key.due_ms + 1) + self.rng.below(1500);
                 let moved = MessageKey { due_ms, ..key };
                 self.rows.insert((database, moved), attempts + 1);
                 changes.push(RowChange::Put(database, moved));

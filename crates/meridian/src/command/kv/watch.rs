@@ -56,6 +56,7 @@ impl Watch {
                     return Ok(());
                 }
             }
+            eprintln!("the watch broke off, and is opened again");
             session.leave().await;
         }
     }

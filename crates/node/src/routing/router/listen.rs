@@ -316,7 +316,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
 
     /// Asks until a leader has logged what is reported: to report it again does no harm.
     pub(super) async fn reported(&self, reports: &Reports) -> Result<Vec<Answer>, Unavailable> {
-        let mut reason = "no voter is known".to_owned();
+        let mut reason = "it has no leader at present".to_owned();
         let asking = async {
             loop {
                 let shard = self.shard(reports.database)?;
@@ -329,7 +329,13 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                         Ok(answers) => return Ok(answers),
                         Err(failed) => {
                             self.record_of_queues(shard.0, node, &failed);
-                            reason = format!("{failed:?}");
+                            match failed {
+                                // Others say so of the leader, too, that has not answered.
+                                Failed::NotLeader(_) => {}
+                                Failed::NotDone(why)
+                                | Failed::Unreachable(why)
+                                | Failed::Unknown(why) => reason = why,
+                            }
                         }
                     }
                 }
