@@ -416,6 +416,28 @@ async fn node_reads_what_deno_wrote_unless_a_database_keeps_formats_as_sent() {
     assert!(listed.contains("portable") && listed.contains("as-sent"), "{listed}");
 }
 
+/// As for the owner of a program that has a file of SQLite until now.
+#[tokio::test]
+async fn copy_brings_every_value_and_adds_to_no_database_that_has_some() {
+    let cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
+    let (url, folder) = (cluster.url(1), tempfile::tempdir().unwrap());
+    let file = folder.path().join("old.sqlite3").display().to_string();
+    let deno = |program: std::path::PathBuf, arguments: &[&str]| {
+        let mut command = clients::deno();
+        command.arg("--allow-write").arg(program).args(arguments);
+        command
+    };
+    let copy = clients::program("").join("../../deploy/deno/copy.ts");
+    let formats = clients::program("formats.ts");
+    let written = clients::run(deno(formats.clone(), &[&file, "write"])).await;
+    clients::run(deno(copy.clone(), &[&file, &url])).await;
+    assert_eq!(clients::run(deno(formats, &[&url, "read"])).await, written);
+    let again = deno(copy.clone(), &[&file, &url]).output().await.unwrap();
+    let refused = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && refused.contains("is not empty"), "{refused}");
+    clients::run(deno(copy, &[&file, &url, "--go-on"])).await;
+}
+
 /// The corpus is the reference for the tests of the crate `values`.
 #[tokio::test]
 async fn corpus_of_values_is_what_deno_stores_and_prints() {
