@@ -188,7 +188,19 @@ fn worker_threads(threads: Option<u64>) -> Result<Option<usize>, InvalidConfig> 
 
 fn storage(storage: StorageConfig) -> Result<StorageConfig, InvalidConfig> {
     within("storage.log_retention_mb", storage.log_retention_mb, 1, MAX_MB)?;
+    within("storage.change_retention_mb", storage.change_retention_mb, 1, MAX_MB)?;
     Ok(storage)
+}
+
+fn streams(
+    name: &'static str,
+    value: Option<u64>,
+    max: u64,
+    default: u32,
+) -> Result<u32, InvalidConfig> {
+    let Some(value) = value else { return Ok(default) };
+    within(name, value, 1, max)?;
+    Ok(u32::try_from(value).unwrap_or(u32::MAX))
 }
 
 fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfig> {
@@ -202,17 +214,24 @@ fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfi
             usize::try_from(value).unwrap_or(usize::MAX)
         }
     };
-    let max_watches = match table.max_watches {
-        None => default.max_watches,
-        Some(value) => {
-            within("gateway.max_watches", value, 1, 1_000_000)?;
-            u32::try_from(value).unwrap_or(u32::MAX)
-        }
-    };
+    let max_watches =
+        streams("gateway.max_watches", table.max_watches, 1_000_000, default.max_watches)?;
+    let max_change_feeds = streams(
+        "gateway.max_change_feeds",
+        table.max_change_feeds,
+        10_000,
+        default.max_change_feeds,
+    )?;
     let request_deadline_ms = table.request_deadline_ms.unwrap_or(default.request_deadline_ms);
     // Half of what is remembered: the last retry may start at the deadline and take its time.
     within("gateway.request_deadline_ms", request_deadline_ms, 100, REQUEST_ID_RETENTION_MS / 2)?;
-    Ok(GatewaySettings { public_url, max_connections, max_watches, request_deadline_ms })
+    Ok(GatewaySettings {
+        public_url,
+        max_connections,
+        max_watches,
+        max_change_feeds,
+        request_deadline_ms,
+    })
 }
 
 fn within(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {

@@ -86,6 +86,7 @@ pub(crate) struct GatewayTable {
     pub(crate) public_url: Option<String>,
     pub(crate) max_connections: Option<u64>,
     pub(crate) max_watches: Option<u64>,
+    pub(crate) max_change_feeds: Option<u64>,
     pub(crate) request_deadline_ms: Option<u64>,
 }
 

@@ -133,11 +133,14 @@ impl Default for RaftConfig {
 pub struct StorageConfig {
     /// How much of each shard's log is kept for slow replicas; past it they take a snapshot.
     pub log_retention_mb: u64,
+    /// How much of each shard's log is kept for change feeds that come back; never more than
+    /// `log_retention_mb`. Past it they take a snapshot.
+    pub change_retention_mb: u64,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { log_retention_mb: 1024 }
+        Self { log_retention_mb: 1024, change_retention_mb: 64 }
     }
 }
 
@@ -150,6 +153,8 @@ pub struct GatewaySettings {
     pub max_connections: usize,
     /// Open at a time; at most three quarters of them are one token's.
     pub max_watches: u32,
+    /// Open at a time; at most three quarters of them are one token's.
+    pub max_change_feeds: u32,
     /// How long a request may take inside, retries included. Well below the time for which request
     /// ids are remembered, or a late retry could be applied twice.
     pub request_deadline_ms: u64,
@@ -161,6 +166,7 @@ impl Default for GatewaySettings {
             public_url: None,
             max_connections: 8192,
             max_watches: Options::DEFAULT_MAX_WATCHES,
+            max_change_feeds: Options::DEFAULT_MAX_CHANGE_FEEDS,
             request_deadline_ms: 10_000,
         }
     }

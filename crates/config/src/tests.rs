@@ -89,13 +89,14 @@ fn defaults_fill_what_is_left_out() {
         config.raft,
         RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 }
     );
-    assert_eq!(config.storage, StorageConfig { log_retention_mb: 1024 });
+    assert_eq!(config.storage, StorageConfig { log_retention_mb: 1024, change_retention_mb: 64 });
     assert_eq!(
         config.gateway,
         GatewaySettings {
             public_url: None,
             max_connections: 8192,
             max_watches: 20_000,
+            max_change_feeds: 1000,
             request_deadline_ms: 10_000
         }
     );
@@ -336,7 +337,7 @@ fn times_and_sizes_are_checked() {
         "six times raft.heartbeat_ms (76) is more than raft.election_timeout_max_ms (450): two lost heartbeats would \
          cost the leader its lease, which is half of that"
     );
-    for field in ["log_retention_mb"] {
+    for field in ["log_retention_mb", "change_retention_mb"] {
         for value in [0, 1_048_577] {
             assert_eq!(
                 refused("[storage]", &format!("[storage]\n{field} = {value}")),
@@ -362,6 +363,10 @@ fn times_and_sizes_are_checked() {
     assert_eq!(
         gateway("max_watches = 1000001"),
         "gateway.max_watches is 1000001: it must lie between 1 and 1000000"
+    );
+    assert_eq!(
+        gateway("max_change_feeds = 0"),
+        "gateway.max_change_feeds is 0: it must lie between 1 and 10000"
     );
     assert_eq!(
         gateway("request_deadline_ms = 150001"),

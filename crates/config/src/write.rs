@@ -46,8 +46,12 @@ pub(crate) fn node(config: &NodeConfig) -> String {
     out.field("election_timeout_min_ms", config.raft.election_timeout_min_ms);
     out.field("election_timeout_max_ms", config.raft.election_timeout_max_ms);
 
-    out.table("[storage]", "In MiB: how much of each shard's log is kept for slow replicas.");
+    out.table(
+        "[storage]",
+        "In MiB: how much of each shard's log is kept for slow replicas, and for change feeds.",
+    );
     out.field("log_retention_mb", config.storage.log_retention_mb);
+    out.field("change_retention_mb", config.storage.change_retention_mb);
 
     gateway_settings(&mut out, &config.gateway);
     cluster_tables(&mut out, &config.cluster);
@@ -96,6 +100,7 @@ fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
     out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
     out.field("max_connections", gateway.max_connections);
     out.field("max_watches", gateway.max_watches);
+    out.field("max_change_feeds", gateway.max_change_feeds);
     out.field("request_deadline_ms", gateway.request_deadline_ms);
 }
 

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::StreamExt;
 use meridian_gateway::{
-    Database, Listen, Listened, NoRoom, Read, ReadOutput, Reports, Unavailable, Watch, WatchNews,
-    Watching, Write, WriteFailure,
+    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, NoRoom, Read, ReadOutput,
+    Reports, Unavailable, Watch, WatchNews, Watching, Write, WriteFailure,
 };
 use meridian_proto::{DecodedBatch, encode_batch};
 use meridian_queue::Answer;
@@ -165,6 +165,10 @@ impl Database for Shard {
 
     async fn report(&self, _: Reports) -> Result<Vec<Answer>, Unavailable> {
         Err(Unavailable { reason: "This shard has no listeners.".to_owned() })
+    }
+
+    async fn changes(&self, _: ChangesWanted) -> Result<Changed, NoChanges> {
+        Err(Unavailable { reason: "This shard has no log.".to_owned() }.into())
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {

@@ -3,7 +3,9 @@
 use meridian_types::DatabaseId;
 
 pub use meridian_kv_client::message::{delete, mutation, point, range, set, sum};
-pub use meridian_kv_client::{CallError, KvClient, Reply, Watching};
+pub use meridian_kv_client::{
+    CallError, Change, ChangeFeed, ChangeLine, ChangesFrom, KvClient, Reply, Watching,
+};
 
 /// The token that opens every database of every drill's cluster.
 pub const TOKEN: &str = "a-token-for-drills-only";

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{Consistency, Versionstamp};
@@ -122,6 +122,13 @@ pub(crate) fn watch(body: AnswerBody) -> Answer {
 /// The answer to a listener: lines of JSON.
 pub(crate) fn lines(body: AnswerBody) -> Answer {
     streamed(body, "application/x-ndjson")
+}
+
+/// The answer to a request for changes, which is a `GET` and so is kept from caches.
+pub(crate) fn changes(body: AnswerBody, content_type: &'static str) -> Answer {
+    let mut response = streamed(body, content_type);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// An answer of which proxies are told to pass on each piece as it comes.

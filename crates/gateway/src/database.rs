@@ -1,5 +1,5 @@
-//! The interface of a database below the gateway: reads, watches, writes and queues, and how each may
-//! fail.
+//! The interface of a database below the gateway: reads, watches, changes, writes and queues, and
+//! how each may fail.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use meridian_queue::{Answer, Incarnation, ListenerId, MessageKey, Report};
 use meridian_types::{
-    Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
+    Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
+use crate::changes::{Changed, ChangesWanted};
 use crate::room::{NoRoom, Room};
 use crate::watched_value::WatchNews;
 
@@ -60,8 +61,8 @@ pub trait Watching: Send + Unpin + 'static {
 pub struct Write {
     pub database: DatabaseId,
     pub request_id: RequestId,
-    /// The client may send the request again, under the same id and through any gateway: its outcome
-    /// is remembered also where nothing was written.
+    /// The client may send the request again, under the same id and through any gateway: its
+    /// outcome is remembered also where nothing was written.
     pub may_come_again: bool,
     pub transaction: Transaction,
 }
@@ -154,6 +155,13 @@ pub trait Database: Send + Sync + 'static {
         watch: Watch,
     ) -> impl Future<Output = Result<Self::Watching, Unavailable>> + Send;
 
+    /// The next changes behind a versionstamp, of what is committed: the versionstamps of what
+    /// comes later are later.
+    fn changes(
+        &self,
+        wanted: ChangesWanted,
+    ) -> impl Future<Output = Result<Changed, NoChanges>> + Send;
+
     fn write(
         &self,
         write: Write,
@@ -168,4 +176,40 @@ pub trait Database: Send + Sync + 'static {
         &self,
         reports: Reports,
     ) -> impl Future<Output = Result<Vec<Answer>, Unavailable>> + Send;
+}
+
+/// Why there are no changes to be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NoChanges {
+    #[error(
+        "The changes behind this versionstamp are no longer kept, only those behind {floor}. \
+         Take a snapshot: open the feed anew without `after`, list the prefix, and go on with the \
+         feed from its first bookmark."
+    )]
+    Gone { floor: Versionstamp },
+    #[error(
+        "This versionstamp is not of the history of this database: it is of another database, or of \
+         commits that a failover lost. Take a snapshot: open the feed anew without `after`, list \
+         the prefix, and go on with the feed from its first bookmark."
+    )]
+    NotOfHistory,
+    #[error(
+        "This versionstamp is ahead of the database, which stands at {newest}. It may be of another \
+         database."
+    )]
+    Ahead { newest: Versionstamp },
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl NoChanges {
+    /// The name for programs.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Gone { .. } => "gone",
+            Self::NotOfHistory => "not_of_history",
+            Self::Ahead { .. } => "ahead",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! One request from its head to its answer: authorization, shares of what the gateway has,
 //! validation, the database. No sockets here; see [`serve`](crate::serve).
 
+mod changes;
 mod lookup;
 mod queues;
 
@@ -31,7 +32,7 @@ use crate::permission::Permission;
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
 use crate::room::Room;
-use crate::route::{Route, StaticFile, Target};
+use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
@@ -79,6 +80,8 @@ pub struct Gateway<D, C> {
     listeners: Shares,
     /// Cancelled when the server stops: polls of queues end then.
     stopping: CancellationToken,
+    /// Open change feeds, which last as long.
+    feeds: Shares,
     /// Tokens are told apart by a hash with a random key, so that a client cannot choose a token
     /// that collides with another.
     holders: RandomState,
@@ -116,6 +119,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             watches: Shares::new(options.max_watches.into()),
             listeners: Shares::new(MAX_LISTENERS),
             stopping: CancellationToken::new(),
+            feeds: Shares::new(options.max_change_feeds.into()),
             holders: RandomState::new(),
             options,
         }
@@ -141,7 +145,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (parts, body) = request.into_parts();
         let route = match parts.method {
             Method::POST => Route::of(parts.uri.path()),
-            Method::GET => StaticFile::of(parts.uri.path()).map(Route::File),
+            Method::GET => Route::of_get(parts.uri.path()),
             _ => None,
         };
         let mut body = pin!(body);
@@ -194,6 +198,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Route::Metadata(target) => Box::pin(self.metadata(target, parts, body)).await,
             Route::Watch(consistency) => Box::pin(self.watch(consistency, parts, body)).await,
             Route::Queue(route) => Box::pin(self.queue(route, parts, body)).await,
+            Route::Changes => Box::pin(self.changes(parts)).await,
             Route::File(file) => Ok(file.answer()),
         }
     }
@@ -399,6 +404,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Overload::Answers => &self.answers,
             Overload::Watches => &self.watches,
             Overload::Listeners => &self.listeners,
+            Overload::ChangeFeeds => &self.feeds,
         };
         if shares.is_closed() {
             return Refusal::Stopping;

@@ -16,6 +16,8 @@
 //! | `watch_stream`, `watched_value` | the answer to a watch, and the values that it tells of |
 //! | `queue_json`, `listen_stream` | what clients of queues send and get, and the answer to a listener |
 //! | `permission` | the right to a stream, for as long as it lasts |
+//! | `changes` | what a change feed asks of the database |
+//! | `change_query`, `change_stream`, `change_lines` | what its client asks for, the feed, and its text |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
 //! | `shares` | requests and bytes in progress, divided among tokens |
@@ -40,6 +42,10 @@ mod access;
 mod answer;
 mod body;
 mod catalogue;
+mod change_lines;
+mod change_query;
+mod change_stream;
+mod changes;
 mod database;
 mod gateway;
 mod head;
@@ -65,9 +71,10 @@ mod watched_value;
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
 pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
+pub use changes::{Change, Changed, ChangedTransaction, ChangesWanted};
 pub use database::{
-    Database, Heard, Listen, Listened, QueuedMessage, Read, ReadOutput, Reports, Unavailable,
-    Watch, Watching, Write, WriteFailure,
+    Database, Heard, Listen, Listened, NoChanges, QueuedMessage, Read, ReadOutput, Reports,
+    Unavailable, Watch, Watching, Write, WriteFailure,
 };
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};

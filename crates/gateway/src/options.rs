@@ -37,6 +37,9 @@ pub struct Options {
     /// Watches open at a time, on all connections. Further watches are refused with 503. No token
     /// can have more than three quarters of them.
     pub max_watches: u32,
+    /// Change feeds open at a time, on all connections. Further feeds are refused with 503. No
+    /// token can have more than three quarters of them.
+    pub max_change_feeds: u32,
     /// The time from accepting a connection to its first complete request head, and between
     /// requests on a connection that never carried a valid token.
     pub first_request_timeout: Duration,
@@ -55,15 +58,19 @@ pub struct Options {
 impl Options {
     /// One token has room for 15,000 of them.
     pub const DEFAULT_MAX_WATCHES: u32 = 20_000;
+    /// A feed costs work with each batch of its shard.
+    pub const DEFAULT_MAX_CHANGE_FEEDS: u32 = 1000;
     /// Clients fetch metadata again for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
     /// The memory of a connection before it carried a token: its buffers, an incomplete head, and
     /// its task.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 
-    /// The most streams of one HTTP/2 connection: the requests and the watches of a whole program.
+    /// The most streams of one HTTP/2 connection: the requests, watches and change feeds of a whole
+    /// program.
     pub(crate) fn max_http2_streams(&self) -> u32 {
-        self.max_streams_per_connection.saturating_add(self.max_watches)
+        let streams = self.max_watches.saturating_add(self.max_change_feeds);
+        self.max_streams_per_connection.saturating_add(streams)
     }
 }
 
@@ -80,6 +87,7 @@ impl Default for Options {
             max_answers_bytes: 512 << 20,
             max_streams_per_connection: 1024,
             max_watches: Self::DEFAULT_MAX_WATCHES,
+            max_change_feeds: Self::DEFAULT_MAX_CHANGE_FEEDS,
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             hearing_timeout: Duration::from_secs(10),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
+use crate::database::NoChanges;
 use crate::queue_json::InvalidQueueRequest;
 use crate::validation::Invalid;
 
@@ -61,6 +62,15 @@ pub(crate) enum Refusal {
     #[error("{0}")]
     Rejected(String),
 
+    #[error(
+        "The query parameters of a change feed are `prefix` (bytes in base64url), `after` (a \
+         versionstamp of 20 hex digits, as is the header `last-event-id`) and `follow` (`true` or \
+         `false`), each once at most."
+    )]
+    ChangesQuery,
+    #[error(transparent)]
+    NoChanges(NoChanges),
+
     /// The body came too slowly. Nothing was done: the client may send the request again.
     #[error("The request body did not come within {} s.", timeout.as_secs())]
     BodyTimeout { timeout: Duration },
@@ -87,6 +97,7 @@ pub(crate) enum Overload {
     Answers,
     Watches,
     Listeners,
+    ChangeFeeds,
 }
 
 impl Overload {
@@ -99,6 +110,7 @@ impl Overload {
             Self::Answers => "answer_bytes",
             Self::Watches => "watches",
             Self::Listeners => "listeners",
+            Self::ChangeFeeds => "change_feeds",
         }
     }
 }
@@ -112,6 +124,7 @@ impl fmt::Display for Overload {
             Self::Answers => "bytes of answers",
             Self::Watches => "watches",
             Self::Listeners => "listeners",
+            Self::ChangeFeeds => "change feeds",
         })
     }
 }
@@ -163,11 +176,15 @@ impl Refusal {
             | Self::BodyUnreadable
             | Self::Invalid(_)
             | Self::InvalidQueueRequest(_)
-            | Self::Rejected(_) => StatusCode::BAD_REQUEST,
+            | Self::Rejected(_)
+            | Self::ChangesQuery
+            | Self::NoChanges(NoChanges::Ahead { .. }) => StatusCode::BAD_REQUEST,
+            Self::NoChanges(NoChanges::Gone { .. } | NoChanges::NotOfHistory) => StatusCode::GONE,
             Self::BodyTimeout { .. }
             | Self::Overloaded { .. }
             | Self::Stopping
             | Self::Unavailable(_)
+            | Self::NoChanges(NoChanges::Unavailable(_))
             | Self::NotCurrent => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -176,11 +193,13 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use meridian_types::{Epoch, Position, Versionstamp};
 
     use super::*;
     use crate::validation::{decode_read, decode_write};
 
     const DOCUMENT: &str = include_str!("../../../docs/kv-connect.md");
+    const OF_FEEDS: &str = include_str!("../../../docs/changes.md");
 
     /// A refusal of every kind, with the figures of the documentation's examples. A new kind does
     /// not compile before it is listed here.
@@ -208,6 +227,8 @@ mod tests {
             | Refusal::Overloaded { .. }
             | Refusal::Stopping
             | Refusal::Unavailable(_)
+            | Refusal::ChangesQuery
+            | Refusal::NoChanges(_)
             | Refusal::NotCurrent => refusal,
         };
         let overloads = [
@@ -217,7 +238,9 @@ mod tests {
             (Overload::Answers, 16_777_216),
             (Overload::Watches, 20_000),
             (Overload::Listeners, 10_000),
+            (Overload::ChangeFeeds, 1000),
         ];
+        let stamp = |sequence| Versionstamp::behind(Position::new(Epoch(1), sequence));
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
             Refusal::UnknownToken,
@@ -237,6 +260,10 @@ mod tests {
             Refusal::BodyTimeout { timeout: Duration::from_secs(30) },
             Refusal::Stopping,
             Refusal::NotCurrent,
+            Refusal::ChangesQuery,
+            Refusal::NoChanges(NoChanges::Gone { floor: stamp(0x2a) }),
+            Refusal::NoChanges(NoChanges::NotOfHistory),
+            Refusal::NoChanges(NoChanges::Ahead { newest: stamp(0x2a) }),
         ]
         .map(listed)
         .into();
@@ -312,7 +339,14 @@ mod tests {
             };
             let fence = if text.contains('`') { ["`` ", " ``"] } else { ["`", "`"] };
             let row = format!("| {status} | {}{text}{} |", fence[0], fence[1]);
-            assert!(DOCUMENT.contains(&row), "docs/kv-connect.md has no row with {row}");
+            let is_of_a_feed = matches!(
+                refusal,
+                Refusal::ChangesQuery
+                    | Refusal::NoChanges(_)
+                    | Refusal::Overloaded { what: Overload::ChangeFeeds, .. }
+            );
+            let document = if is_of_a_feed { OF_FEEDS } else { DOCUMENT };
+            assert!(document.contains(&row), "the documentation has no row with {row}");
         }
     }
 
@@ -332,7 +366,10 @@ mod tests {
     fn statuses_are_those_that_clients_know() {
         for refusal in of_every_kind() {
             let status = refusal.status().as_u16();
-            assert!([400, 401, 403, 404, 503].contains(&status), "{status}: {refusal}");
+            // Such clients see no answer of a change feed.
+            let is_of_a_feed = matches!(refusal, Refusal::NoChanges(_)) && status == 410;
+            let is_known = [400, 401, 403, 404, 503].contains(&status);
+            assert!(is_known || is_of_a_feed, "{status}: {refusal}");
         }
         for text in [Refusal::Rejected, Refusal::Unavailable].map(|of| of("text".to_owned())) {
             assert_eq!(text.to_string(), "text");

@@ -12,6 +12,10 @@ pub const EVENTUAL_PATH: &str = "/kv/eventual";
 /// Queues, which are beside the protocol and so beside its endpoints.
 const QUEUE_PATH: &str = "/kv/queue";
 
+/// The feed of a database's changes, which is beside the protocol and so beside its endpoints.
+/// Programs name it: it never changes.
+const CHANGES_PATH: &str = "/kv/changes";
+
 /// The path of the files that a gateway serves beside KV Connect, with `GET` and without a token.
 /// Programs name these paths: they never change.
 const FILES_PATH: &str = "/.meridian/v1/";
@@ -57,6 +61,8 @@ pub(crate) enum Route<'a> {
     AtomicWrite,
     Queue(QueueRoute),
     /// By `GET`.
+    Changes,
+    /// By `GET`.
     File(StaticFile),
 }
 
@@ -98,6 +104,14 @@ impl<'a> Route<'a> {
         }
         let id = path.strip_prefix("/databases/")?.strip_suffix("/connect")?;
         Some(Self::Metadata(Target::Id(id.parse().ok()?)))
+    }
+
+    /// As [`Route::of`], of a `GET`.
+    pub(crate) fn of_get(path: &'a str) -> Option<Self> {
+        if path == CHANGES_PATH {
+            return Some(Self::Changes);
+        }
+        StaticFile::of(path).map(Self::File)
     }
 
     fn data(operation: &str, consistency: Consistency) -> Option<Self> {
@@ -162,6 +176,17 @@ mod tests {
         ] {
             assert_eq!(Route::of(path), route, "{path}");
         }
+    }
+
+    #[test]
+    fn every_path_of_a_get() {
+        assert_eq!(Route::of_get("/kv/changes"), Some(Route::Changes));
+        let server = Some(Route::File(StaticFile::Server));
+        assert_eq!(Route::of_get("/.meridian/v1/server"), server);
+        for path in ["", "/", "/kv/changes/", "/kv/strong/changes", "/kv/strong/watch"] {
+            assert_eq!(Route::of_get(path), None, "{path}");
+        }
+        assert_eq!(Route::of("/kv/changes"), None, "by POST");
     }
 
     #[test]

@@ -16,6 +16,7 @@ const UNAUTHORIZED: &str = "meridian_gateway_authentication_failures_total";
 const OVERLOADED: &str = "meridian_gateway_overloads_total";
 const EVICTED: &str = "meridian_gateway_evicted_connections_total";
 const WATCHES: &str = "meridian_gateway_open_watches";
+const FEEDS: &str = "meridian_gateway_open_change_feeds";
 const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 
 /// The handles of a gateway's metrics, made once: counting a request costs two atomic additions and
@@ -25,6 +26,7 @@ pub(crate) struct Telemetry {
     snapshot_read: Operation,
     watch: Operation,
     atomic_write: Operation,
+    changes: Operation,
     file: Operation,
     queue: Operation,
     unknown: Operation,
@@ -35,8 +37,10 @@ pub(crate) struct Telemetry {
     too_many_answers: Counter,
     too_many_watches: Counter,
     too_many_listeners: Counter,
+    too_many_feeds: Counter,
     evicted: Counter,
     open_watches: Gauge,
+    open_feeds: Gauge,
 }
 
 struct Operation {
@@ -55,6 +59,7 @@ impl Telemetry {
         describe_counter!(UNAUTHORIZED, "Requests without a token, or with an unknown token.");
         describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
         describe_counter!(EVICTED, "Connections closed to make room for others.");
+        describe_gauge!(FEEDS, "Change feeds whose answers stream at present.");
         describe_gauge!(WATCHES, "Watches whose answers stream at present.");
         let overloaded = |what: Overload| counter!(OVERLOADED, "of" => what.label());
         Self {
@@ -62,6 +67,7 @@ impl Telemetry {
             snapshot_read: Operation::new("snapshot_read"),
             watch: Operation::new("watch"),
             atomic_write: Operation::new("atomic_write"),
+            changes: Operation::new("changes"),
             file: Operation::new("file"),
             queue: Operation::new("queue"),
             unknown: Operation::new("unknown"),
@@ -72,8 +78,10 @@ impl Telemetry {
             too_many_answers: overloaded(Overload::Answers),
             too_many_watches: overloaded(Overload::Watches),
             too_many_listeners: overloaded(Overload::Listeners),
+            too_many_feeds: overloaded(Overload::ChangeFeeds),
             evicted: counter!(EVICTED),
             open_watches: gauge!(WATCHES),
+            open_feeds: gauge!(FEEDS),
         }
     }
 
@@ -89,6 +97,7 @@ impl Telemetry {
             Overload::Answers => &self.too_many_answers,
             Overload::Watches => &self.too_many_watches,
             Overload::Listeners => &self.too_many_listeners,
+            Overload::ChangeFeeds => &self.too_many_feeds,
         }
         .increment(1);
     }
@@ -97,11 +106,16 @@ impl Telemetry {
         &self.open_watches
     }
 
+    pub(crate) fn open_feeds(&self) -> &Gauge {
+        &self.open_feeds
+    }
+
     pub(crate) fn evicted(&self, connections: u64) {
         self.evicted.increment(connections);
     }
 
-    /// Counts a request that began at `start`; a watch when its answer begins. `status` is `None` for a request that was dropped
+    /// Counts a request that began at `start`; a watch or a change feed when its
+    /// answer begins. `status` is `None` for a request that was dropped
     /// unanswered.
     pub(crate) fn record(
         &self,
@@ -114,6 +128,7 @@ impl Telemetry {
             Some(Route::SnapshotRead(_)) => &self.snapshot_read,
             Some(Route::Watch(_)) => &self.watch,
             Some(Route::AtomicWrite) => &self.atomic_write,
+            Some(Route::Changes) => &self.changes,
             Some(Route::File(_)) => &self.file,
             Some(Route::Queue(_)) => &self.queue,
             None => &self.unknown,

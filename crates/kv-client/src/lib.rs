@@ -10,6 +10,7 @@
 //! | [`answer`] | which answers are successes, and what they hold |
 //! | `client` | [`KvClient`]: one database through one gateway |
 //! | `listening` | [`Listening`]: a listener's stream of its queue |
+//! | `changes` | [`ChangeFeed`]: a feed of its changes |
 //! | `watching` | [`Watching`]: a watch of that database |
 //! | [`message`] | the messages of requests |
 //! | `http_version`, `error` | [`HttpVersion`], [`ClientError`] |
@@ -18,6 +19,7 @@
 //! `meridian-net`.
 
 pub mod answer;
+mod changes;
 mod client;
 mod endpoint;
 mod error;
@@ -29,6 +31,7 @@ mod metadata;
 mod target;
 mod watching;
 
+pub use changes::{Change, ChangeFeed, ChangeLine, ChangesFrom};
 pub use client::{CallError, KvClient, Reply};
 pub use endpoint::Endpoint;
 pub use error::ClientError;

@@ -1,6 +1,7 @@
 //! The periodic duties of a node, beside all requests.
 
 pub(crate) mod announcements;
+mod change_retention;
 pub(crate) mod counters;
 pub(crate) mod disk_watch;
 pub(crate) mod gauges;

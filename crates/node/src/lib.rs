@@ -11,6 +11,7 @@
 //! | `directory_group` | the node's vote in the directory's own group, and its term as its leader |
 //! | `placement` | bringing the node to its part in each shard, and reporting how it stands |
 //! | `routing` | from a gateway to the node that can answer, with retries and hedges |
+//! | `changes` | changes of a database behind a versionstamp, from the log that this node has |
 //! | `watches` | watched keys: what this node tells of them, as it applies what changes them |
 //! | `shard` | one shard here: as a voter or as a replica |
 //! | `queues` | messages of the shards that this node leads: to listeners, and what became of them |
@@ -28,6 +29,7 @@
 //! gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
 
 mod background;
+mod changes;
 mod cluster_view;
 mod directory_group;
 mod divergence;

@@ -4,21 +4,27 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::changes::ChangeLogs;
 use crate::cluster_view::view::Directory;
 use crate::host::clocks::Clocks;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::watches::Watches;
-use crate::write::proposer::AdmitAll;
+use crate::write::proposer::{AdmitAll, WriteReply, WriteRequest};
 use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
-use meridian_gateway::Access;
+use meridian_failover::Lease;
+use meridian_gateway::{Access, new_request_id};
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
-use meridian_types::{EpochHistory, NodeId, Position};
+use meridian_types::{
+    DatabaseId, Epoch, EpochHistory, Mutation, NodeId, Position, ShardId, Transaction,
+    Versionstamp, WriteOutcome,
+};
 
 /// Waits until something holds.
 ///
@@ -38,6 +44,11 @@ pub(crate) fn no_watches(directory: &Arc<Directory>) -> Arc<Watches> {
     Arc::new(Watches::new(Arc::clone(directory), reads))
 }
 
+/// Without a log.
+pub(crate) fn no_changes(directory: &Arc<Directory>) -> Arc<ChangeLogs> {
+    Arc::new(ChangeLogs::new(Arc::clone(directory)))
+}
+
 /// Node 1, which is a group's only voter, and what it works with.
 pub(crate) struct OnlyVoter {
     pub(crate) directory: Arc<Directory>,
@@ -46,6 +57,45 @@ pub(crate) struct OnlyVoter {
 }
 
 impl OnlyVoter {
+    /// It leads shard 1 in its first epoch, or will soon.
+    pub(crate) async fn lead(engine: &Arc<dyn Engine>) -> Self {
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let only = Self::start(engine, group).await;
+        let ttl = Duration::from_secs(1000);
+        let lease = Lease { ttl, shards: vec![(group.shard, group.epoch)] };
+        only.directory.renewed(only.directory.now(), &lease);
+        let peers: Arc<dyn Peers> = only.peers.clone();
+        only.voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, true).await.unwrap();
+        only
+    }
+
+    pub(crate) fn local(&self) -> LocalShard {
+        LocalShard::Voter(Arc::clone(&self.voter))
+    }
+
+    pub(crate) async fn write(
+        &self,
+        database: DatabaseId,
+        mutations: Vec<Mutation>,
+    ) -> Versionstamp {
+        loop {
+            let request = WriteRequest {
+                database,
+                request_id: new_request_id(),
+                transaction: Transaction { mutations: mutations.clone(), ..Default::default() },
+                retry: false,
+            };
+            match self.voter.write_when_led(request, None, Duration::MAX).await {
+                WriteReply::Done(outcome) => match outcome.into_inner() {
+                    WriteOutcome::Committed(stamp) => return stamp,
+                    other => panic!("{other:?}"),
+                },
+                // It does not lead yet.
+                _ => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    }
+
     /// It neither votes nor leads yet.
     pub(crate) async fn start(engine: &Arc<dyn Engine>, group: GroupId) -> Self {
         let cluster =

@@ -146,6 +146,18 @@ const _: () = {
     assert!(ms(RECEIVED_LATELY) < ms(ATTEMPT_TIMEOUT));
 };
 
+// Change feeds.
+
+/// How long a node looks through its log for one question, where the caller waits no longer for a
+/// change.
+pub(crate) const CHANGES_LOOK: Duration = Duration::from_millis(500);
+
+const _: () = {
+    // The answer has time to come, whatever the node had to wait for: a gateway would take it for
+    // silent.
+    assert!(ms(CHANGES_LOOK) + 100 <= ms(ATTEMPT_TIMEOUT));
+};
+
 // Queues.
 
 /// How often a leader says to a listener's gateway that it is alive, while there are no messages.

@@ -46,6 +46,9 @@ mod meridian {
     pub(crate) mod directory {
         generated!(v1, "meridian.directory.v1");
     }
+    pub(crate) mod changes {
+        generated!(v1, "meridian.changes.v1");
+    }
 }
 mod com {
     pub(crate) mod deno {
@@ -67,6 +70,7 @@ pub use batch::{
 };
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
+pub use meridian::changes::v1 as changes;
 pub use meridian::directory::v1 as directory;
 pub use meridian::log::v1 as log;
 pub use meridian::queue::v1 as queue;

@@ -135,6 +135,7 @@ const NODE_STAIR: &[&str] = &[
     "queues",
     "shard",
     "watches",
+    "changes",
     "routing",
     "placement",
     "directory_group",

@@ -45,6 +45,14 @@ impl EpochHistory {
         Position::new(epoch, sequence)
     }
 
+    /// Whether the history goes through `position`, as far as it goes.
+    pub fn holds(&self, position: Position) -> bool {
+        match position.sequence {
+            0 => position == Position::ZERO,
+            sequence => self.at(sequence) == position,
+        }
+    }
+
     /// The first epoch whose history does not hold what lies at `position`, and where that history
     /// left.
     pub fn leaves(&self, position: Position) -> Option<(Epoch, Position)> {
@@ -81,6 +89,17 @@ mod tests {
             assert_eq!(history.at(sequence), position(epoch, sequence));
         }
         assert_eq!((history.epoch(), history.base()), (Epoch(4), position(3, 120)));
+    }
+
+    #[test]
+    fn history_holds_the_one_position_of_each_sequence() {
+        let history = history();
+        for held in [Position::ZERO, position(1, 90), position(3, 91), position(4, 121)] {
+            assert!(history.holds(held), "{held}");
+        }
+        for other in [position(1, 91), position(2, 101), position(4, 120), position(5, 121)] {
+            assert!(!history.holds(other), "{other}");
+        }
     }
 
     #[test]

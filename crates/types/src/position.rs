@@ -56,6 +56,30 @@ impl Versionstamp {
     pub const LEN: usize = 10;
     /// The largest sequence that fits the six bytes kept for it.
     pub const MAX_SEQUENCE: u64 = (1 << 48) - 1;
+    /// Of no transaction: [`Batch::MAX_TRANSACTIONS`](crate::Batch::MAX_TRANSACTIONS) stay below it.
+    const BEHIND_ALL: u16 = u16::MAX;
+
+    /// Behind every transaction of the batch at `position`, and before those of the next one.
+    pub fn behind(position: Position) -> Self {
+        Self::new(position, Self::BEHIND_ALL)
+    }
+
+    /// Whether it stands behind its whole batch, as [`Versionstamp::behind`] gives it.
+    pub fn is_behind_its_batch(&self) -> bool {
+        self.order() == Self::BEHIND_ALL
+    }
+
+    /// Of twenty hex characters, of either case.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 2 * Self::LEN || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut bytes = [0; Self::LEN];
+        for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+            *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
 
     /// The versionstamp of the transaction at `order` in the batch at `position`.
     ///
@@ -137,6 +161,33 @@ mod tests {
         assert_eq!(position.next(), Position::new(Epoch(2), 8));
         assert!(position < position.next() && position.next() < Position::new(Epoch(3), 0));
         assert!(Position::ZERO < Position::ZERO.next());
+    }
+
+    #[test]
+    fn the_end_of_a_batch_is_behind_its_transactions_and_before_the_next_batch() {
+        let at = |sequence| Position::new(Epoch(2), sequence);
+        let end = Versionstamp::behind(at(7));
+        let last = u16::try_from(crate::Batch::MAX_TRANSACTIONS - 1).unwrap();
+        assert!(Versionstamp::new(at(7), last) < end && end < Versionstamp::new(at(8), 0));
+        assert!(end.is_behind_its_batch() && !Versionstamp::new(at(7), last).is_behind_its_batch());
+    }
+
+    #[test]
+    fn a_versionstamp_is_read_from_its_hex_text_and_from_no_other() {
+        let stamp = Versionstamp::new(Position::new(Epoch(2), 0xabc), 9);
+        let text = stamp.to_hex();
+        assert_eq!(Versionstamp::from_hex(&text), Some(stamp));
+        assert_eq!(Versionstamp::from_hex(&text.to_uppercase()), Some(stamp));
+        for other in [
+            "",
+            "0",
+            &text[1..],
+            &format!("{text}0"),
+            &text.replace('b', "+"),
+            "ü2345678901234567ü",
+        ] {
+            assert_eq!(Versionstamp::from_hex(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -38,8 +38,14 @@ pub fn value(value: &Stored) -> Option<String> {
 
 /// Bytes in the characters that need no escapes in a URL, without padding.
 pub fn base64url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    push_base64url(&mut text, bytes);
+    text
+}
+
+/// As [`base64url`], at the end of a text.
+pub fn push_base64url(text: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     for chunk in bytes.chunks(3) {
         let mut three = [0; 3];
         three.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
@@ -50,7 +56,29 @@ pub fn base64url(bytes: &[u8]) -> String {
             text.extend(digit.map(|digit| char::from(*digit)));
         }
     }
-    text
+}
+
+/// `None`: the text is not that of bytes in base64url, with or without padding.
+pub fn from_base64url(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    for chunk in digits.as_bytes().chunks(4) {
+        let mut bits = 0;
+        for digit in chunk {
+            let six = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'-' => 62,
+                b'_' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(six);
+        }
+        let [_, a, b, c] = (bits << (6 * (4 - chunk.len()))).to_be_bytes();
+        bytes.extend([a, b, c].iter().take(chunk.len().saturating_sub(1)));
+    }
+    (base64url(&bytes) == digits).then_some(bytes)
 }
 
 /// A string of JSON.
@@ -219,6 +247,19 @@ mod tests {
 
     fn of_v8(data: &[u8]) -> Option<String> {
         value(&Stored::V8(v8::read(data).unwrap()))
+    }
+
+    #[test]
+    fn bytes_come_out_of_their_base64_and_out_of_no_other_text() {
+        for length in 0..40u8 {
+            let bytes: Vec<u8> = (0..length).map(|byte| byte.wrapping_mul(67)).collect();
+            let text = base64url(&bytes);
+            assert_eq!(from_base64url(&text), Some(bytes.clone()));
+            assert_eq!(from_base64url(&format!("{text}==")), Some(bytes));
+        }
+        for text in ["A", "AB", "AmEB=A", "%41mEA", "AmE+", "AAAAA"] {
+            assert_eq!(from_base64url(text), None, "{text}");
+        }
     }
 
     #[test]

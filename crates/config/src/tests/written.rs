@@ -18,6 +18,7 @@ fn what_is_written_is_read_again() {
     config.listen.metrics = Some("127.0.0.1:9000".to_owned());
     config.raft.heartbeat_ms = 20;
     config.storage.log_retention_mb = 1;
+    config.storage.change_retention_mb = 2;
     config.max_memory_mb = Some(400);
     config.worker_threads = Some(3);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());

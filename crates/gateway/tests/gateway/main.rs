@@ -8,10 +8,12 @@
     reason = "these are tests"
 )]
 
+mod changes;
 mod connections;
 mod data_path;
 mod fairness;
 mod gate;
+mod logged;
 mod metadata;
 mod order;
 mod queues;

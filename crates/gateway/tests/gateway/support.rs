@@ -12,15 +12,15 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Catalogue, Database, Databases, Grant, Listen, Listened, Options, Read,
-    ReadOutput, Reports, Unavailable, Watch, Write, WriteFailure, serve,
+    Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Grant, Listen,
+    Listened, NoChanges, Options, Read, ReadOutput, Reports, Unavailable, Watch, Write,
+    WriteFailure, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
 use meridian_queue::Answer;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, V8Format,
-    Value, Versionstamp, WriteOutcome,
+    Consistency, DatabaseId, Entry, RequestId, ShardId, V8Format, Value, Versionstamp, WriteOutcome,
 };
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,6 +29,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::gate::Gate;
+use crate::logged::Logged;
 use crate::queues::Queues;
 use crate::watched::MemoryWatch;
 
@@ -54,15 +55,16 @@ pub(crate) enum Plan {
 }
 
 /// The last sequence, and all entries.
-type State = (u64, BTreeMap<(DatabaseId, Bytes), (Value, Versionstamp)>);
+pub(crate) type State = (u64, BTreeMap<(DatabaseId, Bytes), (Value, Versionstamp)>);
 
 pub(crate) struct Memory {
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     plan: Mutex<Plan>,
     pub(crate) release: Notify,
     pub(crate) writes_begun: AtomicU64,
     pub(crate) request_ids: Mutex<Vec<RequestId>>,
     pub(crate) reads: Mutex<Vec<Consistency>>,
+    pub(crate) logged: Logged,
     /// Changes with every commit.
     pub(crate) commits: watch::Sender<()>,
     pub(crate) queues: Queues,
@@ -77,6 +79,7 @@ impl Memory {
             writes_begun: AtomicU64::new(0),
             request_ids: Mutex::new(Vec::new()),
             reads: Mutex::new(Vec::new()),
+            logged: Logged::default(),
             commits: watch::Sender::new(()),
             queues: Queues::default(),
         }
@@ -94,31 +97,6 @@ impl Memory {
 
     pub(crate) fn committed(&self) -> u64 {
         self.state.lock().unwrap().0
-    }
-
-    fn commit(&self, write: &Write) -> WriteOutcome {
-        let mut state = self.state.lock().unwrap();
-        let (sequence, entries) = &mut *state;
-        let failed = write.transaction.checks.iter().zip(0..).filter(|(check, _)| {
-            let stored = entries.get(&(write.database, check.key.clone()));
-            stored.map(|(_, stamp)| *stamp) != check.versionstamp
-        });
-        let failed = failed.map(|(_, index)| index).collect::<Vec<u32>>();
-        if !failed.is_empty() {
-            return WriteOutcome::CheckFailed(failed);
-        }
-        *sequence += 1;
-        let stamp = Versionstamp::new(Position::new(Epoch::FIRST, *sequence), 0);
-        for mutation in &write.transaction.mutations {
-            let key = (write.database, mutation.key.clone());
-            match &mutation.kind {
-                MutationKind::Delete => drop(entries.remove(&key)),
-                MutationKind::Set(value) => drop(entries.insert(key, (value.clone(), stamp))),
-                other => panic!("{other:?} is not carried out here"),
-            }
-        }
-        self.commits.send_replace(());
-        WriteOutcome::Committed(stamp)
     }
 }
 
@@ -142,6 +120,10 @@ impl Database for Memory {
             return Err(Unavailable { reason: "no leader".to_owned() });
         }
         Ok(self.queues.report(reports))
+    }
+
+    async fn changes(&self, wanted: ChangesWanted) -> Result<Changed, NoChanges> {
+        self.changes_behind(wanted).await
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {

@@ -8,8 +8,9 @@
 //! | `scan` | a range in batches |
 //! | `output` | entries and results, as `Deno.inspect` shows them or as lines of JSON |
 //! | `progress` | a line about long work |
-//! | `get`, `set`, `list`, `delete`, `count`, `du`, `sum`, `watch` | the commands |
+//! | `get`, `set`, `list`, `changes`, `delete`, `count`, `du`, `sum`, `watch` | the commands |
 
+mod changes;
 mod connection;
 mod count;
 mod delete;
@@ -54,6 +55,7 @@ enum Command {
     Get(get::Get),
     Set(set::Set),
     List(list::List),
+    Changes(changes::Changes),
     Delete(delete::Delete),
     Count(count::Count),
     Du(du::Du),
@@ -69,6 +71,7 @@ impl Kv {
             Command::Get(get) => get.run(connection, &mut output).await,
             Command::Set(set) => set.run(connection, &mut output).await,
             Command::List(list) => list.run(connection, &mut output).await,
+            Command::Changes(changes) => changes.run(connection, &mut output).await,
             Command::Delete(delete) => delete.run(connection, &mut output).await,
             Command::Count(count) => count.run(connection, &mut output).await,
             Command::Du(du) => du.run(connection, &mut output).await,

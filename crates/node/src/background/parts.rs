@@ -33,6 +33,8 @@ pub(crate) struct DutyParts {
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) clocks: Clocks,
     pub(crate) log_retention_bytes: u64,
+    /// For change feeds.
+    pub(crate) change_retention_bytes: u64,
 }
 
 /// Everything here whose log and request ids grow: also the directory's own group, which is not in

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use meridian_storage::{StorageError, fatal, or_fatal};
 use meridian_types::ShardId;
 
+use crate::background::change_retention::ChangeRetention;
 use crate::background::parts::{DutyParts, GrowingLogs};
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::host::disk::{MIN_FREE_BYTES, free_bytes};
@@ -29,6 +30,7 @@ pub(crate) struct Purge {
     exchange: Arc<StateExchange>,
     data_dir: PathBuf,
     retention_bytes: u64,
+    changes: ChangeRetention,
 }
 
 impl Purge {
@@ -39,6 +41,9 @@ impl Purge {
             exchange: Arc::clone(&parts.exchange),
             data_dir: parts.data_dir.clone(),
             retention_bytes: parts.log_retention_bytes,
+            changes: ChangeRetention::new(
+                parts.change_retention_bytes.min(parts.log_retention_bytes),
+            ),
         }
     }
 
@@ -52,6 +57,7 @@ impl Purge {
             };
             let retention = followers.retention(applied.saturating_sub(keep), self.retention_bytes);
             let through = retention.purge_through.min(self.needed_by_copies(*id, &followers));
+            let through = through.min(self.needed_by_changes(shard, &followers).await);
             let first = or_fatal(shard.purged()) + 1;
             if through < first + at_least {
                 continue;
@@ -82,6 +88,17 @@ impl Purge {
                 Err(error) => fatal(&error),
             }
         }
+    }
+
+    /// The sequence behind which the log is kept for change feeds that come back, while the disk has
+    /// room.
+    async fn needed_by_changes(&self, shard: &LocalShard, followers: &Followers) -> u64 {
+        if shard.state().shard() == DIRECTORY_GROUP.shard {
+            return u64::MAX;
+        }
+        let after = self.changes.needs_log_after(shard, followers).await;
+        let has_room = free_bytes(&self.data_dir).is_some_and(|free| free >= COPY_FREE_BYTES);
+        if has_room { after } else { u64::MAX }
     }
 
     /// The sequence up to which no copy of this shard's state, from here or elsewhere, needs the log.

@@ -80,6 +80,7 @@ pub(crate) fn gateway_options(
             files,
         ),
         max_watches: settings.max_watches,
+        max_change_feeds: settings.max_change_feeds,
         max_bodies_bytes: shares.bodies as u64,
         max_answers_bytes: shares.answers as u64,
         hearing_timeout: Duration::from_millis(settings.request_deadline_ms).min(MAX_HEARING),

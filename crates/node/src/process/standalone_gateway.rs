@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::changes::ChangeLogs;
 use crate::cluster_view::client::Follower;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
@@ -51,6 +52,7 @@ impl StandaloneGateway {
             local_node: None,
             peers: Arc::clone(&peers),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+            changes: Arc::new(ChangeLogs::new(Arc::clone(&directory))),
             watches: Arc::new(Watches::new(Arc::clone(&directory), reads.clone())),
             reads,
         };

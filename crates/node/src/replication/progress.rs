@@ -248,6 +248,17 @@ impl Followers {
         retain(&positions, applied, inner.history.floor(max_bytes))
     }
 
+    /// The bytes that were committed behind a sequence, as far as this node has heard of them.
+    pub(crate) fn bytes_behind(&self, sequence: u64) -> u64 {
+        self.inner.lock().history.lag(sequence, 0).bytes
+    }
+
+    /// The sequence behind which at most so many bytes were committed, as far as this node has heard
+    /// of them.
+    pub(crate) fn kept_within(&self, max_bytes: u64) -> u64 {
+        self.inner.lock().history.floor(max_bytes).unwrap_or(0)
+    }
+
     pub(crate) fn forget_through(&self, sequence: u64) {
         self.inner.lock().history.forget_through(sequence);
     }

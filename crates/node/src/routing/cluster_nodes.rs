@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use meridian_gateway::{Read, Reports, Room, Write, size_of_news};
+use meridian_gateway::{Changed, ChangesWanted, Read, Reports, Room, Write, size_of_news};
 use meridian_memory::Held;
+use meridian_proto::changes::changes_client::ChangesClient;
 use meridian_proto::queue::queue_client::QueueClient;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{node_id, node_id_to_wire, read_range_to_wire, transaction_to_wire};
@@ -16,6 +17,7 @@ use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOut
 use prost::Message;
 use tokio::sync::Notify;
 
+use crate::changes::{ChangeLogs, NotGiven, wire as changes};
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
@@ -45,6 +47,7 @@ pub(crate) struct ClusterNodes {
     /// For answers of other nodes.
     pub(crate) reads: Reads,
     /// Of the node here.
+    pub(crate) changes: Arc<ChangeLogs>,
     pub(crate) watches: Arc<Watches>,
 }
 
@@ -143,6 +146,33 @@ impl Nodes for ClusterNodes {
         async move {
             let parts = client.read(request).await.map_err(Failed::from_status)?.into_inner();
             read_answer::begun(parts, &working, room).await
+        }
+        .boxed()
+    }
+
+    fn changes(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        wanted: &ChangesWanted,
+        min_sequence: u64,
+    ) -> BoxFuture<'static, Result<Result<Changed, NotGiven>, Failed>> {
+        if let Some(local) = self.here(node, shard) {
+            let (logs, wanted) = (Arc::clone(&self.changes), wanted.clone());
+            return async move { Ok(logs.next(&local, &wanted, min_sequence).await) }.boxed();
+        }
+        // Most questions wait for a change, as watches do.
+        let Some((channel, open)) = self.peers.watches(node) else {
+            return ready(Err(unknown_node(node))).boxed();
+        };
+        let mut client =
+            ChangesClient::new(channel).max_decoding_message_size(changes::MAX_ANSWER_BYTES);
+        let request = changes::request(shard, wanted, min_sequence);
+        async move {
+            let _open = open;
+            let answer = client.next(request).await.map_err(Failed::from_status)?.into_inner();
+            let malformed = |field| Failed::Unknown(format!("a malformed answer: {field}"));
+            changes::answer(answer).map_err(malformed)
         }
         .boxed()
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use meridian_gateway::{Kept, NoRoom, Read, Reports, Room, Write};
+use meridian_gateway::{Changed, ChangesWanted, Kept, NoRoom, Read, Reports, Room, Write};
 use meridian_memory::Held;
 use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
+use crate::changes::NotGiven;
 use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::queues::Listener;
@@ -115,6 +116,15 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         working: Arc<Notify>,
         room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>>;
+
+    /// Changes behind a versionstamp, of a state that is no older than `min_sequence`.
+    fn changes(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        wanted: &ChangesWanted,
+        min_sequence: u64,
+    ) -> BoxFuture<'static, Result<Result<Changed, NotGiven>, Failed>>;
 
     /// Until the first news, which tell of every key that is not as it was shown. `room`: for what
     /// the client has not taken yet.

@@ -7,6 +7,7 @@
 
 mod budget;
 mod candidates;
+mod changes;
 mod health;
 mod hearing;
 mod leaders;
@@ -23,7 +24,8 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use meridian_gateway::{
-    Database, Listen, Listened, Read, ReadOutput, Reports, Unavailable, Watch, Write, WriteFailure,
+    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, Read, ReadOutput, Reports,
+    Unavailable, Watch, Write, WriteFailure,
 };
 use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, WriteOutcome};
@@ -202,6 +204,10 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
     /// Waits for a node that has the first news, and goes on with others when that is lost.
     async fn watch(self: &Arc<Self>, watch: Watch) -> Result<RoutedWatch<N, C>, Unavailable> {
         RoutedWatch::begin(Arc::clone(self), watch).await
+    }
+
+    async fn changes(&self, wanted: ChangesWanted) -> Result<Changed, NoChanges> {
+        self.changes_behind(wanted).await
     }
 
     /// Tries the leader, and goes on with the same request id until the outcome is known: what was

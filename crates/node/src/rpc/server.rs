@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::rpc::admin::AdminService;
+use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
@@ -40,6 +41,7 @@ pub(crate) struct Services {
     pub(crate) gate: ClusterGate,
     pub(crate) raft: RaftService,
     pub(crate) shard: ShardService,
+    pub(crate) changes: ChangesService,
     pub(crate) shipping: ShippingService,
     pub(crate) admin: AdminService,
     pub(crate) directory: DirectoryService,
@@ -75,6 +77,7 @@ impl Services {
             .add_service(self.raft.into_server())
             .add_service(QueueService(self.shard.clone()).into_server())
             .add_service(self.shard.into_server())
+            .add_service(self.changes.into_server())
             .add_service(self.shipping.into_server())
             .add_service(AdminServer::new(self.admin))
             .add_service(

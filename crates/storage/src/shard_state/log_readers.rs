@@ -1,5 +1,5 @@
 //! Readers of what changes a shard's state, any number of them: the lag of followers, and watches;
-//! change feeds and an archive are meant to begin here.
+//! an archive is meant to begin here.
 //!
 //! The contract of a reader:
 //! - It is called with every batch that is applied behind [`LogSubscription::begins_behind`], once,

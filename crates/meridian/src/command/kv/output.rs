@@ -121,10 +121,19 @@ pub(super) fn stored(entry: &pb::KvEntry) -> Result<Stored, String> {
 }
 
 pub(super) fn json_entry(entry: &pb::KvEntry) -> String {
+    let (fields, versionstamp) = (json_entry_fields(entry, true), hex(&entry.versionstamp));
+    format!("{{{fields},\"versionstamp\":\"{versionstamp}\"}}")
+}
+
+/// The key of an entry, and its value if it has one, as fields of an object.
+pub(super) fn json_entry_fields(entry: &pb::KvEntry, has_value: bool) -> String {
     let key = match Key::decode(&entry.key) {
         Ok(key) => json::key(&key),
         Err(_) => format!("null,\"rawKey\":\"{}\"", json::base64url(&entry.key)),
     };
+    if !has_value {
+        return format!("\"key\":{key}");
+    }
     let value = match stored(entry).ok().and_then(|value| json::value(&value)) {
         Some(value) => value,
         None => {
@@ -138,8 +147,7 @@ pub(super) fn json_entry(entry: &pb::KvEntry) -> String {
             format!("null,\"raw\":{{\"encoding\":{encoding},\"data\":\"{data}\"}}")
         }
     };
-    let versionstamp = hex(&entry.versionstamp);
-    format!("{{\"key\":{key},\"value\":{value},\"versionstamp\":\"{versionstamp}\"}}")
+    format!("\"key\":{key},\"value\":{value}")
 }
 
 /// A key that has no value, as a line of JSON.

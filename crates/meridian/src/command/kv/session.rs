@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use meridian_kv_client::{
-    ClientError, Endpoint, HttpVersion, Link, Metadata, Target, Watching, answer,
+    ClientError, Endpoint, HttpVersion, KvClient, Link, Metadata, Target, Watching, answer,
 };
 use meridian_proto::kv_connect as pb;
 use meridian_types::Consistency;
@@ -72,6 +72,17 @@ impl Session {
             write: Target::new(&endpoint.method("atomic_write"), http, &metadata.headers)?,
             watch: Target::new(&endpoint.method("watch"), http, &metadata.headers)?,
         })
+    }
+
+    /// For streams, over connections of their own.
+    pub(super) async fn client(&self) -> Result<KvClient> {
+        let metadata = Metadata::exchange(&self.url, &self.token, HttpVersion::H1, TIMEOUT).await?;
+        let strong = metadata.strong.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+        let Some(base) = strong.strip_suffix("/kv/strong") else {
+            bail!("{} is no gateway of Meridian: its endpoint is {strong}", self.url);
+        };
+        let database = metadata.database_id.parse()?;
+        Ok(KvClient::new(base, self.token.clone(), database))
     }
 
     /// The entries of a range.

@@ -60,6 +60,7 @@ fn maintenance(folder: &std::path::Path) -> DutyParts {
         disk: Arc::default(),
         clocks: Clocks::default(),
         log_retention_bytes: 1 << 30,
+        change_retention_bytes: 0,
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::parts::DutyParts;
 use crate::background::{counters, maintenance};
+use crate::changes::ChangeLogs;
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::store::{incarnation, load_cluster};
@@ -44,6 +45,7 @@ use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::rpc::admin::AdminService;
+use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
@@ -87,6 +89,7 @@ pub(super) struct Floors {
     raft: RaftService,
     reads: Reads,
     watches: Arc<Watches>,
+    changes: Arc<ChangeLogs>,
     streams: ByteBudget,
     writes: Arc<WriteCalls>,
     pub(super) stop: CancellationToken,
@@ -137,6 +140,7 @@ impl Floors {
         let raft = RaftService::new(node_id, transfer, Arc::clone(&engine))
             .refusing_batches_while(move |group| refuses_batches_of(group, &guard));
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
+        let changes = Arc::new(ChangeLogs::new(Arc::clone(&directory)));
         let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
         Ok(Self {
             started,
@@ -156,6 +160,7 @@ impl Floors {
             raft,
             reads,
             watches,
+            changes,
             streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
             stop: CancellationToken::new(),
@@ -193,6 +198,11 @@ impl Floors {
                 Arc::clone(shards),
                 Arc::clone(&self.writes),
                 Arc::clone(&self.watches),
+            ),
+            changes: ChangesService::new(
+                Arc::clone(shards),
+                Arc::clone(&self.changes),
+                self.reads.clone(),
             ),
             shipping: ShippingService {
                 clocks: self.clocks.clone(),
@@ -324,6 +334,7 @@ impl Floors {
             peers: Arc::clone(&self.peers),
             writes: Arc::clone(&self.writes),
             reads: self.reads.clone(),
+            changes: Arc::clone(&self.changes),
             watches: Arc::clone(&self.watches),
         };
         let router = Arc::new(Router::new(
@@ -363,6 +374,7 @@ impl Floors {
             disk: Arc::clone(&self.disk),
             clocks: self.clocks.clone(),
             log_retention_bytes: self.config.storage.log_retention_mb << 20,
+            change_retention_bytes: self.config.storage.change_retention_mb << 20,
         }));
     }
 }

@@ -23,6 +23,7 @@ use crate::replication::progress::Followers;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::routing::router::Router;
 use crate::shard::voter::{Voter, VoterParts};
+use crate::testing::no_changes;
 use crate::write::proposer::AdmitAll;
 
 fn router(
@@ -40,8 +41,11 @@ fn router(
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(ByteBudget::new("reads", 8 << 20));
     let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
-    let nodes =
-        ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads, watches };
+    let changes = no_changes(&directory);
+    let nodes = {
+        let peers = Arc::clone(&peers);
+        ClusterNodes { local, local_node, peers, writes, reads, changes, watches }
+    };
     let router = Router::new(
         nodes,
         BootClock,

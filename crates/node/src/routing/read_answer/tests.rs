@@ -23,7 +23,7 @@ use crate::network::peers::PeerChannels;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
-use crate::testing::no_watches;
+use crate::testing::{no_changes, no_watches};
 use meridian_wan::{Link, LinkProfile};
 
 /// Answers each read with so many entries.
@@ -136,6 +136,7 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
         peers: Arc::clone(&peers),
         writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
         reads: Reads::new(memory.clone()),
+        changes: no_changes(&directory),
         watches: no_watches(&directory),
     };
     let router = Router::new(

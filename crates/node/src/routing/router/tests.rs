@@ -1,6 +1,7 @@
 //! Which nodes the router asks, when, and how often: over a clock that stands still, and voters
 //! that are not there.
 
+mod changes;
 mod health;
 mod listeners;
 mod local;

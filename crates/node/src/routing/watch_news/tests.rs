@@ -29,7 +29,7 @@ use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::testing::{OnlyVoter, no_watches, until};
+use crate::testing::{OnlyVoter, no_changes, no_watches, until};
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
@@ -83,6 +83,7 @@ impl Stage {
             peers: Arc::clone(&peers),
             writes: Arc::new(WriteCalls::new(peers)),
             reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
+            changes: no_changes(&directory),
             watches: no_watches(&directory),
         };
         Router::new(nodes, BootClock, None, "region-1".to_owned(), directory, LONG)

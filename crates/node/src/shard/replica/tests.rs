@@ -34,7 +34,7 @@ use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::testing::no_watches;
+use crate::testing::{no_changes, no_watches};
 
 const SHARD: ShardId = ShardId(1);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -350,7 +350,8 @@ fn both_ways_to_read(shards: Arc<ShardTable>) -> (ClusterNodes, ShardService) {
     let directory = Arc::new(Directory::new(cluster, Access::default(), None));
     let watches = no_watches(&directory);
     let service = ShardService::new(shards, Arc::clone(&writes), Arc::clone(&watches));
-    (ClusterNodes { local, local_node, peers, writes, reads, watches }, service)
+    let changes = no_changes(&directory);
+    (ClusterNodes { local, local_node, peers, writes, reads, changes, watches }, service)
 }
 
 /// Each read spans the beginning of the next epoch: its state was taken in the one before.

@@ -20,6 +20,8 @@ use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
 
 use super::super::*;
+use super::changes::Changing;
+use crate::changes::NotGiven;
 use crate::queues::Listener;
 use crate::routing::nodes::{
     Answering, BrokenOff, Feeding, LocalVoter, ToldStream, Wanted, WriteTry, Written,
@@ -149,6 +151,7 @@ pub(super) struct Voters {
     pub(super) watches: Mutex<Vec<(NodeId, Wanted, mpsc::UnboundedSender<Fed>)>>,
     /// Nodes that are in this epoch yet, whichever they are asked for.
     pub(super) epochs: Mutex<BTreeMap<NodeId, Epoch>>,
+    pub(super) changing: Changing,
     /// The first news of each node.
     pub(super) first_news: Mutex<News>,
     /// The voters that got reports.
@@ -191,6 +194,7 @@ impl Voters {
             with_room: AtomicUsize::default(),
             watches: Mutex::default(),
             epochs: Mutex::default(),
+            changing: Changing::default(),
             first_news: Mutex::new(News { position: Position::ZERO, values: Vec::new() }),
             reports: Mutex::default(),
             asked_for_sessions: Mutex::default(),
@@ -312,6 +316,22 @@ impl Nodes for Arc<Voters> {
             voters.answers(attempt.node).await;
             written
         }
+    }
+
+    fn changes(
+        &self,
+        node: NodeId,
+        _: ShardId,
+        _: &ChangesWanted,
+        min_sequence: u64,
+    ) -> BoxFuture<'static, Result<Result<Changed, NotGiven>, Failed>> {
+        self.changing.asked.lock().push((node, min_sequence));
+        let voters = Arc::clone(self);
+        async move {
+            voters.travels(node, &Departure::default()).await?;
+            voters.changing.answer(node)
+        }
+        .boxed()
     }
 
     fn read(

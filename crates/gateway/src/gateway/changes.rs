@@ -1,0 +1,57 @@
+//! Requests for change feeds.
+
+use std::sync::Arc;
+
+use http_body_util::BodyExt;
+use hyper::http::request::Parts;
+
+use super::{Failure, Gateway};
+use crate::Catalogue;
+use crate::answer::{self, Answer, AnswerBody};
+use crate::change_query::ChangeQuery;
+use crate::change_stream::{self, ChangeFeed, Open};
+use crate::database::{Database, NoChanges};
+use crate::refusal::{Overload, Refusal};
+
+impl From<NoChanges> for Refusal {
+    fn from(why: NoChanges) -> Self {
+        match why {
+            NoChanges::Unavailable(unavailable) => unavailable.into(),
+            other => Self::NoChanges(other),
+        }
+    }
+}
+
+impl<D: Database, C: Catalogue> Gateway<D, C> {
+    /// Answers once the first changes can be had, or it is known that there are none yet: what
+    /// cannot be served is refused before the stream begins. Until then the feed is a request in
+    /// progress like others.
+    pub(super) async fn changes(&self, parts: &Parts) -> Result<Answer, Failure> {
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
+        let ChangeQuery { prefix, after, follow, form } =
+            ChangeQuery::parse(&parts.uri, &parts.headers)?;
+        let _request = self.begin(self.holder(token, Some(shard)))?;
+        let holder = self.holder(token, None);
+        let feed = self.feeds.take(holder, 1);
+        let feed = feed.ok_or_else(|| self.overloaded(Overload::ChangeFeeds))?;
+        let now = || self.database.changes(change_stream::first(database, &prefix, None));
+        let through = match follow {
+            true => None,
+            false => Some(now().await.map_err(Refusal::from)?.reached),
+        };
+        let first = change_stream::first(database, &prefix, after.or(through));
+        let first = self.database.changes(first).await.map_err(Refusal::from)?;
+        let feed = ChangeFeed {
+            database: Arc::clone(&self.database),
+            permission: self.permission(token, database, false),
+            prefix,
+            form,
+            through,
+            answers: self.answers.clone(),
+            holder,
+            _open: (feed, Open::new(self.telemetry.open_feeds())),
+        };
+        let body = AnswerBody::Frames(feed.start(first).boxed_unsync());
+        Ok(answer::changes(body, form.content_type()))
+    }
+}
