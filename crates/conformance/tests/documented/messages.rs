@@ -142,7 +142,13 @@ async fn fields_of_writes(server: &Server) -> Vec<Answered> {
 async fn about_queues(server: &Server) -> Vec<Answered> {
     let mut answers = Vec::new();
     for (case, path, body) in [
-        ("a request about queues that is no JSON", "listen", "{x"),
+        (
+            "a request about queues that is no JSON, or not with these fields and types; where it \
+             can be told, with what is expected there",
+            "report",
+            "{}",
+        ),
+        ("a message whose payload V8 did not write", "enqueue", r#"{"payload":"aGVsbG8="}"#),
         ("a field about queues that is missing or out of its range", "listen", r#"{"credits":0}"#),
         ("a field about queues that is too large", "listen", r#"{"credits":1001}"#),
     ] {

@@ -134,13 +134,13 @@ async fn a_batch_that_is_damaged_or_cannot_be_read_is_in_no_log_and_the_member_g
     let mut damaged = encode_batch(&batch(next, "damaged where nothing else looks")).to_vec();
     let text = damaged.windows(7).position(|bytes| bytes == b"damaged").unwrap();
     damaged[text] ^= 4;
-    let newer = log::Batch { epoch: 1, sequence: next.sequence, format: 2, ..Default::default() };
+    let newer = log::Batch { epoch: 1, sequence: next.sequence, format: 99, ..Default::default() };
     let of_another_epoch = encode_batch(&batch(at(2, next.sequence), "of another epoch"));
     let cases = [
         (Bytes::from(damaged), "the bytes were damaged"),
         (
             with_checksum(&newer),
-            "it is of format 2, and this version reads none beyond 1: upgrade this node",
+            "it is of format 99, and this version reads none beyond 2: upgrade this node",
         ),
         (of_another_epoch, "batch field `epoch`"),
         (Bytes::from_static(b"no batch at all"), "the bytes were damaged"),

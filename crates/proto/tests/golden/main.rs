@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may; the helpers here are no test functions")]
 
 mod admin;
+mod changes;
 mod directory;
 mod fields;
 mod kv_connect;
@@ -32,8 +33,17 @@ fn no_message_is_forgotten() {
             )),*]
         };
     }
-    let files =
-        files!["raft", "shard", "shipping", "admin", "kv_connect", "log", "directory", "queue"];
+    let files = files![
+        "raft",
+        "shard",
+        "shipping",
+        "admin",
+        "changes",
+        "kv_connect",
+        "log",
+        "directory",
+        "queue"
+    ];
     // Pinned in `src/batch.rs`, and among the entries of `raft.rs`.
     let elsewhere = ["log::RequestRow {", "log::Entry {"];
     let all: Vec<_> =

@@ -242,7 +242,7 @@ impl Node {
 async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_again() {
     let mut damaged = stored(2).to_vec();
     damaged[5] ^= 1;
-    let newer = log::Batch { epoch: 1, sequence: 1, format: 2, ..Default::default() };
+    let newer = log::Batch { epoch: 1, sequence: 1, format: 99, ..Default::default() };
     let mut unreadable = newer.encode_to_vec();
     let checksum = crc32c::crc32c(&unreadable).to_le_bytes();
     unreadable.push(15 << 3 | 5);
@@ -255,7 +255,7 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     assert!(source.asked.lock().iter().all(|from| from.sequence == 0), "{:?}", source.asked.lock());
     assert_eq!((node.state.position(), node.log.last().unwrap()), (Position::ZERO, None));
     let why = node.state.refusals().recent().unwrap();
-    assert!(why.contains("it is of format 2"), "{why}");
+    assert!(why.contains("it is of format 99"), "{why}");
     // The process lives, and a start finds nothing that it cannot read.
     for seed in 0..20 {
         let next: Arc<dyn Engine> = Arc::new(node.engine.crash(seed));
