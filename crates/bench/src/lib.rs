@@ -18,6 +18,7 @@
 //! | [`tally`], [`report`], [`table`] | the counts, as JSON, as Markdown |
 //! | [`queue`] | `meridian-bench-queue`: messages a second through a queue |
 //! | [`watches`] | `meridian-bench-watches`: what open watches take, and how fast changes reach them |
+//! | [`program`] | the frame of these two programs |
 //!
 //! Invariants:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
@@ -43,6 +44,7 @@ pub mod key_space;
 pub mod load;
 pub mod operation;
 pub mod options;
+pub mod program;
 pub mod queue;
 pub mod random;
 pub mod report;

@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use clap::Parser;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use meridian_kv_client::{Headers, HttpVersion, Link, Metadata, Target};
+use meridian_kv_client::{Headers, HttpVersion, Lines, Link, Metadata, Target};
 use meridian_proto::kv_connect as pb;
 use prost::Message;
 use serde::Deserialize;
@@ -27,7 +25,7 @@ const REPORTS: usize = 1000;
 const V8_STRING: &[u8] = b"\xff\x0f\"";
 
 /// Measure messages that are enqueued, delivered to listeners and acknowledged, through the queue of
-/// one database. What was enqueued before is acknowledged as well, before anything is counted.
+/// one database. What was enqueued before is delivered and acknowledged as well.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench-queue", version)]
 pub struct Options {
@@ -100,7 +98,7 @@ pub async fn measure(options: &Options) -> Result<Measured, BenchError> {
         let body = link.begin(listen).await?;
         let report = target("/kv/queue/report", &metadata.headers)?;
         let listener =
-            Listener { lines: Lines::of(body), reporter, report, counts: Arc::clone(&counts) };
+            Listener { lines: Lines::over(body), reporter, report, counts: Arc::clone(&counts) };
         let delivered = delivered.clone();
         tasks.spawn(async move {
             let _link = link;
@@ -221,7 +219,7 @@ impl Listener {
     /// Acknowledges what comes, as it comes: while a report is under way the next one gathers.
     async fn run(self, delivered: mpsc::UnboundedSender<(String, u64)>) -> Result<(), BenchError> {
         let Self { mut lines, mut reporter, report, counts } = self;
-        let Some(Line::Open { listener }) = lines.next().await? else {
+        let Some(Line::Open { listener }) = next(&mut lines).await? else {
             return Err(BenchError::Unsuccessful("a listener's stream did not open".to_owned()));
         };
         let (handled, mut to_report) = mpsc::unbounded_channel();
@@ -241,7 +239,7 @@ impl Listener {
             Ok(())
         };
         let listened = async {
-            while let Some(line) = lines.next().await? {
+            while let Some(line) = next(&mut lines).await? {
                 match line {
                     Line::Message { id, due, enqueued } => {
                         let delay_ms = now_ms().saturating_sub(enqueued);
@@ -271,30 +269,11 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Lines of JSON, wherever the pieces end that they come in.
-struct Lines {
-    body: Incoming,
-    received: BytesMut,
-}
-
-impl Lines {
-    fn of(body: Incoming) -> Self {
-        Self { body, received: BytesMut::new() }
-    }
-
-    /// `None` at the end.
-    async fn next(&mut self) -> Result<Option<Line>, BenchError> {
-        let failed = |error: &dyn fmt::Display| BenchError::Unsuccessful(error.to_string());
-        loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line = self.received.split_to(end + 1);
-                return serde_json::from_slice(&line).map(Some).map_err(|error| failed(&error));
-            }
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let frame = frame.map_err(|error| failed(&error))?;
-            self.received.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
-        }
-    }
+/// `None` at the end of the stream.
+async fn next(lines: &mut Lines) -> Result<Option<Line>, BenchError> {
+    let failed = |error: &dyn fmt::Display| BenchError::Unsuccessful(error.to_string());
+    let line = lines.next().await.map_err(|error| failed(&error))?;
+    line.map(|line| serde_json::from_slice(&line)).transpose().map_err(|error| failed(&error))
 }
 
 impl fmt::Display for Measured {

@@ -1,12 +1,10 @@
 //! A feed of one database's changes.
 
-use bytes::BytesMut;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use serde::Deserialize;
 
-use crate::client::{CallError, KvClient, Sender};
+use crate::client::{CallError, KvClient};
+use crate::lines::Lines;
 
 /// Where a feed begins, and whether it goes on when all that is committed was told.
 #[derive(Debug, Clone, Default)]
@@ -41,12 +39,7 @@ pub struct Change {
 
 /// A feed under way. To drop it ends it.
 #[derive(Debug)]
-pub struct ChangeFeed {
-    body: Incoming,
-    received: BytesMut,
-    /// Of the connection that the body comes over.
-    _sender: Sender,
-}
+pub struct ChangeFeed(Lines);
 
 impl KvClient {
     /// A feed, once the gateway has begun to answer.
@@ -55,15 +48,7 @@ impl KvClient {
         let path = format!("/kv/changes?prefix={prefix}&after={after}&follow={follow}");
         let mut request = self.request(&path, &self.headers(), bytes::Bytes::new())?;
         *request.method_mut() = Method::GET;
-        let begun = tokio::time::timeout(self.timeout, self.exchange(request)).await;
-        let (response, sender) = begun.unwrap_or_else(|_| Err(self.too_late()))?;
-        if response.status() == StatusCode::OK {
-            let received = BytesMut::new();
-            return Ok(ChangeFeed { body: response.into_body(), received, _sender: sender });
-        }
-        let (status, body) = (response.status(), response.into_body().collect().await);
-        let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?.to_bytes();
-        Err(CallError::Refused { status, text: String::from_utf8_lossy(&body).into_owned() })
+        Ok(ChangeFeed(Lines::of(self.begin(request).await?)))
     }
 }
 
@@ -74,18 +59,8 @@ impl ChangeFeed {
     /// When the connection broke, or what came is no line. May be dropped at any await: nothing is
     /// lost.
     pub async fn next(&mut self) -> Result<Option<ChangeLine>, CallError> {
-        let failed = |error: &dyn std::error::Error| CallError::NoAnswer(error.to_string());
-        let mut searched = 0;
-        loop {
-            let fresh = self.received.get(searched..).unwrap_or_default();
-            if let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
-                let line = self.received.split_to(searched + at + 1);
-                return serde_json::from_slice(&line).map(Some).map_err(|error| failed(&error));
-            }
-            searched = self.received.len();
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let frame = frame.map_err(|error| failed(&error))?;
-            self.received.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
-        }
+        let Some(line) = self.0.next().await? else { return Ok(None) };
+        let read = serde_json::from_slice(&line);
+        read.map(Some).map_err(|error| CallError::NoAnswer(error.to_string()))
     }
 }

@@ -180,10 +180,8 @@ impl KvClient {
     /// The body of an answer that goes on, once it has begun, and the connection that it comes over.
     pub(crate) async fn begin(
         &self,
-        path: &str,
-        body: Bytes,
+        request: Request<Full<Bytes>>,
     ) -> Result<(Incoming, Sender), CallError> {
-        let request = self.request(path, &self.headers(), body)?;
         let begun = tokio::time::timeout(self.timeout, self.exchange(request)).await;
         let (response, sender) = begun.unwrap_or_else(|_| Err(self.too_late()))?;
         if response.status() == StatusCode::OK {

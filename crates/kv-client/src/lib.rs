@@ -9,7 +9,7 @@
 //! | `target` | [`Target`]: what all requests to one method share |
 //! | [`answer`] | which answers are successes, and what they hold |
 //! | `client` | [`KvClient`]: one database through one gateway |
-//! | `listening` | [`Listening`]: a listener's stream of its queue |
+//! | `lines` | [`Lines`]: an answer that goes on, a line at a time |
 //! | `changes` | [`ChangeFeed`]: a feed of its changes |
 //! | `watching` | [`Watching`]: a watch of that database |
 //! | [`message`] | the messages of requests |
@@ -24,8 +24,8 @@ mod client;
 mod endpoint;
 mod error;
 mod http_version;
+mod lines;
 mod link;
-mod listening;
 pub mod message;
 mod metadata;
 mod target;
@@ -36,8 +36,8 @@ pub use client::{CallError, KvClient, Reply};
 pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use http_version::HttpVersion;
+pub use lines::Lines;
 pub use link::Link;
-pub use listening::Listening;
 pub use metadata::Metadata;
 pub use target::{Headers, Target};
 pub use watching::{WatchMessage, Watching};

@@ -38,7 +38,8 @@ impl KvClient {
         };
         let key = |key: &&[u8]| pb::WatchKey { key: Bytes::copy_from_slice(key) };
         let watch = pb::Watch { keys: keys.iter().map(key).collect() };
-        let (body, sender) = self.begin(path, watch.encode_to_vec().into()).await?;
+        let request = self.request(path, &self.headers(), watch.encode_to_vec().into())?;
+        let (body, sender) = self.begin(request).await?;
         Ok(Watching { _sender: Some(sender), ..Watching::over(body) })
     }
 }
