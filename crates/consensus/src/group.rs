@@ -159,11 +159,16 @@ impl RaftGroup {
         }
     }
 
-    /// Resolves when Raft has stopped by itself: a storage error. The process should stop.
+    /// Resolves when Raft has stopped by itself: a storage error. The process should stop. Does not
+    /// resolve while the runtime ends: it drops Raft's task as any other.
     pub async fn stopped(&self) -> String {
         // Closed when Raft has stopped, and seldom changed before that.
         let mut server = self.raft.server_metrics();
         while server.changed().await.is_ok() {}
+        // A runtime takes no tasks before it drops its first.
+        if tokio::spawn(async {}).await.is_err() {
+            std::future::pending().await
+        }
         match &self.raft.metrics().borrow_watched().running_state {
             Err(fatal) => fatal.to_string(),
             Ok(()) => "raft has stopped".to_owned(),

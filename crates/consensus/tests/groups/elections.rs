@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use meridian_consensus::{Peers, RaftGroup, Role};
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_proto::{log, raft::append_response};
@@ -145,4 +146,20 @@ async fn a_member_that_no_code_holds_any_more_ends() {
     assert!(Arc::strong_count(&node.state) > before);
     drop(opened);
     until("nothing has its state", async || Arc::strong_count(&node.state) == before).await;
+}
+
+#[test]
+fn runtime_that_ends_under_a_member_is_no_failure_of_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (node, group) = runtime.block_on(async {
+        let node = Node::new(1, &Arc::new(Wire::default())).await;
+        node.form(1, &set([1]), at(1, 0));
+        let opened = RaftGroup::open(node.options(1)).await.unwrap();
+        (node, opened)
+    });
+    let ended = runtime.handle().clone();
+    drop(runtime);
+    let _as_its_last_task = ended.enter();
+    assert_eq!(group.stopped().now_or_never(), None);
+    drop(node);
 }
