@@ -60,11 +60,14 @@ async fn program_through_every_gateway(
 async fn native_deno() {
     let mut cluster = program_through_every_gateway(clients::deno, "deno.ts").await;
     for url in &gateways(&cluster)[..2] {
-        let mut command = clients::deno();
-        command.arg(clients::program("deno_cases.ts")).arg(url);
-        println!("{url}: {}", clients::run(command).await.trim());
+        run_cases(clients::deno(), "deno_cases.ts", url).await;
     }
     cluster.assert_all_run();
+}
+
+async fn run_cases(mut command: tokio::process::Command, program: &str, url: &str) {
+    command.arg(clients::program(program)).arg(url);
+    println!("{url}: {}", clients::run(command).await.trim());
 }
 
 /// Deno with the module that the gateway serves.
@@ -82,6 +85,16 @@ async fn native_deno_with_the_module_writes_once_over_connections_that_break() {
         let mut command = with_module(&url);
         command.arg(clients::program("module.ts")).arg(url).arg("default");
         clients::run(command).await;
+    }
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn native_deno_with_the_module_finds_nothing_missing_of_deno_kv() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for url in &gateways(&cluster)[..2] {
+        run_cases(with_module(url), "deno_cases.ts", url).await;
+        run_cases(with_module(url), "queue_cases.ts", url).await;
     }
     cluster.assert_all_run();
 }

@@ -16,6 +16,8 @@ export interface QueueMessage {
 export interface QueueOptions {
   /** Messages that the listener works on at a time, from 1 to 1,000. 100 if left out. */
   concurrency?: number;
+  /** Milliseconds for which handlers may go on once the database is closed. 30,000 if left out, a day at most. */
+  closeTimeout?: number;
 }
 
 // deno-lint-ignore no-explicit-any

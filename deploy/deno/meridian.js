@@ -22,11 +22,15 @@ const MARK = new TextEncoder().encode("\u0000meridian\u0000").map((byte) => byte
 const MAX_MUTATIONS = 1000;
 const MAX_DELAY_MS = 30 * 24 * 60 * 60 * 1000;
 const MAX_INTERVAL_MS = 60 * 60 * 1000;
+const MAX_INTERVALS = 10;
 /** How long a server is waited for that does not say whether it is Meridian, in milliseconds. */
 const PATIENCE_MS = 5000;
 
 /** Messages that a listener works on at a time, unless the program says otherwise. */
 const CONCURRENCY = 100;
+/** For how long handlers that run when the database is closed may go on, unless the program says otherwise. */
+const CLOSE_TIMEOUT_MS = 30_000;
+const MAX_CLOSE_TIMEOUT_MS = 24 * 60 * 60 * 1000;
 /** A stream that is silent for so long is broken: gateways send a line every five seconds. */
 const SILENCE_MS = 15_000;
 /** A stream that lived for so long was a good one, and the next is tried at once when it ends. */
@@ -37,7 +41,7 @@ const MAX_PAUSE_MS = 2000;
 const ANSWER_MS = 10_000;
 /** Reports of one request. */
 const MAX_REPORTS = 1000;
-/** How long outcomes are still reported after the database was closed and the last handler ended. */
+/** How long outcomes are still reported after the database was closed and no handler is waited for. */
 const FAREWELL_MS = 30_000;
 
 /** Of before the program could replace them. */
@@ -99,7 +103,7 @@ function completeDatabase(kv, database) {
     if (database.isClosed) throw new Error("Queue already closed");
     const isMeridian = await database.isMeridian();
     if (isMeridian === false) return await listenQueue.call(kv, handler);
-    if (isMeridian) await new Listener(database, handler, options?.concurrency ?? CONCURRENCY).run();
+    if (isMeridian) await new Listener(database, handler, options).run();
   });
   define(kv, "close", () => {
     database.close();
@@ -172,9 +176,12 @@ export function schedule(options) {
   if (!(delay >= 0 && delay <= MAX_DELAY_MS)) {
     throw new TypeError(`Delay must be between 0 and ${MAX_DELAY_MS} milliseconds: received ${delay}`);
   }
+  if (backoffSchedule?.length > MAX_INTERVALS) {
+    throw new TypeError(`Invalid backoffSchedule: it has at most ${MAX_INTERVALS} intervals`);
+  }
   for (const interval of backoffSchedule ?? []) {
     if (!(interval >= 0 && interval <= MAX_INTERVAL_MS)) {
-      throw new TypeError(`An interval of a backoff schedule must be between 0 and ${MAX_INTERVAL_MS} milliseconds`);
+      throw new TypeError(`Invalid backoffSchedule: an interval is between 0 and ${MAX_INTERVAL_MS} milliseconds`);
     }
   }
   return JSON.stringify({ delayMs: Math.ceil(delay), backoffMs: backoffSchedule?.map(Math.ceil) });
@@ -325,36 +332,48 @@ export class Listener {
   #database;
   #handler;
   #concurrency;
+  #closeTimeout;
   /** Names this listener when it comes back after a break. */
   #id = newListener();
   /** Messages that are this listener's: leased to it, and not settled yet. */
   #held = new Map();
-  /** Handlers that have not ended. */
-  #running = 0;
+  /** Messages whose handlers have not ended. */
+  #running = new Map();
   /** Outcomes that are not logged yet. */
   #outcomes = new Map();
   #reporting;
-  /** The database was closed, and the last handler ended, `FAREWELL_MS` ago. */
+  /** The database was closed, and no handler is waited for, since `FAREWELL_MS`. */
   #isLate = false;
   /** Ends the stream in progress. */
   #cut = new AbortController();
 
-  constructor(database, handler, concurrency) {
+  constructor(database, handler, options) {
+    const { concurrency = CONCURRENCY, closeTimeout = CLOSE_TIMEOUT_MS } = options ?? {};
     if (!(Number.isInteger(concurrency) && concurrency > 0 && concurrency <= 1000)) {
       throw new TypeError(`Concurrency must be an integer between 1 and 1000: received ${concurrency}`);
+    }
+    if (!(closeTimeout >= 0 && closeTimeout <= MAX_CLOSE_TIMEOUT_MS)) {
+      throw new TypeError(
+        `The timeout of a close must be between 0 and ${MAX_CLOSE_TIMEOUT_MS} milliseconds: received ${closeTimeout}`,
+      );
     }
     this.#database = database;
     this.#handler = handler;
     this.#concurrency = concurrency;
+    this.#closeTimeout = closeTimeout;
   }
 
-  /** Hears messages until the database is closed, and then until the last handler has ended. */
+  /** Hears messages until the database is closed, and then until no handler is waited for. */
   async run() {
     const { closing } = this.#database;
-    const cut = () => this.#cut.abort();
-    closing.addEventListener("abort", cut);
+    let closed;
+    const close = () => {
+      closed = setTimeout(() => this.#giveUp(), this.#closeTimeout);
+      this.#cut.abort();
+    };
+    closing.addEventListener("abort", close);
     let [attempt, refusals] = [0, 0];
-    while (!closing.aborted || this.#running > 0) {
+    while (!closing.aborted || this.#running.size > 0) {
       const began = performance.now();
       this.#cut = new AbortController();
       try {
@@ -367,7 +386,8 @@ export class Listener {
       attempt = performance.now() - began >= STEADY_MS ? 0 : attempt + 1;
       await pause(attempt, this.#cut.signal);
     }
-    closing.removeEventListener("abort", cut);
+    closing.removeEventListener("abort", close);
+    clearTimeout(closed);
     const late = setTimeout(() => this.#isLate = true, FAREWELL_MS);
     await this.#reporting;
     await this.#report();
@@ -385,7 +405,7 @@ export class Listener {
     heard();
     try {
       // While the database is being closed, nothing new is to come: all credits are in use.
-      const credits = this.#database.isClosed ? this.#running : this.#concurrency;
+      const credits = this.#database.isClosed ? this.#running.size : this.#concurrency;
       const held = [...this.#held.values()].map(({ id, due }) => ({ id, due }));
       const body = { listener: this.#id, credits, held };
       const answer = await this.#database.post("listen", body, cut.signal);
@@ -410,16 +430,28 @@ export class Listener {
     // A gateway may say again what this listener works on.
     if (this.#held.has(name(id, due))) return;
     const released = new AbortController();
-    this.#held.set(name(id, due), { id, due, released });
-    this.#running += 1;
+    const message = { id, due, released };
+    this.#held.set(name(id, due), message);
+    this.#running.set(name(id, due), message);
     const about = { id, attempt, enqueuedAt: new Date(enqueued), signal: released.signal };
-    this.#handle(payload, about).then((verdict) => {
-      this.#running -= 1;
-      this.#outcomes.set(name(id, due), { id, due, verdict });
-      if (!this.#database.isClosed) this.#reporting ??= this.#report();
-      // Outcomes wait until the last handler has ended: each that is reported makes room for a message.
-      else if (this.#running === 0) this.#cut.abort();
-    });
+    this.#handle(payload, about).then((verdict) => this.#ended(message, verdict));
+  }
+
+  #ended({ id, due }, verdict) {
+    // It may have been given up.
+    if (!this.#running.delete(name(id, due))) return;
+    this.#outcomes.set(name(id, due), { id, due, verdict });
+    if (!this.#database.isClosed) this.#reporting ??= this.#report();
+    // Outcomes wait until the last handler has ended: each that is reported makes room for a message.
+    else if (this.#running.size === 0) this.#cut.abort();
+  }
+
+  /** The attempts of handlers that have not ended fail. */
+  #giveUp() {
+    for (const message of [...this.#running.values()]) {
+      message.released.abort();
+      this.#ended(message, "nack");
+    }
   }
 
   async #handle(payload, about) {
@@ -438,7 +470,7 @@ export class Listener {
     let [attempt, refusals] = [0, 0];
     while (this.#outcomes.size > 0 && !this.#isLate) {
       // `run` reports the rest, once the last handler has ended.
-      if (this.#database.isClosed && this.#running > 0) break;
+      if (this.#database.isClosed && this.#running.size > 0) break;
       const some = [...this.#outcomes].slice(0, MAX_REPORTS);
       const reports = some.map(([, report]) => report);
       const body = { listener: this.#id, reports };

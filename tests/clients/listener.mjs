@@ -264,6 +264,29 @@ await scenario("a close waits for handlers and takes no message", async ({ gatew
   await assert.rejects(kv.listenQueue(handler), /Queue already closed/);
 });
 
+await scenario("a close gives up handlers that do not end", async ({ gateway, kv, handler, running }) => {
+  const over = kv.listenQueue(handler, { closeTimeout: 5000 });
+  const first = await gateway.stream();
+  first.say(message("a"));
+  first.say(message("b"));
+  const [a, b] = [await running("a"), await running("b")];
+  kv.close();
+  const second = await gateway.stream();
+  b.end();
+  await second.left;
+  assert(a.about.signal.aborted && !b.about.signal.aborted);
+  const asked = await gateway.asked();
+  // Too late: its attempt has failed.
+  a.end();
+  assert.deepEqual(asked.body.reports, [{ ...key("b"), verdict: "ack" }, { ...key("a"), verdict: "nack" }]);
+  asked.answer.end(JSON.stringify({ results: ["done", "done"] }));
+  await over;
+  for (const closeTimeout of [-1, NaN, 86_400_001]) {
+    const other = await complete(client(), { url: gateway.url, token: () => "secret" });
+    await assert.rejects(other.listenQueue(handler, { closeTimeout }), /timeout of a close/);
+  }
+});
+
 await scenario("a close does not wait for ever for a gateway", async ({ gateway, kv, handler, running }) => {
   const over = kv.listenQueue(handler);
   const first = await gateway.stream();
@@ -407,5 +430,8 @@ assert.equal(payload("text"), "text");
 assert.equal(schedule(), '{"delayMs":0}');
 assert.equal(schedule({ delay: 0.5, backoffSchedule: [] }), '{"delayMs":1,"backoffMs":[]}');
 for (const delay of [-1, NaN, 2_592_000_001]) assert.throws(() => schedule({ delay }), TypeError);
-assert.throws(() => schedule({ backoffSchedule: [3_600_001] }), TypeError);
+assert.equal(JSON.parse(schedule({ backoffSchedule: Array(10).fill(3_600_000) })).backoffMs.length, 10);
+for (const backoffSchedule of [[3_600_001], [-1], [NaN], Array(11).fill(1)]) {
+  assert.throws(() => schedule({ backoffSchedule }), /TypeError: Invalid backoffSchedule/);
+}
 process.exit(0);

@@ -1,5 +1,5 @@
-//! Documents: their links lead somewhere, the code that they name is there, and the durations that they
-//! give are those of the code.
+//! Documents: their links lead somewhere, the code that they name is there, the durations that they
+//! give are those of the code, and the cases of tests that a table names are in their programs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,6 +10,7 @@ use regex::Regex;
 use crate::tree::File;
 
 static LINK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\]\(([^)\s]+)\)").ok());
+static QUOTED: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""([^"\n]+)""#).ok());
 static CODE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"`([^`\n]+)`").ok());
 /// "500 ms (`RENEW_INTERVAL`)": a duration and the constant that it is.
 static DURATION: LazyLock<Option<Regex>> =
@@ -115,6 +116,31 @@ pub fn wrong_durations(document: &File, sources: &[File]) -> Vec<String> {
     violations
 }
 
+/// Cases, in quotes in the rows of a table, that none of the row's programs has; of a row that names
+/// no program, those that no program has.
+pub fn missing_cases(table: &File, programs: &[File]) -> Vec<String> {
+    let (Some(quoted), Some(code)) = (QUOTED.as_ref(), CODE.as_ref()) else { return Vec::new() };
+    let named = |row: &str| -> Vec<String> {
+        let names = code.captures_iter(row).filter_map(|found| found.get(1));
+        names.map(|name| format!("/{}", name.as_str())).collect()
+    };
+    let mut violations = Vec::new();
+    for row in table.text.lines().filter(|line| line.starts_with('|')) {
+        let names = named(row);
+        for case in quoted.captures_iter(row).filter_map(|found| found.get(1)) {
+            let case = case.as_str();
+            let has = |program: &File| {
+                (names.is_empty() || names.iter().any(|name| program.path.ends_with(name)))
+                    && ['"', '`'].iter().any(|q| program.text.contains(&format!("{q}{case}{q}")))
+            };
+            if !programs.iter().any(has) {
+                violations.push(format!("{}: no program has \"{case}\"", table.path));
+            }
+        }
+    }
+    violations
+}
+
 fn milliseconds(number: &str, unit: &str) -> Option<u64> {
     let number: u64 = number.replace([',', '_'], "").parse().ok()?;
     match unit {
@@ -157,6 +183,18 @@ mod tests {
                 "A.md: no source has send_none of `send_none`",
                 "A.md: no source has Receiver of `Receiver`"
             ]
+        );
+    }
+
+    #[test]
+    fn cases_that_no_program_has_are_found() {
+        let text = |case| format!("test(\"{case}\"); test(`one of ${{all}}`);");
+        let programs = [file("t/a.ts", &text("first")), file("t/b.ts", &text("second"))];
+        let table = "| `a.ts`: \"first\" |\n| `b.ts`: \"first\" |\n| \"second\", \"one of ${all}\" |\n\
+                     | none \"secon\" |\nno row: \"third\"";
+        assert_eq!(
+            missing_cases(&file("t/table.md", table), &programs),
+            ["t/table.md: no program has \"first\"", "t/table.md: no program has \"secon\""]
         );
     }
 

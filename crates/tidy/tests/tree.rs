@@ -303,3 +303,11 @@ fn durations_in_documents_are_those_of_the_code() {
             .collect(),
     );
 }
+
+/// Each case that the table of Deno's own tests names, behind the program that has it.
+#[test]
+fn cases_of_deno_have_cases_here() {
+    let table = tree::files(&["tests/clients/kv_test.md"], "md").unwrap();
+    let programs = tree::files(&["tests/clients"], "ts").unwrap();
+    assert_none(documents::missing_cases(&table[0], &programs));
+}
