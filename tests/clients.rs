@@ -431,7 +431,7 @@ async fn node_reads_what_deno_wrote_unless_a_database_keeps_formats_as_sent() {
 
 /// As for the owner of a program that has a file of SQLite until now.
 #[tokio::test]
-async fn copy_brings_every_value_and_adds_to_no_database_that_has_some() {
+async fn copy_brings_every_value_of_a_file_that_is_there_to_a_database_that_has_none() {
     let cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
     let (url, folder) = (cluster.url(1), tempfile::tempdir().unwrap());
     let file = folder.path().join("old.sqlite3").display().to_string();
@@ -442,12 +442,16 @@ async fn copy_brings_every_value_and_adds_to_no_database_that_has_some() {
     };
     let copy = clients::program("").join("../../deploy/deno/copy.ts");
     let formats = clients::program("formats.ts");
+    let refused = async || {
+        let copied = deno(copy.clone(), &[&file, &url]).output().await.unwrap();
+        assert!(!copied.status.success());
+        String::from_utf8_lossy(&copied.stderr).into_owned()
+    };
+    assert!(refused().await.contains("is not a file"));
     let written = clients::run(deno(formats.clone(), &[&file, "write"])).await;
     clients::run(deno(copy.clone(), &[&file, &url])).await;
     assert_eq!(clients::run(deno(formats, &[&url, "read"])).await, written);
-    let again = deno(copy.clone(), &[&file, &url]).output().await.unwrap();
-    let refused = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(!again.status.success() && refused.contains("is not empty"), "{refused}");
+    assert!(refused().await.contains("is not empty"));
     clients::run(deno(copy, &[&file, &url, "--go-on"])).await;
 }
 

@@ -4,8 +4,9 @@
 //
 // FROM and TO are what Deno.openKv takes: a SQLite file, or the URL of a database. The access token
 // of TO is in DENO_KV_ACCESS_TOKEN, that of FROM in FROM_ACCESS_TOKEN if it is another. TO has to be
-// empty, unless --go-on says that a copy which was stopped is to be completed. Deno KV does not tell
-// when an entry expires, so that copies do not expire.
+// empty, unless --go-on says that a copy which was stopped is to be completed: it begins from the
+// start, and entries of FROM take the place of those of TO. Deno KV does not tell when an entry
+// expires, so that copies do not expire.
 
 import { serialize } from "node:v8";
 
@@ -18,6 +19,13 @@ const [from, to, ...options] = Deno.args;
 if (!from || !to || options.some((option) => option !== "--go-on")) {
   console.error("usage: copy.ts FROM TO [--go-on]");
   Deno.exit(2);
+}
+
+// Deno.openKv would make a file that is not there.
+const isUrl = /^https?:/.test(from);
+if (!isUrl && !(await Deno.stat(from).then((file) => file.isFile, () => false))) {
+  console.error(`${from} is not a file. Nothing was copied.`);
+  Deno.exit(1);
 }
 
 const target = await Deno.openKv(to);
