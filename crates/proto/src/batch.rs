@@ -136,6 +136,10 @@ pub fn decode_stored(bytes: Bytes) -> Result<DecodedBatch, InvalidBatch> {
 
 fn batch(wire: log::Batch) -> Result<Batch, InvalidBatch> {
     let epoch = u16::try_from(wire.epoch).map_err(|_| InvalidBatch::Field("epoch"))?;
+    // Its versionstamps have no room for more.
+    if wire.sequence > Versionstamp::MAX_SEQUENCE {
+        return Err(InvalidBatch::Field("sequence"));
+    }
     if wire.transactions.len() > Batch::MAX_TRANSACTIONS {
         return Err(InvalidBatch::Field("transactions"));
     }
@@ -338,9 +342,16 @@ mod tests {
 
     #[test]
     fn fields_out_of_range_are_named() {
-        let wire = log::Batch { epoch: 70_000, format: FORMAT, ..Default::default() };
-        let error = decode_batch(with_checksum(&wire)).unwrap_err();
-        assert_eq!(error.to_string(), "batch field `epoch` is out of its range");
+        let valid = log::Batch { sequence: (1 << 48) - 1, format: FORMAT, ..Default::default() };
+        assert!(decode_batch(with_checksum(&valid)).is_ok());
+        let cases = [
+            (log::Batch { epoch: 70_000, ..valid.clone() }, "epoch"),
+            (log::Batch { sequence: 1 << 48, ..valid }, "sequence"),
+        ];
+        for (wire, field) in cases {
+            let error = decode_batch(with_checksum(&wire)).unwrap_err();
+            assert_eq!(error.to_string(), format!("batch field `{field}` is out of its range"));
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Parser {
                 return self.add_regexp(&source.to_string_lossy(), &flags.to_string_lossy());
             }
             ("ArrayBuffer", [Value::Number(length)]) => {
-                zeros(*length).map(|bytes| self.add_buffer(bytes))
+                self.zeros(*length).map(|bytes| self.add_buffer(bytes))
             }
             ("Number", [value @ Value::Number(_)])
             | ("String", [value @ Value::Text(_)])
@@ -122,7 +122,7 @@ impl Parser {
                 [] => Ok(self.add_view(kind, Vec::new())),
                 [Value::Number(length)] => {
                     #[allow(clippy::cast_precision_loss, reason = "at most 8")]
-                    let bytes = zeros(*length * kind.element_bytes() as f64)?;
+                    let bytes = self.zeros(*length * kind.element_bytes() as f64)?;
                     Ok(self.add_view(kind, bytes))
                 }
                 [list] => {
@@ -185,6 +185,17 @@ impl Parser {
         Ok(Value::Object(self.add_view(kind, bytes)))
     }
 
+    /// Bytes that the text does not hold: all of them together fit into a value.
+    fn zeros(&mut self, length: f64) -> Result<Vec<u8>, String> {
+        let left = MAX_BUFFER_BYTES - self.zeros;
+        let length = number::to_u32(length).filter(|length| *length <= left);
+        let length = length.ok_or_else(|| {
+            format!("lengths are from 0 to {MAX_BUFFER_BYTES} bytes, all of them together")
+        })?;
+        self.zeros += length;
+        Ok(vec![0; usize::try_from(length).unwrap_or_default()])
+    }
+
     fn add_buffer(&mut self, bytes: Vec<u8>) -> ObjectId {
         self.builder.add(Object::Buffer(Buffer { bytes, max_length: None }))
     }
@@ -194,14 +205,6 @@ impl Parser {
         let buffer = self.add_buffer(bytes);
         self.builder.add(Object::View(View { kind, buffer, offset: 0, length, flags: 0 }))
     }
-}
-
-fn zeros(length: f64) -> Result<Vec<u8>, String> {
-    let length = number::to_u32(length).filter(|length| *length <= MAX_BUFFER_BYTES);
-    let length = length.and_then(|length| usize::try_from(length).ok());
-    length
-        .map(|length| vec![0; length])
-        .ok_or_else(|| format!("a length is from 0 to {MAX_BUFFER_BYTES} bytes"))
 }
 
 /// An element of a typed array. JavaScript would wrap a number that does not fit; here it is taken

@@ -16,12 +16,14 @@ pub(super) struct Parser {
     /// The value is a `Deno.KvU64`.
     pub(super) u64: Option<u64>,
     pub(super) depth: usize,
+    /// Bytes of buffers of which only the lengths were written.
+    pub(super) zeros: u32,
 }
 
 impl Parser {
     pub(super) fn new(text: &str) -> Self {
         let (scanner, builder) = (Scanner::new(text), Builder::default());
-        Self { scanner, builder, u64: None, depth: 0 }
+        Self { scanner, builder, u64: None, depth: 0, zeros: 0 }
     }
 
     /// The one value of the text.

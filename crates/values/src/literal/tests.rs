@@ -92,7 +92,10 @@ fn errors_say_what_is_wrong_and_where() {
             "character 6: a Deno.KvU64 is a value by itself, and cannot be within another",
         ),
         ("new Uint8Array([256])", "character 5: Uint8Array has no such element"),
-        ("new Uint8Array(65537)", "character 5: a length is from 0 to 65536 bytes"),
+        (
+            "new Uint8Array(65537)",
+            "character 5: lengths are from 0 to 65536 bytes, all of them together",
+        ),
         ("new BigInt64Array([1])", "character 5: the elements of a BigInt64Array are bigints"),
         ("Uint8Array(3) [ 1 ]", "character 15: 1 elements, and not as many as before"),
         ("new Foo(1)", "character 5: there is no `new Foo` here, or none with these arguments"),
@@ -103,6 +106,10 @@ fn errors_say_what_is_wrong_and_where() {
     ] {
         assert_eq!(shown(text), expected, "{text}");
     }
+    // A short text would come to any number of bytes.
+    assert!(parse("[new ArrayBuffer(65528), new Float64Array(1)]").is_ok());
+    let too_many = shown("[new ArrayBuffer(65528), new Float64Array(1), new ArrayBuffer(1)]");
+    assert!(too_many.contains("all of them together"), "{too_many}");
     let deep = "[".repeat(100_000);
     assert!(shown(&deep).contains("more than 400 values within each other"));
 }

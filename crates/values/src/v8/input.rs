@@ -4,6 +4,9 @@ use num_bigint::{BigInt, Sign};
 
 use super::tag;
 
+/// Bytes of a varint at most, but for the lengths of buffers and views in the newest format.
+pub(super) const VARINT_BYTES: usize = 5;
+
 /// The bytes end too early, or claim to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut;

@@ -10,24 +10,26 @@ use bytes::Bytes;
 
 use crate::graph::Object;
 
-use super::{NEWEST_VERSION, WRITTEN_VERSION, read, tag};
+use super::input::VARINT_BYTES;
+use super::read::is_portable;
+use super::{NEWEST_VERSION, WRITTEN_VERSION, tag};
 
 /// The same value in format 15, if it is one in format 16 that can be said so. Everything else is
 /// left as it is, also bytes that are no value.
 pub fn portable(data: Bytes) -> Bytes {
     let [tag::VERSION, version, rest @ ..] = data.as_ref() else { return data };
-    // A value without this byte has no buffer that can grow.
-    let may_grow = rest.contains(&tag::RESIZABLE_BUFFER);
-    if u32::from(*version) != NEWEST_VERSION || (may_grow && !fits(&data)) {
+    if u32::from(*version) != NEWEST_VERSION || (may_differ(rest) && !is_portable(&data)) {
         return data;
     }
     [&[tag::VERSION, WRITTEN_VERSION], rest].concat().into()
 }
 
-/// Whether all lengths fit 32 bits.
-fn fits(data: &[u8]) -> bool {
-    let Ok(graph) = read(data) else { return false };
-    graph.objects().all(fits_portable)
+/// Whether the formats may read something else in these bytes: in the length of a buffer that can
+/// grow, or in a length of more bytes than 15 reads, which no V8 writes.
+fn may_differ(rest: &[u8]) -> bool {
+    let mut continued = rest.split(|byte| *byte < 0x80);
+    rest.contains(&tag::RESIZABLE_BUFFER)
+        || (rest.contains(&tag::BUFFER) && continued.any(|run| run.len() >= VARINT_BYTES))
 }
 
 /// Whether format 15 can say the length up to which a buffer may grow.
@@ -39,6 +41,7 @@ pub(super) fn fits_portable(object: &Object) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v8::read;
 
     #[test]
     fn values_of_format_16_become_those_of_15_and_others_stay() {
@@ -70,8 +73,24 @@ mod tests {
         // In 15 the length would be another: 0.
         let relabelled = [b"\xff\x0f", &beyond[2..]].concat();
         assert_ne!(read(&relabelled).ok(), read(&beyond).ok());
+        // The longest that both read as the same.
+        let long = Bytes::from_static(b"\xff\x10B\x81\x80\x80\x80\x00\x07");
+        assert_eq!(read(&portable(long.clone())).unwrap(), read(&long).unwrap());
+        assert_eq!(portable(long)[1], 15);
         // Bytes that cannot be read are not touched.
         let cut = b"\xff\x10A\x01~\x05";
         assert_eq!(portable(Bytes::from_static(cut)), &cut[..]);
+    }
+
+    #[test]
+    fn value_with_a_length_that_only_format_16_reads_stays_in_it() {
+        let long_length = b"\xff\x10B\x83\x80\x80\x80\x80\x00abc";
+        let long_offset = b"\xff\x10B\x03abcVB\x81\x80\x80\x80\x80\x00\x02\x00";
+        for data in [&long_length[..], long_offset] {
+            assert!(read(data).is_ok());
+            assert_eq!(portable(Bytes::copy_from_slice(data)), data);
+            let relabelled = [b"\xff\x0f", &data[2..]].concat();
+            assert_ne!(read(&relabelled).ok(), read(data).ok());
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::graph::{
 use crate::number;
 use crate::text::Text;
 
-use super::input::{Cut, Input};
+use super::input::{Cut, Input, VARINT_BYTES};
 use super::{NEWEST_VERSION, VIEW_TAGS, error_tag, tag};
 
 /// Values within values. Deeper values are not read.
@@ -56,10 +56,15 @@ impl From<Cut> for Reason {
     }
 }
 
+/// Whether the value in these bytes is the same in format 15.
+pub(super) fn is_portable(data: &[u8]) -> bool {
+    let mut reader = Reader::new(data);
+    reader.whole().is_ok() && reader.is_portable
+}
+
 /// Reads a value. Bytes behind it are ignored, as V8 does.
 pub fn read(data: &[u8]) -> Result<Graph, ReadError> {
-    let mut reader =
-        Reader { input: Input::new(data), builder: Builder::default(), depth: 0, version: 0 };
+    let mut reader = Reader::new(data);
     match reader.whole() {
         Ok(root) => Ok(reader.builder.build(root)),
         Err(reason) => Err(ReadError { at: reader.input.position(), reason }),
@@ -71,11 +76,18 @@ struct Reader<'a> {
     builder: Builder,
     depth: usize,
     version: u32,
+    /// All lengths so far are those that older formats have.
+    is_portable: bool,
 }
 
 type Properties = Vec<(Text, Value)>;
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(data: &'a [u8]) -> Self {
+        let (input, builder) = (Input::new(data), Builder::default());
+        Self { input, builder, depth: 0, version: 0, is_portable: true }
+    }
+
     fn whole(&mut self) -> Result<Value, Reason> {
         if self.input.tag() != Ok(tag::VERSION) {
             return Err(Reason::Version);
@@ -161,7 +173,14 @@ impl Reader<'_> {
 
     /// A length of bytes in a buffer: it may be larger in the newest version.
     fn buffer_length(&mut self) -> Result<u64, Reason> {
-        Ok(if self.version >= 16 { self.input.long_varint()? } else { self.input.varint()?.into() })
+        if self.version < 16 {
+            return Ok(self.input.varint()?.into());
+        }
+        let begin = self.input.position();
+        let length = self.input.long_varint()?;
+        let bytes = self.input.position() - begin;
+        self.is_portable &= bytes <= VARINT_BYTES && u32::try_from(length).is_ok();
+        Ok(length)
     }
 
     fn object(&mut self, tag: u8) -> Result<ObjectId, Reason> {
