@@ -8,8 +8,8 @@
 //! | [`document`] | the tables of a document |
 //!
 //! Invariants: everything between a request's bytes and an answer's is the code that ships. Absent
-//! on purpose: logs, replication and routing, which change no answer, and the clock: the time
-//! stands still at [`NOW_MS`].
+//! on purpose: logs, replication and routing, which change no answer; the clock: the time stands
+//! still at [`NOW_MS`]; and the news of a watch after the first.
 
 pub mod document;
 mod meridian;

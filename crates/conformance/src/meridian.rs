@@ -95,13 +95,26 @@ impl Meridian {
         database: DatabaseId,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), Unanswered> {
+        Ok(whole(self.answer(path, database, body).await?))
+    }
+
+    /// The answer to such a request, which may stream.
+    ///
+    /// # Errors
+    /// As [`Meridian::post`].
+    pub async fn answer(
+        &self,
+        path: &str,
+        database: DatabaseId,
+        body: Bytes,
+    ) -> Result<Answer, Unanswered> {
         let request = Request::post(path)
             .header("authorization", format!("Bearer {WRITER_TOKEN}"))
             .header("x-denokv-version", "3")
             .header("x-denokv-database-id", database.to_string())
             .body(Full::new(body))
             .map_err(|_| Unanswered)?;
-        Ok(whole(self.gateway.handle(request).await?))
+        self.gateway.handle(request).await
     }
 
     /// Serves the shard on a free port, until the task is aborted; gives its URL.

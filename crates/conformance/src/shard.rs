@@ -8,16 +8,18 @@ use bytes::Bytes;
 use futures::StreamExt;
 use meridian_gateway::{
     Changed, ChangesWanted, Database, Listen, Listened, NoChanges, NoRoom, Read, ReadOutput,
-    Reports, Unavailable, Watch, WatchNews, Watching, Write, WriteFailure,
+    Reports, Unavailable, Watch, WatchNews, WatchedValue, Watching, Write, WriteFailure,
 };
 use meridian_proto::{DecodedBatch, encode_batch};
 use meridian_queue::Answer;
-use meridian_storage::{Engine, MemoryEngine, RaftApplied, ShardState, StorageError, decode_batch};
+use meridian_storage::{
+    Engine, MemoryEngine, QueuedMessage, RaftApplied, ShardState, StorageError, decode_batch,
+};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::limits::MAX_UNDELIVERED_MESSAGES;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, QueueEffect, QueueTotals,
-    RequestId, ShardId, Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, DatabaseId, Effect, Entry, Epoch, Position, QueueEffect,
+    QueueTotals, ReadRange, RequestId, ShardId, Versionstamp, WriteOutcome,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -65,6 +67,15 @@ impl Shard {
         let mut expiries: Vec<_> = current.map(|row| (row.key, row.expire_at_ms)).collect();
         expiries.sort();
         Ok(expiries)
+    }
+
+    /// The messages of a database that are not delivered, by due time.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn messages(&self, database: DatabaseId) -> Result<Vec<QueuedMessage>, StorageError> {
+        self.apply(&mut self.leader.lock(), 0)?;
+        self.state.messages_due(database, None, u64::MAX, usize::MAX, usize::MAX)
     }
 
     /// Applies the oldest batches, until no more than `left` wait.
@@ -138,24 +149,34 @@ impl Shard {
     }
 }
 
-/// No watch begins here: the shard has no leader that it follows.
-pub enum NoWatch {}
+/// A watch that tells of the state at its beginning alone: the shard has nothing that hears of changes.
+pub struct FirstLook(Option<WatchNews>);
 
-impl Watching for NoWatch {
+impl Watching for FirstLook {
     fn poll_news(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchNews, NoRoom>>> {
-        match *self {}
+        self.0.take().map_or(Poll::Pending, |news| Poll::Ready(Some(Ok(news))))
     }
 
-    fn take_back(&mut self, _: &WatchNews) {
-        match *self {}
+    fn take_back(&mut self, news: &WatchNews) {
+        self.0 = Some(news.clone());
     }
 }
 
 impl Database for Shard {
-    type Watching = NoWatch;
+    type Watching = FirstLook;
 
-    async fn watch(self: &Arc<Self>, _: Watch) -> Result<NoWatch, Unavailable> {
-        Err(Unavailable { reason: "This shard has no watches.".to_owned() })
+    async fn watch(self: &Arc<Self>, watch: Watch) -> Result<FirstLook, Unavailable> {
+        let Watch { database, consistency, keys, .. } = watch;
+        let behind = |key: &Bytes| [key.as_ref(), &[0]].concat().into();
+        let range =
+            |key: Bytes| ReadRange { end: behind(&key), start: key, limit: 1, reverse: false };
+        let ranges = keys.into_iter().map(range).collect();
+        let found = self.read(Read { database, consistency, ranges }).await?;
+        let value = |mut entries: Vec<Entry>| match entries.pop() {
+            Some(entry) => Some(WatchedValue::present(entry)),
+            None => Some(WatchedValue::absent()),
+        };
+        Ok(FirstLook(Some(found.ranges.into_iter().map(value).collect())))
     }
 
     /// No message goes to a listener: the shard has no leader that deals with them.

@@ -2,18 +2,20 @@
 
 use bytes::Bytes;
 use denokv_proto::{
-    AtomicWrite, AtomicWriteOutcome, ConvertError, ReadRange, SnapshotReadOptions, datapath,
-    encode_value,
+    AtomicWrite, AtomicWriteOutcome, ConvertError, ReadRange, SnapshotReadOptions, WatchKeyOutput,
+    datapath, encode_value,
 };
 use denokv_sqlite::{Connection, Sqlite, SqliteConfig, SqliteNotifier};
+use futures::StreamExt;
 use meridian_proto::kv_connect as pb;
+use meridian_types::limits::MAX_CHECKS;
 use prost::Message;
 use rand_08::SeedableRng;
 use rand_08::rngs::StdRng;
 use tempfile::TempDir;
 
 use crate::messages::Stamps;
-use crate::store::{Read, Refusal, Store, Written};
+use crate::store::{Hidden, Queued, Read, Refusal, Store, Watched, Written};
 
 /// A database of the reference on a file, and a connection of our own to it.
 pub(crate) struct Denokv {
@@ -45,14 +47,37 @@ impl Denokv {
     /// The short keys that are there after a write that fails.
     pub(crate) async fn keeps_of_failed_write(&self, message: pb::AtomicWrite) -> Vec<String> {
         self.own.execute_batch("delete from kv").unwrap();
-        let bytes = message.encode_to_vec();
-        let converted = datapath::AtomicWrite::decode(bytes.as_slice()).unwrap();
-        let Ok(write) = AtomicWrite::try_from(converted) else { panic!("it is valid") };
+        let Ok(write) = converted(&message) else { panic!("it is valid") };
         assert!(self.sqlite.atomic_write(write).await.is_err());
         let mut statement = self.own.prepare("select k from kv order by k").unwrap();
         let keys = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
         keys.map(|key| String::from_utf8(key.unwrap()).unwrap()).collect()
     }
+}
+
+/// A message of ours, as the reference's server has it.
+fn theirs<T: Message + Default>(message: &impl Message) -> T {
+    T::decode(message.encode_to_vec().as_slice()).unwrap()
+}
+
+/// As the reference's server converts it.
+pub(crate) fn converted(message: &pb::AtomicWrite) -> Result<AtomicWrite, ConvertError> {
+    theirs::<datapath::AtomicWrite>(message).try_into()
+}
+
+/// With as many checks as Deno's client sends: the reference's server takes ten, its database any
+/// number.
+fn converted_with_checks(mut message: pb::AtomicWrite) -> Result<AtomicWrite, ConvertError> {
+    if message.checks.len() > MAX_CHECKS {
+        return converted(&message);
+    }
+    let checks = std::mem::take(&mut message.checks);
+    let mut write = converted(&message)?;
+    for some in checks.chunks(10) {
+        let some = pb::AtomicWrite { checks: some.to_vec(), ..Default::default() };
+        write.checks.extend(converted(&some)?.checks);
+    }
+    Ok(write)
 }
 
 pub(crate) struct Theirs<'a> {
@@ -63,12 +88,55 @@ pub(crate) struct Theirs<'a> {
 impl<'a> Theirs<'a> {
     /// An empty database.
     pub(crate) fn new(denokv: &'a Denokv) -> Self {
-        denokv.own.execute_batch("delete from kv").unwrap();
+        denokv.own.execute_batch("delete from kv; delete from queue").unwrap();
         Self { denokv, stamps: Vec::new() }
     }
 
     fn sql(&self, statements: &str) {
         self.denokv.own.execute_batch(statements).unwrap();
+    }
+
+    fn expiries(&self) -> Vec<(Bytes, u64)> {
+        let query = "select k, expiration_ms from kv where expiration_ms >= 0 order by k";
+        let mut statement = self.denokv.own.prepare(query).unwrap();
+        let rows =
+            statement.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u64>(1)?)));
+        rows.unwrap().map(|row| row.map(|(key, at)| (key.into(), at)).unwrap()).collect()
+    }
+
+    fn messages(&self) -> Vec<Queued<Bytes>> {
+        let query = "select ts, data, backoff_schedule, keys_if_undelivered from queue";
+        let mut statement = self.denokv.own.prepare(query).unwrap();
+        let numbers = |list: &str| -> Vec<u32> {
+            let list = list.split(',').filter(|number| !number.is_empty());
+            list.map(|number| number.parse().unwrap()).collect()
+        };
+        let rows = statement.query_map([], |row| {
+            let (schedule, keys): (String, String) = (row.get(2)?, row.get(3)?);
+            // Arrays of numbers, and of arrays of bytes: `[100,1000]`, `[[1,2],[3]]`.
+            let inner = |list: &str| list[1..list.len() - 1].to_owned();
+            let keys = inner(&keys);
+            let keys = keys.split_inclusive(']').map(|key| key.trim_matches([',', '[', ']']));
+            let byte = |byte: u32| u8::try_from(byte).unwrap();
+            let key = |key: &str| numbers(key).into_iter().map(byte).collect();
+            Ok(Queued {
+                due_ms: row.get(0)?,
+                payload: as_all_read(crate::values::V8, row.get(1)?),
+                backoff_ms: numbers(&inner(&schedule)),
+                keys_if_undelivered: keys.map(key).collect(),
+            })
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+}
+
+fn entry(entry: denokv_proto::KvEntry) -> pb::KvEntry {
+    let (value, encoding) = encode_value(&entry.value);
+    pb::KvEntry {
+        value: as_all_read(i32::try_from(encoding).unwrap(), value.into_owned()),
+        encoding: i32::try_from(encoding).unwrap(),
+        key: entry.key.into(),
+        versionstamp: Bytes::copy_from_slice(&entry.versionstamp),
     }
 }
 
@@ -82,9 +150,7 @@ impl Store for Theirs<'_> {
     }
 
     async fn write(&mut self, message: pb::AtomicWrite) -> Written {
-        let bytes = message.encode_to_vec();
-        let converted = datapath::AtomicWrite::decode(bytes.as_slice()).unwrap();
-        let write = match AtomicWrite::try_from(converted) {
+        let write = match converted_with_checks(message) {
             Ok(write) => write,
             Err(error) => return Written::Refused(Refusal::About(about(&error))),
         };
@@ -110,40 +176,36 @@ impl Store for Theirs<'_> {
     }
 
     async fn read(&mut self, message: pb::SnapshotRead) -> Read {
-        let bytes = message.encode_to_vec();
-        let converted = datapath::SnapshotRead::decode(bytes.as_slice()).unwrap();
-        let ranges =
-            Vec::<ReadRange>::try_from(converted).map_err(|error| Refusal::About(about(&error)))?;
+        let ranges = Vec::<ReadRange>::try_from(theirs::<datapath::SnapshotRead>(&message))
+            .map_err(|error| Refusal::About(about(&error)))?;
         let options = SnapshotReadOptions { consistency: denokv_proto::Consistency::Strong };
         let ranges = self.denokv.sqlite.snapshot_read(ranges, options).await.unwrap();
-        let entry = |entry: denokv_proto::KvEntry| {
-            let (value, encoding) = encode_value(&entry.value);
-            pb::KvEntry {
-                value: as_all_read(i32::try_from(encoding).unwrap(), value.into_owned()),
-                encoding: i32::try_from(encoding).unwrap(),
-                key: entry.key.into(),
-                versionstamp: Bytes::copy_from_slice(&entry.versionstamp),
-            }
-        };
         let entries =
             |range: denokv_proto::ReadRangeOutput| range.entries.into_iter().map(entry).collect();
         Ok(ranges.into_iter().map(entries).collect())
     }
 
-    async fn expiries(&mut self) -> Vec<(Bytes, u64)> {
-        let query = "select k, expiration_ms from kv where expiration_ms >= 0 order by k";
-        let mut statement = self.denokv.own.prepare(query).unwrap();
-        let rows =
-            statement.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u64>(1)?)));
-        rows.unwrap().map(|row| row.map(|(key, at)| (key.into(), at)).unwrap()).collect()
+    async fn watch(&mut self, message: pb::Watch) -> Result<Watched, Refusal> {
+        let keys = Vec::<Vec<u8>>::try_from(theirs::<datapath::Watch>(&message))
+            .map_err(|error| Refusal::About(about(&error)))?;
+        let first = self.denokv.sqlite.watch(keys).next().await.unwrap().unwrap();
+        let watched = |output| match output {
+            WatchKeyOutput::Changed { entry: changed } => changed.map(entry),
+            WatchKeyOutput::Unchanged => panic!("the first message has all keys"),
+        };
+        Ok(first.into_iter().map(watched).collect())
+    }
+
+    async fn hidden(&mut self) -> Hidden {
+        Hidden { expiries: self.expiries(), messages: self.messages() }
     }
 }
 
 /// The words that our refusal of the same has.
-fn about(error: &ConvertError) -> &'static str {
+pub(crate) fn about(error: &ConvertError) -> &'static str {
     match error {
-        ConvertError::KeyTooLong => "The size of a key to ",
-        ConvertError::ValueTooLong => "The size of a value exceeds the limit of 65536 bytes.",
+        ConvertError::KeyTooLong => "The size of a key ",
+        ConvertError::ValueTooLong => " exceeds the limit of 65536 bytes.",
         ConvertError::ReadRangeTooLarge => "The number of entries asked for by all ranges",
         ConvertError::AtomicWriteTooLarge => "The total size of one atomic write",
         ConvertError::TooManyReadRanges => "The number of ranges of one read",
@@ -154,11 +216,11 @@ fn about(error: &ConvertError) -> &'static str {
         ConvertError::InvalidVersionstamp => "Invalid versionstamp: ",
         ConvertError::InvalidMutationKind => "Invalid mutation kind: ",
         ConvertError::InvalidMutationExpireAt => "Invalid mutation expire at: ",
-        ConvertError::TooManyWatchedKeys
-        | ConvertError::TooManyQueueUndeliveredKeys
-        | ConvertError::TooManyQueueBackoffIntervals
-        | ConvertError::QueueBackoffIntervalTooLarge
-        | ConvertError::InvalidMutationEnqueueDeadline => panic!("no message has these"),
+        ConvertError::TooManyWatchedKeys => "The number of keys of one watch",
+        ConvertError::TooManyQueueUndeliveredKeys => "The number of keys if undelivered",
+        ConvertError::TooManyQueueBackoffIntervals => "The number of intervals of one backoff",
+        ConvertError::QueueBackoffIntervalTooLarge => "An interval of a backoff schedule",
+        ConvertError::InvalidMutationEnqueueDeadline => "no time",
     }
 }
 

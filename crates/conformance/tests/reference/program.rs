@@ -1,4 +1,4 @@
-//! Programs of a client: writes, reads and lists, some of them at fault.
+//! Programs of a client: writes, reads, lists and watches, some of them at fault.
 
 use proptest::collection::vec;
 use proptest::option::weighted;
@@ -53,27 +53,52 @@ pub(crate) struct Mutation {
     pub(crate) format: u8,
 }
 
-/// The flaw of a message. It has no other.
+/// A message for the queue.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Flaw {
-    Checks(usize),
+pub(crate) struct Enqueue {
+    pub(crate) payload: Data,
+    pub(crate) format: u8,
+    /// It is due so long after the test began.
+    pub(crate) delay_ms: i64,
+    pub(crate) keys_if_undelivered: Vec<Key>,
+    pub(crate) backoff_ms: Vec<u32>,
+}
+
+/// A field of a message at its limit, beyond it, or without a meaning. A message has no other that is
+/// at fault.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Extreme {
+    /// The first of them pass, and the others fail.
+    Checks {
+        count: usize,
+        passing: usize,
+    },
     CheckedKey(usize),
     Versionstamp(usize),
-    Mutations(usize),
+    Mutations {
+        mutations: usize,
+        enqueues: usize,
+    },
     WrittenKey(usize),
     Value(usize),
-    Total,
+    Total(usize),
     MutationType(i32),
     NoValue(i32),
     ExpireAt(i64),
     Encoding(i32),
+    Payload(usize),
+    KeysIfUndelivered(usize),
+    KeyIfUndelivered(usize),
+    Intervals(usize),
+    Interval(u32),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Write {
     pub(crate) checks: Vec<(Key, Expected)>,
     pub(crate) mutations: Vec<Mutation>,
-    pub(crate) flaw: Option<Flaw>,
+    pub(crate) enqueues: Vec<Enqueue>,
+    pub(crate) extreme: Option<Extreme>,
 }
 
 /// A key, and what clients put behind it where a range begins or ends.
@@ -97,6 +122,8 @@ pub(crate) enum Step {
     Read(Vec<Range>),
     /// All of a range, `limit` entries at a time, from the cursor that the last one leaves.
     List(Range),
+    /// The first message of a watch.
+    Watch(Vec<Key>),
 }
 
 fn key() -> impl Strategy<Value = Key> + Clone {
@@ -130,43 +157,67 @@ fn kind() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// Of V8: what Deno writes from 2.8 on, or what all read.
+fn format() -> impl Strategy<Value = u8> {
+    select(vec![14, 15, 15, 16])
+}
+
 fn mutation() -> impl Strategy<Value = Mutation> {
     // None, and in 2,100 years.
     let expiry = select(vec![0, 0, 0, -1, 4_102_444_800_000_i64, 4_102_444_800_001]);
     // A plain key for what has a versionstamp behind it: with another, it would be too long.
     let plain = (0..PLAIN.len()).prop_map(Key::Plain);
-    (key(), plain, kind(), expiry, select(vec![14_u8, 15, 15, 16])).prop_map(
-        |(key, plain, kind, expire_at_ms, format)| {
-            let key = if matches!(kind, Kind::SetStamped(_)) { plain } else { key };
-            Mutation { key, kind, expire_at_ms, format }
+    (key(), plain, kind(), expiry, format()).prop_map(|(key, plain, kind, expire_at_ms, format)| {
+        let key = if matches!(kind, Kind::SetStamped(_)) { plain } else { key };
+        Mutation { key, kind, expire_at_ms, format }
+    })
+}
+
+fn enqueue() -> impl Strategy<Value = Enqueue> {
+    let day = 24 * 60 * 60 * 1000;
+    let backoff = vec(select(vec![0, 1, 100, 3_600_000]), 0..=10);
+    (data(), format(), select(vec![0, 1, 60_000, 29 * day]), vec(key(), 0..3), backoff).prop_map(
+        |(payload, format, delay_ms, keys_if_undelivered, backoff_ms)| Enqueue {
+            payload,
+            format,
+            delay_ms,
+            keys_if_undelivered,
+            backoff_ms,
         },
     )
 }
 
-fn flaw() -> impl Strategy<Value = Flaw> {
+fn extreme() -> impl Strategy<Value = Extreme> {
+    let checks = vec![(10, 9), (11, 11), (99, 0), (100, 50), (100, 100), (101, 101)];
+    let mutations = vec![(1000, 0), (1, 999), (500, 501), (1001, 0), (0, 1001)];
     prop_oneof![
-        Just(Flaw::Checks(101)),
-        Just(Flaw::CheckedKey(2050)),
-        select(vec![1, 9, 11, 20]).prop_map(Flaw::Versionstamp),
-        Just(Flaw::Mutations(1001)),
-        Just(Flaw::WrittenKey(2049)),
-        Just(Flaw::Value(65_537)),
-        Just(Flaw::Total),
-        select(vec![0, 6, 7, 8, 10, -1]).prop_map(Flaw::MutationType),
-        select(vec![1, 3, 4, 5, 9]).prop_map(Flaw::NoValue),
-        select(vec![-2, i64::MIN]).prop_map(Flaw::ExpireAt),
-        select(vec![0, 4, -1]).prop_map(Flaw::Encoding),
+        select(checks).prop_map(|(count, passing)| Extreme::Checks { count, passing }),
+        select(vec![2049, 2050]).prop_map(Extreme::CheckedKey),
+        select(vec![1, 9, 11, 20]).prop_map(Extreme::Versionstamp),
+        select(mutations)
+            .prop_map(|(mutations, enqueues)| Extreme::Mutations { mutations, enqueues }),
+        select(vec![2048, 2049]).prop_map(Extreme::WrittenKey),
+        select(vec![65_536, 65_537]).prop_map(Extreme::Value),
+        select(vec![819_200, 819_201]).prop_map(Extreme::Total),
+        select(vec![0, 6, 7, 8, 10, -1]).prop_map(Extreme::MutationType),
+        select(vec![1, 3, 4, 5, 9]).prop_map(Extreme::NoValue),
+        select(vec![-2, i64::MIN]).prop_map(Extreme::ExpireAt),
+        select(vec![0, 4, -1]).prop_map(Extreme::Encoding),
+        select(vec![65_536, 65_537]).prop_map(Extreme::Payload),
+        select(vec![10, 11]).prop_map(Extreme::KeysIfUndelivered),
+        select(vec![2048, 2049]).prop_map(Extreme::KeyIfUndelivered),
+        select(vec![10, 11]).prop_map(Extreme::Intervals),
+        select(vec![3_600_000, 3_600_001]).prop_map(Extreme::Interval),
     ]
 }
 
 fn write() -> impl Strategy<Value = Write> {
     let checks = prop_oneof![3 => vec((key(), expected()), 0..3), 1 => Just(vec![])];
     let mutations = prop_oneof![9 => vec(mutation(), 0..6), 1 => vec(mutation(), 0..40)];
-    (checks, mutations, weighted(0.06, flaw())).prop_map(|(checks, mutations, flaw)| Write {
-        checks,
-        mutations,
-        flaw,
-    })
+    let enqueues = prop_oneof![3 => Just(vec![]), 1 => vec(enqueue(), 1..4)];
+    (checks, mutations, enqueues, weighted(0.08, extreme())).prop_map(
+        |(checks, mutations, enqueues, extreme)| Write { checks, mutations, enqueues, extreme },
+    )
 }
 
 fn range() -> impl Strategy<Value = Range> + Clone {
@@ -212,15 +263,24 @@ fn read() -> impl Strategy<Value = Vec<Range>> {
     ]
 }
 
+fn watch() -> impl Strategy<Value = Vec<Key>> {
+    prop_oneof![
+        12 => vec(key(), 0..=10),
+        1 => vec(key(), 11),
+        1 => Just(vec![Key::Long(2050)]),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let list = prop_oneof![
         2 => range(),
         1 => (1..5, any::<bool>()).prop_map(|(limit, reverse)| everything(limit, reverse)),
     ];
     prop_oneof![
-        8 => write().prop_map(Step::Write),
-        3 => read().prop_map(Step::Read),
-        1 => list.prop_map(Step::List),
+        16 => write().prop_map(Step::Write),
+        6 => read().prop_map(Step::Read),
+        2 => list.prop_map(Step::List),
+        3 => watch().prop_map(Step::Watch),
     ]
 }
 

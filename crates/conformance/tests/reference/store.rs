@@ -1,4 +1,4 @@
-//! The interface of both stores, and how their answers are compared.
+//! The interface of all stores, and how their answers are compared.
 
 use std::collections::HashMap;
 
@@ -26,6 +26,27 @@ pub(crate) enum Written {
 
 pub(crate) type Read = Result<Vec<Vec<pb::KvEntry>>, Refusal>;
 
+/// The entries of watched keys, in the order in which a watch names them.
+pub(crate) type Watched = Vec<Option<pb::KvEntry>>;
+
+/// A message that is not delivered.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Queued<K> {
+    pub(crate) due_ms: u64,
+    pub(crate) payload: Bytes,
+    pub(crate) backoff_ms: Vec<u32>,
+    pub(crate) keys_if_undelivered: Vec<K>,
+}
+
+/// The part of a database that no answer tells.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    /// The keys that expire, and when, in the order of their bytes.
+    pub(crate) expiries: Vec<(Bytes, u64)>,
+    /// In any order.
+    pub(crate) messages: Vec<Queued<Bytes>>,
+}
+
 /// A database of one of the two sides, and the versionstamps of its writes so far.
 pub(crate) trait Store {
     fn stamps(&self) -> &Stamps;
@@ -37,8 +58,10 @@ pub(crate) trait Store {
 
     async fn read(&mut self, message: pb::SnapshotRead) -> Read;
 
-    /// The keys that expire, and when, in the order of their bytes.
-    async fn expiries(&mut self) -> Vec<(Bytes, u64)>;
+    /// Begins to watch keys, for the first message.
+    async fn watch(&mut self, message: pb::Watch) -> Result<Watched, Refusal>;
+
+    async fn hidden(&mut self) -> Hidden;
 }
 
 /// An entry without what both sides choose for themselves: a versionstamp is the number of the write
@@ -71,7 +94,28 @@ impl Eyes {
         }
     }
 
-    pub(crate) fn key(&self, key: &[u8]) -> SeenKey {
+    pub(crate) fn entries(&self, entries: &[pb::KvEntry]) -> Vec<Seen> {
+        entries.iter().map(|entry| self.entry(entry)).collect()
+    }
+
+    pub(crate) fn watched(&self, watched: &Watched) -> Vec<Option<Seen>> {
+        watched.iter().map(|entry| entry.as_ref().map(|entry| self.entry(entry))).collect()
+    }
+
+    pub(crate) fn hidden(&self, hidden: Hidden) -> (Vec<(SeenKey, u64)>, Vec<Queued<SeenKey>>) {
+        let expiries = hidden.expiries.iter().map(|(key, at)| (self.key(key), *at)).collect();
+        let message = |message: Queued<Bytes>| Queued {
+            due_ms: message.due_ms,
+            payload: message.payload,
+            backoff_ms: message.backoff_ms,
+            keys_if_undelivered: message.keys_if_undelivered.iter().map(|k| self.key(k)).collect(),
+        };
+        let mut messages: Vec<_> = hidden.messages.into_iter().map(message).collect();
+        messages.sort();
+        (expiries, messages)
+    }
+
+    fn key(&self, key: &[u8]) -> SeenKey {
         let stamped = || {
             let (base, behind) = key.split_at_checked(key.len().checked_sub(22)?)?;
             let digits = behind.strip_prefix(b"\x02")?.strip_suffix(b"\0")?;
