@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "tests may; the helpers here are no test functions"
 )]
 
@@ -16,7 +17,7 @@ use meridian_checker::queue::{
     ReportAnswer, TRANSIT_NS, Verdict, check_queue,
 };
 use meridian_checker::{Allowance, LostWindow};
-use meridian_types::{Epoch, Position, Versionstamp};
+use meridian_types::{Epoch, MessageId, Position, Versionstamp};
 use queue_support::{Bug, play};
 
 const SEEDS: u64 = 300;
@@ -145,6 +146,50 @@ fn attempt_that_is_acknowledged_after_a_break_may_be_followed_by_the_next_and_by
     };
     assert!(died(true).is_empty());
     assert!(died(false).contains(&QueueRule::DeadLetters));
+}
+
+#[test]
+fn message_may_die_whose_hold_ended_while_its_acknowledgement_was_on_its_way() {
+    let died = |broke_ns: u64| {
+        let ack = QueueEvent::Report(Report {
+            listener: 1,
+            message: 7,
+            attempt: 2,
+            verdict: Verdict::Ack,
+            invoked_ns: 40,
+            completed_ns: Some(60),
+            answer: Some(ReportAnswer::Done),
+        });
+        let refused = [handed(10, 1, 1), report(20, 1, 1, Verdict::Nack), handed(30, 1, 2)];
+        let broke = QueueEvent::Broke { at_ns: broke_ns, listener: 1 };
+        let events = [enqueued(stamp(1, 3))].into_iter().chain(refused);
+        rules(&drained(&events.chain([ack, broke, dead_read(100, 2)]).collect::<Vec<_>>()))
+    };
+    assert!(died(50).is_empty());
+    assert!(died(61).contains(&QueueRule::DeadLetters), "it was done before");
+}
+
+#[test]
+fn enqueue_that_a_failover_lost_may_be_repeated_and_gives_the_message_another_id() {
+    let id = |epoch, sequence| MessageId { enqueued: stamp(epoch, sequence), index: 0 }.to_string();
+    let history = |first: String| {
+        let (lost, versionstamp) = (handed(10, 1, 1), stamp(2, 30));
+        let again = EnqueueOutcome::Enqueued { id: id(2, 30), versionstamp };
+        let QueueEvent::Handed(lost) = lost else { panic!("it is one") };
+        let lost = QueueEvent::Handed(Handed { id: first, ..lost });
+        let QueueEvent::Handed(next) = handed(50, 2, 1) else { panic!("it is one") };
+        let next = QueueEvent::Handed(Handed { id: id(2, 30), ..next });
+        let broke = QueueEvent::Broke { at_ns: 15, listener: 1 };
+        drained(&[enqueue(again), lost, broke, next, report(60, 2, 1, Verdict::Ack)])
+    };
+    let base = Position::new(Epoch(1), 20);
+    let allowance = Allowance { lost: vec![LostWindow::behind(Epoch(2), base)] };
+    let of = |sequence| {
+        let verdict = check_queue(&history(id(1, sequence)), &allowance);
+        verdict.violations.iter().map(|violation| violation.rule).collect::<Vec<_>>()
+    };
+    assert_eq!(of(21), []);
+    assert_eq!(of(20), [QueueRule::Enqueued], "it was not lost, and is there twice");
 }
 
 #[test]

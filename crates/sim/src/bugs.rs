@@ -28,4 +28,10 @@ pub enum Bug {
     JudgeWhileStarved,
     /// The controller takes a region without a leader for lost, though its nodes answer.
     TakeStarvationForLoss,
+    /// Messages are handed out without asking whether the lease is still held: a region that was
+    /// failed over hands out what the next one has handed out, or what is done there.
+    HandOutWithoutTheLease,
+    /// A new leader hands out older messages at once: it does not wait for gateways to say what
+    /// their listeners hold.
+    HandOutAtOnce,
 }

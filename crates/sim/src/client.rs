@@ -53,26 +53,21 @@ impl Client {
         }
     }
 
-    /// The next request of the client, if it has any. `request` is the last id that was given out.
+    /// The next request of the client, if it has any; `write` makes a write.
     pub(crate) fn step(
         &mut self,
         now: Instant,
         rng: &mut Rng,
         nodes: &[NodeId],
         floor: Position,
-        request: &mut u64,
+        write: impl FnOnce() -> Operation,
     ) -> Option<(NodeId, Message)> {
         self.pending.take_if(|pending| now > pending.began + DEADLINE);
         if self.pending.is_none() {
             if now < self.next_at {
                 return None;
             }
-            let operation = if rng.chance(700) {
-                *request += 1;
-                Operation::Write { request: *request }
-            } else {
-                Operation::Read
-            };
+            let operation = if rng.chance(700) { write() } else { Operation::Read };
             let (began, first_call) = (now, self.call + 1);
             self.pending = Some(Pending { operation, floor, began, first_call, retry_at: now });
         }
@@ -86,17 +81,26 @@ impl Client {
         Some((to, Message::Request { call: self.call, operation, floor }))
     }
 
-    pub(crate) fn receive(&mut self, now: Instant, rng: &mut Rng, from: NodeId, message: &Message) {
-        let Some(pending) = &mut self.pending else { return };
+    /// The write that is acknowledged by that, if one is.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        rng: &mut Rng,
+        from: NodeId,
+        message: &Message,
+    ) -> Option<(u64, Position)> {
+        let pending = self.pending.as_mut()?;
         match message {
             // An answer to an earlier attempt is an answer.
-            Message::Answer { call, .. } if *call >= pending.first_call => {
-                if let Operation::Write { .. } = pending.operation {
-                    self.acked_at = now;
-                }
+            Message::Answer { call, position } if *call >= pending.first_call => {
+                let operation = pending.operation;
                 self.leader = Some(from);
                 self.next_at = now + rng.between(10, 120) * MS;
                 self.pending = None;
+                if let Operation::Write { request, .. } = operation {
+                    self.acked_at = now;
+                    return Some((request, *position));
+                }
             }
             Message::NotHere { call, leader } if *call == self.call => {
                 self.leader = *leader;
@@ -104,5 +108,6 @@ impl Client {
             }
             _ => {}
         }
+        None
     }
 }

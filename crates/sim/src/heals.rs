@@ -14,6 +14,8 @@ const BOUND: Instant = 40 * SECOND;
 /// After that a shard that waits for an operator's word gets it, also one in manual mode that
 /// stands still.
 const PATIENCE: Instant = 20 * SECOND;
+/// Delays, schedules, handlers that take long and leases that run out, one after the other.
+const DRAINED: Instant = 90 * SECOND;
 const SETTLED: Instant = 12 * SECOND;
 
 /// Heals the world and watches it recover.
@@ -34,9 +36,10 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
         }
     }
     world.hush();
+    drain(world)?;
     let settled = world.now + SETTLED;
     world.run_until(settled)?;
-    world.observer.finish();
+    world.finish();
     if let Some(violation) = world.observer.violation.take() {
         return Err(violation);
     }
@@ -50,6 +53,17 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
             let (has, wanted) = (node.end(), crate::message::end_of(&truth));
             return Err(format!("{NAME}: n{} has {has}, and {wanted} was committed", node.id));
         }
+    }
+    Ok(())
+}
+
+/// Until each message is settled and each report answered, where there is a queue. Messages that are
+/// not by then are lost, which their history shows.
+fn drain(world: &mut World) -> Result<(), String> {
+    let until = world.now + DRAINED;
+    while !world.is_drained() && world.now < until {
+        let next = world.now + SECOND / 2;
+        world.run_until(next)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use meridian_checker::queue::QueueEvent;
 use meridian_directory::{Change, Cluster, Shard};
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -15,6 +16,7 @@ mod loss_reported;
 mod no_ack_under_stale_lease;
 mod one_primary_per_epoch;
 mod promoted_prefix;
+mod queue_history;
 mod starvation_is_not_loss;
 mod versionstamps_monotonic;
 
@@ -45,6 +47,13 @@ pub struct Counts {
     pub drains: u64,
     pub exact_reports: u64,
     pub voter_changes: u64,
+    pub enqueued: u64,
+    pub handed: u64,
+    /// Messages whose delivery was acknowledged.
+    pub done: u64,
+    pub dead: u64,
+    /// Handed out again without a refusal.
+    pub duplicates: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -61,6 +70,11 @@ impl std::ops::AddAssign for Counts {
         self.drains += other.drains;
         self.exact_reports += other.exact_reports;
         self.voter_changes += other.voter_changes;
+        self.enqueued += other.enqueued;
+        self.handed += other.handed;
+        self.done += other.done;
+        self.dead += other.dead;
+        self.duplicates += other.duplicates;
     }
 }
 
@@ -190,7 +204,8 @@ impl Observer {
     }
 
     /// When the run is over.
-    pub(crate) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self, now: Instant, queue: Vec<QueueEvent>) {
         loss_reported::finish(self);
+        queue_history::finish(self, now, queue);
     }
 }

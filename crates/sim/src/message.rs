@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
 use meridian_failover::{Lease, LostTail, ProgressHint, SealAnswer};
+use meridian_queue::{Answer, ListenerId, MessageKey, Opening, Report, SessionId};
 use meridian_shipping::{Heartbeat, Status, StreamId};
-use meridian_types::{Epoch, NodeId, Position, ShardReport};
+use meridian_types::{Epoch, NodeId, Position, ShardReport, Verdict};
 
+use crate::clock::Instant;
 use crate::raft::{Entry, Members, RaftMessage, Sync};
 
 /// One write, as it is in the log.
@@ -16,6 +18,22 @@ pub(crate) struct Batch {
     pub(crate) position: Position,
     pub(crate) request: u64,
     pub(crate) time_ms: u64,
+    pub(crate) content: Content,
+}
+
+/// The part of a write that the simulation looks into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Plain,
+    /// A message with this number.
+    Enqueue {
+        message: u64,
+        due_ms: u64,
+    },
+    Settle {
+        key: MessageKey,
+        verdict: Verdict,
+    },
 }
 
 /// A subscriber, its incarnation and its stream: what a connection is.
@@ -67,8 +85,42 @@ pub(crate) struct Question {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
-    Write { request: u64 },
+    Write { request: u64, content: Content },
     Read,
+}
+
+/// A gateway's word to a leader about a listener.
+#[derive(Debug, Clone)]
+pub(crate) enum OfListener {
+    Opens(Opening),
+    Closes(SessionId),
+    Reports { call: u64, listener: ListenerId, key: MessageKey, report: Report },
+}
+
+/// A leader's word in a session. `as_of`: it surely led then, as its quorum has confirmed since.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) session: SessionId,
+    pub(crate) part: Part,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part {
+    /// The session has begun.
+    Begun,
+    Alive {
+        as_of: Instant,
+    },
+    Handed {
+        key: MessageKey,
+        message: u64,
+        attempt: u32,
+        lease: Option<Duration>,
+        as_of: Instant,
+    },
+    Released(MessageKey),
+    /// The session is over, or there is none.
+    Ended,
 }
 
 /// A call to the directory's leader carries the term of the caller's leadership, and so does its
@@ -76,38 +128,140 @@ pub(crate) enum Operation {
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     // Within the group of a shard.
-    Shard { epoch: Epoch, raft: RaftMessage<Batch> },
-    NeedSeed { epoch: Epoch },
-    Seed { epoch: Epoch, history: Arc<History>, founders: Members, log: Vec<Entry<Batch>> },
+    Shard {
+        epoch: Epoch,
+        raft: RaftMessage<Batch>,
+    },
+    NeedSeed {
+        epoch: Epoch,
+    },
+    Seed {
+        epoch: Epoch,
+        history: Arc<History>,
+        founders: Members,
+        log: Vec<Entry<Batch>>,
+    },
     // Within the directory.
     Directory(RaftMessage<Arc<Cluster>>),
     // Of nodes to the directory, and back.
-    Renew { question: Question, report: Option<ShardReport>, lost: Vec<LostTail> },
-    Lease { question: Question, lease: Lease, cluster: Arc<Cluster>, hints: Vec<ProgressHint> },
-    NotLeader { question: Question, leader: Option<NodeId> },
+    Renew {
+        question: Question,
+        report: Option<ShardReport>,
+        lost: Vec<LostTail>,
+    },
+    Lease {
+        question: Question,
+        lease: Lease,
+        cluster: Arc<Cluster>,
+        hints: Vec<ProgressHint>,
+    },
+    NotLeader {
+        question: Question,
+        leader: Option<NodeId>,
+    },
     Cluster(Arc<Cluster>),
     Order(Change),
     // Of the directory's leader to nodes, and back.
-    Seal { term: u64, epoch: Epoch, planned: bool },
-    Sealed { term: u64, answer: SealAnswer },
-    Drain { term: u64, epoch: Epoch, source: NodeId, through: Position },
-    Drained { term: u64, epoch: Epoch, position: Position },
-    ReadLog { after: Position, through: Position },
-    LogRead { after: Position, tail: Tail },
-    ReadState { incarnation: u64, fetch: u64 },
-    StateRead { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
+    Seal {
+        term: u64,
+        epoch: Epoch,
+        planned: bool,
+    },
+    Sealed {
+        term: u64,
+        answer: SealAnswer,
+    },
+    Drain {
+        term: u64,
+        epoch: Epoch,
+        source: NodeId,
+        through: Position,
+    },
+    Drained {
+        term: u64,
+        epoch: Epoch,
+        position: Position,
+    },
+    ReadLog {
+        after: Position,
+        through: Position,
+    },
+    LogRead {
+        after: Position,
+        tail: Tail,
+    },
+    ReadState {
+        incarnation: u64,
+        fetch: u64,
+    },
+    StateRead {
+        incarnation: u64,
+        fetch: u64,
+        history: Option<Arc<History>>,
+    },
     // Shipping.
-    Subscribe { link: Link, from: Position },
-    Unsubscribe { link: Link },
-    Ack { source: NodeId, link: Link, durable: Position },
-    ToReceiver { source: NodeId, link: Link, event: Shipped },
+    Subscribe {
+        link: Link,
+        from: Position,
+    },
+    Unsubscribe {
+        link: Link,
+    },
+    Ack {
+        source: NodeId,
+        link: Link,
+        durable: Position,
+    },
+    ToReceiver {
+        source: NodeId,
+        link: Link,
+        event: Shipped,
+    },
     Status(Status),
-    FetchSnapshot { incarnation: u64, fetch: u64, epoch: Epoch },
-    Snapshot { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
+    FetchSnapshot {
+        incarnation: u64,
+        fetch: u64,
+        epoch: Epoch,
+    },
+    Snapshot {
+        incarnation: u64,
+        fetch: u64,
+        history: Option<Arc<History>>,
+    },
     // Of clients, and back.
-    Request { call: u64, operation: Operation, floor: Position },
-    Answer { call: u64 },
-    NotHere { call: u64, leader: Option<NodeId> },
+    Request {
+        call: u64,
+        operation: Operation,
+        floor: Position,
+    },
+    Answer {
+        call: u64,
+        position: Position,
+    },
+    NotHere {
+        call: u64,
+        leader: Option<NodeId>,
+    },
+    // Of listeners' gateways, and back.
+    OfListener(OfListener),
+    Told(Told),
+    /// `None`: it does not lead.
+    Reported {
+        call: u64,
+        answer: Option<Answer>,
+    },
+}
+
+impl Message {
+    /// The session that a message is part of, which breaks where the message is lost.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::OfListener(OfListener::Opens(opening)) => Some(opening.session),
+            Self::OfListener(OfListener::Closes(session)) => Some(*session),
+            Self::Told(told) => Some(told.session),
+            _ => None,
+        }
+    }
 }
 
 /// An event that a process asked its machine for.
@@ -128,5 +282,10 @@ pub(crate) enum Wakeup {
     },
     Installed {
         fetch: u64,
+    },
+    /// Rows of the queue were looked for, as a leader asked in this term.
+    Looked {
+        term: u64,
+        number: u64,
     },
 }

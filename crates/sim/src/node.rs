@@ -30,6 +30,7 @@ mod divergence;
 mod members;
 mod orders;
 mod part;
+mod queues;
 mod renewal;
 mod replica;
 mod role;
@@ -131,6 +132,8 @@ pub(crate) struct Node {
     /// Where each request is in the history.
     requests: BTreeMap<u64, Position>,
     next_status: Duration,
+    /// Settlements that it has asked its group to log, in this life.
+    settlements: u64,
 }
 
 impl Node {
@@ -165,6 +168,7 @@ impl Node {
             senders: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_status: Duration::ZERO,
+            settlements: 0,
         }
     }
 
@@ -250,7 +254,9 @@ impl Node {
             Wakeup::Pulled => self.pulled(context),
             Wakeup::StatePulled { fetch, history } => self.state_pulled(context, fetch, history),
             Wakeup::Installed { fetch } => self.installed(context, fetch),
+            Wakeup::Looked { term, number } => self.looked(context, term, number),
         }
+        self.tend_queues(context);
     }
 
     fn tick(&mut self, context: &mut Context<'_>) {
@@ -265,6 +271,11 @@ impl Node {
     }
 
     pub(crate) fn receive(&mut self, context: &mut Context<'_>, from: NodeId, message: Message) {
+        self.take(context, from, message);
+        self.tend_queues(context);
+    }
+
+    fn take(&mut self, context: &mut Context<'_>, from: NodeId, message: Message) {
         match message {
             Message::Shard { epoch, raft } => self.shard_message(context, from, epoch, raft),
             Message::NeedSeed { epoch } => self.give_seed(context, from, epoch),
@@ -323,7 +334,11 @@ impl Node {
             Message::Request { call, operation, floor } => {
                 self.request(context, from, call, operation, floor)
             }
-            Message::Answer { .. } | Message::NotHere { .. } => {}
+            Message::OfListener(word) => self.of_listener(context, from, word),
+            Message::Answer { .. }
+            | Message::NotHere { .. }
+            | Message::Told(_)
+            | Message::Reported { .. } => {}
         }
     }
 }

@@ -225,6 +225,11 @@ impl<C: Clone> Raft<C> {
         self.round
     }
 
+    /// The round that begins with the next heartbeat, or before.
+    pub(crate) fn next_round(&self) -> u64 {
+        self.round + 1
+    }
+
     /// A majority has answered rounds up to this one.
     pub(crate) fn confirmed(&self) -> u64 {
         if !self.is_settled_leader() {

@@ -11,6 +11,9 @@ use crate::rng::Rng;
 /// The one shard.
 pub(crate) const SHARD: ShardId = ShardId(1);
 
+/// Its one database.
+pub(crate) const DATABASE: DatabaseId = DatabaseId([1; 16]);
+
 pub(crate) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
 /// Three regions of two to four data centers, mostly 3, 2 and 2, with a node in each, and spares
@@ -58,7 +61,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         directory_voters,
         shards: BTreeMap::new(),
         last_shard_id: 1,
-        databases: BTreeMap::from([(DatabaseId([1; 16]), database)]),
+        databases: BTreeMap::from([(DATABASE, database)]),
         default_database: None,
         tokens: BTreeMap::new(),
         last_token_id: 0,

@@ -10,7 +10,8 @@ use crate::bugs::Bug;
 use crate::client::{Client, FIRST_CLIENT};
 use crate::clock::{Instant, MS};
 use crate::invariants::Observer;
-use crate::message::{Message, Shipped, Wakeup};
+use crate::listeners::{self, FIRST_GATEWAY, Listeners};
+use crate::message::{Content, Message, Operation, Shipped, Wakeup};
 use crate::network::Network;
 use crate::node::{Context, Effect, Node};
 use crate::rng::Rng;
@@ -18,6 +19,7 @@ use crate::topology::{REGIONS, SHARD, genesis};
 
 mod chaos;
 mod operator;
+mod queues;
 mod starvation;
 
 const CLIENT_TICK: Instant = 10 * MS;
@@ -38,6 +40,7 @@ enum Event {
         wakeup: Wakeup,
     },
     Client(usize),
+    Listeners,
     Chaos,
     Crash(NodeId),
     Start(NodeId),
@@ -58,6 +61,9 @@ pub(crate) struct World {
     operator: Option<Rng>,
     /// `None`: no node is starved in this run.
     starved: Option<starvation::Starved>,
+    /// `None`: there is no queue in this run.
+    listeners: Option<Listeners>,
+    connections: queues::Connections,
     nodes: BTreeMap<NodeId, Node>,
     ids: Vec<NodeId>,
     clients: Vec<Client>,
@@ -105,6 +111,8 @@ impl World {
             effects: Vec::new(),
             operator,
             starved: starvation::of_seed(seed).map(starvation::Starved::new),
+            listeners: listeners::of_seed(seed),
+            connections: queues::Connections::default(),
             rng,
         };
         for id in world.ids.clone() {
@@ -112,6 +120,9 @@ impl World {
         }
         (0..world.clients.len())
             .for_each(|client| world.schedule(CLIENT_TICK, Event::Client(client)));
+        if world.listeners.is_some() {
+            world.schedule(0, Event::Listeners);
+        }
         world
     }
 
@@ -176,11 +187,11 @@ impl World {
             return waiting.push(event);
         }
         match event {
+            Event::Deliver { from, to, message } if to >= FIRST_GATEWAY => {
+                self.tell_listeners(from, to, &message);
+            }
             Event::Deliver { from, to, message } if to >= FIRST_CLIENT => {
-                let client = self.clients.iter_mut().find(|client| client.id == to);
-                if let Some(client) = client {
-                    client.receive(self.now, &mut self.rng, from, &message);
-                }
+                self.tell_client(from, to, &message);
             }
             Event::Deliver { from, to, message } => {
                 if self.nodes.get(&to).is_some_and(|node| node.up) {
@@ -197,6 +208,7 @@ impl World {
                 }
             }
             Event::Client(index) => self.step_client(index),
+            Event::Listeners => self.step_listeners(),
             Event::Chaos => self.chaos(),
             Event::Crash(id) => {
                 // Crashes that were planned for a time after the faults do not happen.
@@ -237,6 +249,9 @@ impl World {
     fn send(&mut self, from: NodeId, to: NodeId, message: Message) {
         let is_wan = self.is_wan(from, to);
         let mut arrivals = self.network.arrivals(self.now, &mut self.rng, from, to, is_wan);
+        if from >= FIRST_GATEWAY || to >= FIRST_GATEWAY {
+            return self.connect((from, to), message, arrivals.first().copied());
+        }
         let Some(last) = arrivals.pop() else { return self.break_stream(&message) };
         for due in arrivals {
             self.schedule(due - self.now, Event::Deliver { from, to, message: message.clone() });
@@ -260,18 +275,36 @@ impl World {
         );
     }
 
-    /// Nodes are numbered by region, ten each; clients in the same order.
+    /// Nodes and gateways are numbered by region, ten each; clients in the same order.
     fn is_wan(&self, from: NodeId, to: NodeId) -> bool {
-        let number =
-            |id: NodeId| if id >= FIRST_CLIENT { id.0 - FIRST_CLIENT.0 + 1 } else { id.0 / 10 };
+        let number = |id: NodeId| match id {
+            id if id >= FIRST_GATEWAY => (id.0 - FIRST_GATEWAY.0) / 10,
+            id if id >= FIRST_CLIENT => id.0 - FIRST_CLIENT.0 + 1,
+            id => id.0 / 10,
+        };
         number(from) != number(to)
+    }
+
+    fn tell_client(&mut self, from: NodeId, to: NodeId, message: &Message) {
+        let client = self.clients.iter_mut().find(|client| client.id == to);
+        let acknowledged =
+            client.and_then(|client| client.receive(self.now, &mut self.rng, from, message));
+        if let (Some(listeners), Some(write)) = (&mut self.listeners, acknowledged) {
+            listeners.acknowledged(self.now, write);
+        }
     }
 
     fn step_client(&mut self, index: usize) {
         let floor = self.observer.floor();
         if let Some(client) = self.clients.get_mut(index).filter(|_| !self.quiet) {
             let id = client.id;
-            let sent = client.step(self.now, &mut self.rng, &self.ids, floor, &mut self.request);
+            let (now, request, listeners) = (self.now, &mut self.request, &mut self.listeners);
+            let write = || {
+                *request += 1;
+                let content = listeners.as_mut().map(|listeners| listeners.enqueue(now, *request));
+                Operation::Write { request: *request, content: content.unwrap_or(Content::Plain) }
+            };
+            let sent = client.step(now, &mut self.rng, &self.ids, floor, write);
             if let Some((to, message)) = sent {
                 self.send(id, to, message);
             }

@@ -48,6 +48,7 @@ fn every_run_keeps_the_invariants_and_heals() {
     println!("{counts:?}");
     let Counts { acked, reads, failovers, switchovers, went_home, lost, snapshots, .. } = counts;
     let Counts { orphans, drains, exact_reports, voter_changes, .. } = counts;
+    let Counts { enqueued, handed, done, dead, duplicates, .. } = counts;
     let all = [
         acked,
         reads,
@@ -60,16 +61,21 @@ fn every_run_keeps_the_invariants_and_heals() {
         drains,
         exact_reports,
     ];
+    let of_queues = [enqueued, handed, done, dead, duplicates];
     assert!(
-        all.into_iter().chain([voter_changes]).all(|count| count > 0),
+        all.into_iter().chain([voter_changes]).chain(of_queues).all(|count| count > 0),
         "the simulation became too gentle: {counts:?}"
     );
 }
 
 #[test]
 fn the_same_seed_does_the_same() {
-    let (first, second) = (run(7, None, false), run(7, None, false));
-    assert_eq!(format!("{first:?}"), format!("{second:?}"));
+    // The second with a queue.
+    for seed in [7, 62] {
+        let (first, second) = (run(seed, None, false), run(seed, None, false));
+        assert_eq!(format!("{first:?}"), format!("{second:?}"));
+        assert_eq!(seed == 62, first.is_ok_and(|counts| counts.handed > 0));
+    }
 }
 
 fn is_caught(bug: Bug, mut seeds: Range<u64>, by: &str) -> bool {
@@ -119,4 +125,16 @@ fn a_controller_that_judges_right_after_it_stood_still_is_caught() {
 #[test]
 fn a_controller_that_takes_a_starved_region_for_a_lost_one_is_caught() {
     assert!(is_caught(Bug::TakeStarvationForLoss, 0..60, "starvation_is_not_loss"));
+}
+
+#[test]
+fn a_leader_that_hands_messages_out_without_asking_for_its_lease_is_caught() {
+    let (one_listener, acknowledged) = ("one listener at a time", "acknowledged messages");
+    assert!(is_caught(Bug::HandOutWithoutTheLease, 60..63, one_listener));
+    assert!(is_caught(Bug::HandOutWithoutTheLease, 88..91, acknowledged));
+}
+
+#[test]
+fn a_new_leader_that_waits_for_no_gateway_before_it_hands_messages_out_is_caught() {
+    assert!(is_caught(Bug::HandOutAtOnce, 0..40, "one listener at a time"));
 }

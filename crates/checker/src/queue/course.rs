@@ -94,10 +94,14 @@ impl Course<'_> {
         acks.filter_map(|report| Some((*report, report.completed_ns?)))
     }
 
-    /// Whether the listener surely held the message until it reported on it.
+    /// Whether the listener surely held the message until it reported on it, and would have until it
+    /// was answered: the report is on its way for so long.
     pub(super) fn was_sure(&self, report: &Report, breaks: &Breaks) -> bool {
-        let handed = self.reported(report);
-        handed.is_some_and(|it| self.held_until(it, breaks) == Some(report.invoked_ns))
+        self.reported(report).is_some_and(|handed| {
+            let broke = breaks.first_from(handed.listener, handed.at_ns);
+            let is_late = broke.is_some_and(|at| report.completed_ns.is_none_or(|end| at <= end));
+            !is_late && self.held_until(handed, breaks) == Some(report.invoked_ns)
+        })
     }
 
     /// Whether a delivery may have taken effect.

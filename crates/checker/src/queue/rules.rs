@@ -1,5 +1,7 @@
 //! The rules, one function each.
 
+use meridian_types::MessageId;
+
 use super::course::{Breaks, Course, courses};
 use super::{
     Enqueue, EnqueueOutcome, Handed, QueueHistory, QueueRule, QueueStatistics, QueueVerdict,
@@ -34,7 +36,7 @@ pub(super) fn check(history: &QueueHistory, allowance: &Allowance) -> QueueVerdi
         let mut case =
             Case { number: *number, enqueue, course, breaks: &breaks, violations: &mut violations };
         case.well_formed();
-        case.enqueued();
+        case.enqueued(&windows);
         let version = match &enqueue.outcome {
             EnqueueOutcome::Enqueued { versionstamp, .. } => Some(*versionstamp),
             _ => None,
@@ -81,7 +83,8 @@ impl Case<'_> {
         }
     }
 
-    fn enqueued(&mut self) {
+    /// An enqueue that a failover has lost may be repeated: the message has another id then.
+    fn enqueued(&mut self, windows: &LostWindows) {
         let mut ids: Vec<&str> =
             self.course.handed.iter().map(|handed| handed.id.as_str()).collect();
         match &self.enqueue.outcome {
@@ -94,6 +97,11 @@ impl Case<'_> {
             }
             EnqueueOutcome::Unknown => {}
         }
+        let is_lost = |id: &str| {
+            let id = id.parse::<MessageId>();
+            id.is_ok_and(|id| windows.losing(id.enqueued).is_some())
+        };
+        ids.retain(|id| !is_lost(id));
         ids.sort_unstable();
         ids.dedup();
         if ids.len() > 1 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 
 use super::orders::{Order, SealRequest};
+use super::queues::Queues;
 use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::clock::wall_ms;
@@ -43,6 +44,8 @@ pub(super) struct Voter {
     /// Seals that wait until it has drained.
     pub(super) sealing: Vec<SealRequest>,
     pub(super) order: Option<Order>,
+    /// While it leads.
+    pub(super) queues: Option<Box<Queues>>,
 }
 
 impl Voter {
@@ -65,6 +68,7 @@ impl Voter {
             reads: Vec::new(),
             sealing: Vec::new(),
             order: None,
+            queues: None,
         }
     }
 
@@ -88,8 +92,13 @@ impl Voter {
         self.takes_part() && self.raft.leads(at)
     }
 
+    /// It leads, knows all that was ever committed, and has applied it.
+    pub(super) fn is_ready(&self) -> bool {
+        self.takes_part() && self.raft.is_settled_leader() && self.applied == self.raft.applicable()
+    }
+
     /// Where the next batch goes.
-    fn next_position(&self) -> Position {
+    pub(super) fn next_position(&self) -> Position {
         let last = self.raft.disk.log.iter().rev().find_map(|entry| entry.command);
         Position::new(
             self.epoch,
@@ -200,7 +209,7 @@ impl Node {
                 self.answer(
                     context,
                     caller,
-                    Operation::Write { request: batch.request },
+                    Operation::Write { request: batch.request, content: batch.content },
                     batch.position,
                 );
             }
@@ -211,7 +220,7 @@ impl Node {
         }
     }
 
-    fn holds_lease(&self, context: &Context<'_>, epoch: Epoch) -> bool {
+    pub(super) fn holds_lease(&self, context: &Context<'_>, epoch: Epoch) -> bool {
         context.bug == Some(Bug::SkipTheFence) || self.lease.holds(self.at(context), SHARD, epoch)
     }
 
@@ -229,7 +238,7 @@ impl Node {
         }
         let Caller { client, call, floor } = caller;
         context.observer.answered(Answered { node: self.id, epoch, operation, position, floor });
-        context.send(client, Message::Answer { call });
+        context.send(client, Message::Answer { call, position });
     }
 
     pub(super) fn request(
@@ -247,11 +256,7 @@ impl Node {
         let Some(voter) = self.voter() else {
             return context.send(client, Message::NotHere { call, leader: known_leader });
         };
-        let is_ready = voter.takes_part()
-            && voter.admits
-            && voter.raft.is_settled_leader()
-            && voter.applied == voter.raft.applicable();
-        if !is_ready || !has_lease {
+        if !voter.is_ready() || !voter.admits || !has_lease {
             let leader = voter.raft.leader.filter(|leader| *leader != self.id);
             return context.send(client, Message::NotHere { call, leader });
         }
@@ -264,7 +269,7 @@ impl Node {
                 }
                 self.serve_reads(context);
             }
-            Operation::Write { request } => {
+            Operation::Write { request, content } => {
                 if let Some(position) = self.requests.get(&request).copied() {
                     return self.answer(context, caller, operation, position);
                 }
@@ -276,7 +281,8 @@ impl Node {
                 voter.pending.insert(request, caller);
                 if !in_flight {
                     let time_ms = wall_ms(context.now);
-                    let batch = Batch { position: voter.next_position(), request, time_ms };
+                    let position = voter.next_position();
+                    let batch = Batch { position, request, time_ms, content };
                     self.raft(context, |raft, at, _, out| raft.propose(at, batch, out));
                 }
             }

@@ -8,6 +8,7 @@ use meridian_types::NodeId;
 use super::{Event, World};
 use crate::client::FIRST_CLIENT;
 use crate::clock::{Instant, MS, SECOND, wall_ms};
+use crate::listeners::gateways;
 use crate::message::{Message, len_at};
 use crate::topology::{REGIONS, SHARD};
 
@@ -19,6 +20,9 @@ impl World {
         self.network.duplication = self.rng.below(15);
         self.network.delay = self.rng.below(20);
         self.faults = Some(self.rng.between(600, 4000) * MS);
+        if let Some(listeners) = &mut self.listeners {
+            listeners.set_calm(false);
+        }
         self.schedule(0, Event::Chaos);
     }
 
@@ -27,6 +31,9 @@ impl World {
         self.say("heals");
         self.faults = None;
         self.network.calm();
+        if let Some(listeners) = &mut self.listeners {
+            listeners.set_calm(true);
+        }
         for id in self.ids.clone() {
             self.resume(id);
             self.start(id);
@@ -52,6 +59,7 @@ impl World {
         self.one_fault();
         self.operate();
         self.starve();
+        self.trouble_gateways();
         let next = self.rng.between(average / 4, average * 2);
         self.schedule(next, Event::Chaos);
     }
@@ -99,14 +107,17 @@ impl World {
             .unwrap_or_default()
     }
 
-    fn with_clients(&self, region: &str) -> BTreeSet<NodeId> {
+    pub(super) fn with_clients(&self, region: &str) -> BTreeSet<NodeId> {
         let clients =
             self.clients.iter().filter(|client| client.region == region).map(|client| client.id);
-        self.nodes_in(region).into_iter().chain(clients).collect()
+        let gateways = self.listeners.iter().flat_map(|_| gateways(region));
+        self.nodes_in(region).into_iter().chain(clients).chain(gateways).collect()
     }
 
-    fn all(&self) -> BTreeSet<NodeId> {
-        self.ids.iter().copied().chain(self.clients.iter().map(|client| client.id)).collect()
+    pub(super) fn all(&self) -> BTreeSet<NodeId> {
+        let clients = self.clients.iter().map(|client| client.id);
+        let regions = self.listeners.iter().flat_map(|_| REGIONS);
+        self.ids.iter().copied().chain(clients).chain(regions.flat_map(gateways)).collect()
     }
 
     pub(super) fn directory(&self) -> BTreeSet<NodeId> {
