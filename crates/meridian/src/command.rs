@@ -15,6 +15,7 @@ pub(crate) mod nodes;
 mod operator;
 pub(crate) mod orphans;
 pub(crate) mod regions;
+pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod shards;
 pub(crate) mod status;

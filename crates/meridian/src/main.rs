@@ -25,6 +25,7 @@ struct Cli {
 enum Command {
     /// Runs a whole cluster in one process, to develop against.
     Dev(command::dev::Dev),
+    Run(command::run::Run),
     /// Runs one node of a cluster.
     Serve(command::serve::Serve),
     /// Runs a stateless gateway beside an application.
@@ -94,6 +95,7 @@ fn run(mut command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Dev(dev) => dev.run().await,
+            Command::Run(run) => run.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Gateway(gateway) => gateway.run().await,
             Command::Cluster(cluster) => cluster.run().await,
@@ -124,8 +126,13 @@ fn main() -> ExitCode {
     // Data, tokens and exported files are readable by this user only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("MERIDIAN_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
+    let default_filter = match &cli.command {
+        // The terminal is the program's.
+        Command::Run(_) => "error",
+        _ => "warn,meridian=info,openraft=error",
+    };
+    let filter =
+        EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
     let ansi = std::io::stderr().is_terminal();
     let log = match LogWriter::start(std::io::stderr()) {
         Ok(log) => log,

@@ -65,6 +65,10 @@ const LADDER: &[(&str, Allowed)] = &[
         ]),
     ),
     ("meridian-kv-client", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-net"])),
+    (
+        "meridian-cron",
+        Allowed::Only(&["meridian-types", "meridian-proto", "meridian-net", "meridian-kv-client"]),
+    ),
     ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-kv-client"])),
     ("meridian-checker", Allowed::Only(&["meridian-types"])),
     ("meridian-sim", Allowed::Anything),
@@ -108,6 +112,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-wan",
             "meridian-net",
             "meridian-kv-client",
+            "meridian-cron",
             "meridian-bench",
             "meridian-drills",
         ]),

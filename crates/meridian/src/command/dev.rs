@@ -55,9 +55,39 @@ pub(crate) struct Dev {
     allow_weak_quorum: bool,
 }
 
+/// A development cluster that serves.
+pub(crate) struct Running {
+    pub(crate) cluster: DevCluster,
+    pub(crate) token: String,
+    /// Of a cluster that leaves nothing.
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.cluster.stop().await;
+        match self.temporary {
+            Some(folder) => remove(folder.keep()).await,
+            None => Ok(()),
+        }
+    }
+}
+
 impl Dev {
     pub(crate) async fn run(self) -> Result<()> {
         let started = Instant::now();
+        let stop = asked_to_stop(Hangup::Stop);
+        tokio::pin!(stop);
+        let Some(running) = self.start(stop.as_mut()).await? else { return Ok(()) };
+        self.welcome(&running, started.elapsed());
+        stop.await;
+        say("Stopping.");
+        running.stop().await
+    }
+
+    /// `None`: it was to stop before it was ready.
+    pub(crate) async fn start(&self, stop: impl Future<Output = ()>) -> Result<Option<Running>> {
+        tokio::pin!(stop);
         let temporary = if self.ephemeral { Some(tempfile::tempdir()?) } else { None };
         let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
         std::fs::create_dir_all(data_dir)
@@ -66,27 +96,22 @@ impl Dev {
             Some(token) => token,
             None => kept_token(data_dir)?,
         };
-        let stop = asked_to_stop(Hangup::Stop);
-        tokio::pin!(stop);
         let cluster = tokio::select! {
             cluster = DevCluster::start(self.options(data_dir, &token)) => cluster?,
-            () = &mut stop => return Ok(()),
+            () = &mut stop => return Ok(None),
         };
+        let running = Running { cluster, token, temporary };
         tokio::select! {
-            () = cluster.ready() => {}
-            () = &mut stop => {
-                cluster.stop().await;
-                return Ok(());
-            }
+            () = running.cluster.ready() => return Ok(Some(running)),
+            () = &mut stop => {}
         }
-        self.welcome(&cluster, started.elapsed(), data_dir, &token);
-        stop.await;
-        say("Stopping.");
-        cluster.stop().await;
-        match temporary {
-            Some(folder) => remove(folder.keep()).await,
-            None => Ok(()),
-        }
+        running.stop().await?;
+        Ok(None)
+    }
+
+    /// The access token that was given.
+    pub(crate) fn given_token(&self) -> Result<Option<String>> {
+        self.access_token.read()
     }
 
     fn options<'a>(&'a self, data_dir: &'a Path, token: &'a str) -> DevOptions<'a> {
@@ -106,7 +131,9 @@ impl Dev {
     }
 
     /// Prints where the cluster is, and how to open it.
-    fn welcome(&self, cluster: &DevCluster, took: Duration, data_dir: &Path, token: &str) {
+    fn welcome(&self, running: &Running, took: Duration) {
+        let Running { cluster, token, temporary } = running;
+        let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
         let (seconds, folder) = (took.as_secs_f64(), data_dir.display());
         say(&format!("Meridian is ready after {seconds:.1} s. Data is in {folder}."));
         if let Some(plan) = &self.wan {

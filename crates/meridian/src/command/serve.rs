@@ -1,15 +1,18 @@
 //! `meridian serve` and `meridian gateway`: one node, or one stateless gateway, until a signal.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_config::{GatewayConfig, NodeConfig};
+use meridian_cron::CronServer;
 use meridian_net::{Listener, Metrics, serve_metrics};
 use meridian_node::{Node, StandaloneGateway};
 use tokio_util::sync::CancellationToken;
 
-use super::{Hangup, asked_to_stop, say};
+use super::gateway_url::with_database;
+use super::{Hangup, access_token, asked_to_stop, say};
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -31,6 +34,21 @@ pub(crate) struct Gateway {
     /// Memory for this process, in MiB, instead of the configuration's.
     #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
     max_memory_mb: Option<u64>,
+    /// Serve crons to programs of this machine, at this loopback address: each tick of `Deno.cron`
+    /// runs once in all programs of all gateways. See docs/cron.md.
+    #[arg(
+        long,
+        env = "MERIDIAN_CRON_LISTEN",
+        value_name = "ADDRESS",
+        requires = "cron_token_file"
+    )]
+    cron_listen: Option<String>,
+    /// File that holds an access token which may write the database of the crons.
+    #[arg(long, env = "MERIDIAN_CRON_TOKEN_FILE", value_name = "FILE")]
+    cron_token_file: Option<PathBuf>,
+    /// Name of the database that keeps which ticks have run. Default: the default database.
+    #[arg(long, env = "MERIDIAN_CRON_DATABASE", value_name = "NAME")]
+    cron_database: Option<String>,
 }
 
 impl Serve {
@@ -66,16 +84,61 @@ impl Serve {
 impl Gateway {
     pub(crate) async fn run(self) -> Result<()> {
         let mut config = GatewayConfig::load(&self.config)?;
+        if let Some(address) = &self.cron_listen {
+            CronServer::check(address)?;
+        }
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let gateway = StandaloneGateway::start(config, None).await?;
         say(&format!("gateway serves KV Connect at http://{}", gateway.kv_address()));
-        asked_to_stop(Hangup::Ignore).await;
-        stop.cancel();
-        gateway.stop().await;
-        Ok(())
+        let stopping = asked_to_stop(Hangup::Ignore);
+        tokio::pin!(stopping);
+        let served = tokio::select! {
+            crons = self.serve_crons(gateway.kv_address()) => crons,
+            () = &mut stopping => return stop_gateway(gateway, &stop).await,
+        };
+        let ended = match served {
+            Ok(crons) => {
+                stopping.await;
+                if let Some(crons) = crons {
+                    crons.stop().await;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        stop_gateway(gateway, &stop).await?;
+        ended
     }
+
+    /// Crons are a client of this gateway as any other.
+    async fn serve_crons(&self, gateway: SocketAddr) -> Result<Option<CronServer>> {
+        let (Some(address), Some(token)) = (&self.cron_listen, &self.cron_token_file) else {
+            return Ok(None);
+        };
+        let token = access_token::read_file(token)?;
+        let url = with_database(url_of(gateway), self.cron_database.as_deref())?;
+        let crons = CronServer::start(address, url, token).await?;
+        say(&format!("gateway serves crons: DENO_UNSTABLE_CRON_SOCK={}", crons.variable()));
+        Ok(Some(crons))
+    }
+}
+
+async fn stop_gateway(gateway: StandaloneGateway, stop: &CancellationToken) -> Result<()> {
+    stop.cancel();
+    gateway.stop().await;
+    Ok(())
+}
+
+/// Of a gateway of this machine.
+fn url_of(mut gateway: SocketAddr) -> String {
+    match gateway.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => gateway.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => gateway.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    format!("http://{gateway}")
 }
 
 async fn start_metrics(address: Option<&str>, stop: &CancellationToken) -> Result<()> {
