@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Refusal, RequestId, Value,
-    ValueEncoding, Versionstamp,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, QueueEffect, Refusal,
+    RequestId, Value, ValueEncoding, Versionstamp,
 };
 use prost::Message;
 
@@ -36,7 +36,10 @@ pub enum InvalidBatch {
 const FORMAT: u32 = 1;
 /// The format of batches that change queues, too.
 const QUEUE_FORMAT: u32 = 2;
-const NEWEST_FORMAT: u32 = QUEUE_FORMAT;
+/// The format of batches after which numbers of dead letters have none: the totals of their queue
+/// have a field that earlier versions would have left out.
+const REMOVED_DEAD_FORMAT: u32 = 3;
+const NEWEST_FORMAT: u32 = REMOVED_DEAD_FORMAT;
 /// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the
 /// last of a batch.
 const CHECKSUM_KEY: u8 = 15 << 3 | 5;
@@ -85,8 +88,15 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
 
 /// The oldest format that has what is in the batch.
 fn format(batch: &Batch) -> u32 {
-    let mut effects = batch.transactions.iter().flat_map(|transaction| &transaction.effects);
-    if effects.any(|effect| matches!(effect, Effect::Queue(_))) { QUEUE_FORMAT } else { FORMAT }
+    let effects = batch.transactions.iter().flat_map(|transaction| &transaction.effects);
+    let formats = effects.map(|effect| match effect {
+        Effect::Queue(QueueEffect::PutTotals(totals)) if totals.removed_dead > 0 => {
+            REMOVED_DEAD_FORMAT
+        }
+        Effect::Queue(_) => QUEUE_FORMAT,
+        _ => FORMAT,
+    });
+    formats.max().unwrap_or(FORMAT)
 }
 
 /// The bytes that the checksum covers, and the checksum.
@@ -260,7 +270,7 @@ fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
 
 #[cfg(test)]
 mod tests {
-    use meridian_types::QueueEffect;
+    use meridian_types::QueueTotals;
 
     use super::*;
 
@@ -376,18 +386,28 @@ mod tests {
         }
     }
 
-    /// A node of that format would have applied it without the message.
+    /// A node of that format would have applied it without the message, or the totals without all
+    /// of their fields.
     #[test]
     fn a_batch_of_an_older_format_than_its_effects_is_refused() {
-        let mut batch = sample();
-        batch.transactions[0].effects =
-            vec![Effect::Queue(QueueEffect::DeleteDeadLetter { number: 1 })];
-        let mut wire = log::Batch::decode(encode_batch(&batch)).unwrap();
-        (wire.format, wire.crc32c) = (FORMAT, 0);
-        let error = decode_batch(with_checksum(&wire)).unwrap_err();
-        assert!(matches!(error, InvalidBatch::Field("format")), "{error}");
-        wire.format = QUEUE_FORMAT;
-        assert_eq!(decode_batch(with_checksum(&wire)).unwrap(), batch);
+        let totals = |removed_dead| {
+            QueueEffect::PutTotals(QueueTotals { removed_dead, ..QueueTotals::default() })
+        };
+        for (effect, format) in [
+            (QueueEffect::DeleteDeadLetter { number: 1 }, QUEUE_FORMAT),
+            (totals(0), QUEUE_FORMAT),
+            (totals(1), REMOVED_DEAD_FORMAT),
+        ] {
+            let mut batch = sample();
+            batch.transactions[0].effects.push(Effect::Queue(effect));
+            let mut wire = log::Batch::decode(encode_batch(&batch)).unwrap();
+            assert_eq!(wire.format, format, "no later one than is needed: {batch:?}");
+            (wire.format, wire.crc32c) = (format - 1, 0);
+            let error = decode_batch(with_checksum(&wire)).unwrap_err();
+            assert!(matches!(error, InvalidBatch::Field("format")), "{error}");
+            wire.format = format;
+            assert_eq!(decode_batch(with_checksum(&wire)).unwrap(), batch);
+        }
     }
 
     #[test]

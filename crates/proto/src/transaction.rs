@@ -92,6 +92,8 @@ fn settlement_to_wire(settlement: &Settlement) -> shard::Settlement {
         Verdict::Failed { retry_at_ms } => WireVerdict::FailedRetryAtMs(retry_at_ms),
         Verdict::Cancelled => WireVerdict::Cancelled(true),
         Verdict::Rescheduled { due_ms } => WireVerdict::RescheduledDueMs(due_ms),
+        Verdict::Redriven { number } => WireVerdict::RedrivenNumber(number),
+        Verdict::Discarded { number } => WireVerdict::DiscardedNumber(number),
     };
     shard::Settlement {
         id: Bytes::copy_from_slice(&settlement.id.to_bytes()),
@@ -106,6 +108,8 @@ fn settlement(wire: shard::Settlement) -> Result<Settlement, InvalidTransaction>
         WireVerdict::FailedRetryAtMs(retry_at_ms) => Verdict::Failed { retry_at_ms },
         WireVerdict::Cancelled(_) => Verdict::Cancelled,
         WireVerdict::RescheduledDueMs(due_ms) => Verdict::Rescheduled { due_ms },
+        WireVerdict::RedrivenNumber(number) => Verdict::Redriven { number },
+        WireVerdict::DiscardedNumber(number) => Verdict::Discarded { number },
     };
     let id = MessageId::from_slice(&wire.id).ok_or(InvalidTransaction("id"))?;
     Ok(Settlement { id, due_ms: wire.due_ms, verdict })
@@ -236,6 +240,8 @@ mod tests {
             Verdict::Failed { retry_at_ms: 1 << 40 },
             Verdict::Cancelled,
             Verdict::Rescheduled { due_ms: 0 },
+            Verdict::Redriven { number: 0 },
+            Verdict::Discarded { number: 1 << 40 },
         ];
         let settlements =
             verdicts.map(|verdict| Settlement { id, due_ms: 1 << 41, verdict }).to_vec();
@@ -272,6 +278,43 @@ mod tests {
         let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
         let settlements = vec![Settlement { id, due_ms: 1, verdict: Verdict::Delivered }];
         assert_eq!(seen_by_old_node(&Transaction { settlements, ..plain }), None);
+    }
+
+    /// The message of versions whose operators could take no dead letter out: such a node refuses a
+    /// settlement in which it finds no verdict.
+    #[derive(prost::Message)]
+    struct OldSettlement {
+        #[prost(bytes = "bytes", tag = "1")]
+        id: Bytes,
+        #[prost(oneof = "OldVerdict", tags = "3, 4, 5, 6")]
+        verdict: Option<OldVerdict>,
+    }
+
+    #[derive(Clone, PartialEq, Eq, prost::Oneof)]
+    enum OldVerdict {
+        #[prost(bool, tag = "3")]
+        Delivered(bool),
+        #[prost(uint64, tag = "4")]
+        FailedRetryAtMs(u64),
+        #[prost(bool, tag = "5")]
+        Cancelled(bool),
+        #[prost(uint64, tag = "6")]
+        RescheduledDueMs(u64),
+    }
+
+    #[test]
+    fn node_that_takes_out_no_dead_letters_finds_no_verdict_where_that_is_asked_for() {
+        let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
+        let seen_by_old_node = |verdict| {
+            let wire = settlement_to_wire(&Settlement { id, due_ms: 0, verdict });
+            OldSettlement::decode(wire.encode_to_vec().as_slice()).unwrap().verdict
+        };
+        for number in [0, 7] {
+            assert_eq!(seen_by_old_node(Verdict::Redriven { number }), None);
+            assert_eq!(seen_by_old_node(Verdict::Discarded { number }), None);
+        }
+        let cancelled = seen_by_old_node(Verdict::Cancelled);
+        assert_eq!(cancelled, Some(OldVerdict::Cancelled(true)));
     }
 
     #[test]

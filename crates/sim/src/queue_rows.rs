@@ -75,8 +75,8 @@ impl View for QueueRows {
         Ok(self.totals)
     }
 
-    fn dead_letter_died_ms(&self, _: DatabaseId, number: u64) -> Result<Option<u64>, Infallible> {
-        Ok(self.letters.get(&number).map(|letter| letter.died_ms))
+    fn dead_letter(&self, _: DatabaseId, number: u64) -> Result<Option<DeadLetter>, Infallible> {
+        Ok(self.letters.get(&number).cloned())
     }
 }
 

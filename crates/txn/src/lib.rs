@@ -18,6 +18,7 @@
 //! |---|---|
 //! | `evaluate.rs` | checks, then mutations in order, then messages |
 //! | `messages.rs` | settlements and enqueues |
+//! | `dead_letters.rs` | messages that died, as the transaction at hand leaves them |
 //! | `write_set.rs` | what the transaction at hand has written so far |
 //! | `arithmetic.rs` | `sum`, `min`, `max`: the rules of the reference implementation, denokv_sqlite 0.14 |
 //! | `number.rs` | the numbers that a sum can add |
@@ -25,6 +26,7 @@
 //! | `view.rs`, `overlay.rs` | what a transaction reads from |
 
 mod arithmetic;
+mod dead_letters;
 mod evaluate;
 mod messages;
 mod number;

@@ -2,21 +2,16 @@
 
 use std::collections::HashMap;
 
-use meridian_types::limits::{
-    DEAD_LETTER_RETENTION_MS, MAX_COMPUTED_BYTES, MAX_DEAD_LETTERS, MAX_UNDELIVERED_MESSAGES,
-};
+use meridian_types::limits::{DEFAULT_BACKOFF_MS, MAX_COMPUTED_BYTES, MAX_UNDELIVERED_MESSAGES};
 use meridian_types::{
     DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId, QueueEffect, QueueTotals,
     Settlement, Value, ValueEncoding, Verdict, Versionstamp,
 };
 
+use crate::dead_letters::DeadLetters;
 use crate::rejection::{Rejection, Stop};
 use crate::view::View;
 use crate::write_set::WriteSet;
-
-/// Dead letters that are too old go by so many with each that is added, at most: faster than they
-/// come, and bounded.
-const OLD_LETTERS_AT_ONCE: usize = 2;
 
 /// The effects of the transaction at hand on the queue of its database.
 pub(crate) struct Messages<'a, V> {
@@ -29,6 +24,7 @@ pub(crate) struct Messages<'a, V> {
     /// Where in `effects` the last effect on a message's row is, as far as settlements had to do
     /// with it.
     settled: HashMap<(u64, MessageId), usize>,
+    letters: DeadLetters<'a, V>,
     /// Once they were read.
     totals: Option<QueueTotals>,
     /// Of what is written.
@@ -45,37 +41,69 @@ impl<'a, V: View> Messages<'a, V> {
         bytes: usize,
     ) -> Self {
         let (effects, settled) = (Vec::new(), HashMap::new());
-        Self { view, database, versionstamp, time_ms, effects, settled, totals: None, bytes }
+        let (letters, totals) = (DeadLetters::new(view, database), None);
+        Self { view, database, versionstamp, time_ms, effects, settled, letters, totals, bytes }
     }
 
-    /// Settles a message, if it has the row that the settlement names. The keys of a message that
-    /// dies are `written` as if by mutations behind all others.
+    /// Settles a message, if it has the row that the settlement names, or a dead letter likewise.
+    /// The keys of a message that dies are `written` as if by mutations behind all others.
     pub(crate) fn settle(
         &mut self,
         settlement: &Settlement,
         written: &mut WriteSet,
     ) -> Result<(), Stop<V::Error>> {
-        let Settlement { id, due_ms, verdict } = settlement;
-        let Some(mut message) = self.message(*id, *due_ms)? else { return Ok(()) };
-        self.set_row(QueueEffect::DeleteMessage { id: *id, due_ms: *due_ms }, *due_ms, *id);
-        match *verdict {
-            Verdict::Delivered | Verdict::Cancelled => self.leaves()?,
-            Verdict::Rescheduled { due_ms } => self.move_to(due_ms, *id, message)?,
-            Verdict::Failed { retry_at_ms } => {
-                message.attempts = message.attempts.saturating_add(1);
-                if message.backoff_ms.is_empty() {
-                    self.leaves()?;
-                    self.dies(*id, message, written)?;
-                } else {
-                    message.backoff_ms.remove(0);
-                    // Never to the row that it has: a settlement of this attempt that comes late
-                    // must find no row, and so cannot settle the next attempt.
-                    let next_ms = due_ms.saturating_add(1);
-                    self.move_to(retry_at_ms.max(next_ms), *id, message)?;
-                }
-            }
+        let Settlement { id, due_ms, verdict } = *settlement;
+        match verdict {
+            Verdict::Delivered | Verdict::Cancelled => match self.take(id, due_ms)? {
+                Some(_) => self.leaves(),
+                None => Ok(()),
+            },
+            Verdict::Rescheduled { due_ms: to_ms } => match self.take(id, due_ms)? {
+                Some(message) => self.move_to(to_ms, id, message),
+                None => Ok(()),
+            },
+            Verdict::Failed { retry_at_ms } => match self.take(id, due_ms)? {
+                Some(message) => self.fails(id, due_ms, message, retry_at_ms, written),
+                None => Ok(()),
+            },
+            Verdict::Redriven { number } => match self.take_letter(number, id)? {
+                Some(letter) => self.redrive(letter),
+                None => Ok(()),
+            },
+            Verdict::Discarded { number } => self.take_letter(number, id).map(drop),
         }
-        Ok(())
+    }
+
+    fn fails(
+        &mut self,
+        id: MessageId,
+        due_ms: u64,
+        mut message: Message,
+        retry_at_ms: u64,
+        written: &mut WriteSet,
+    ) -> Result<(), Stop<V::Error>> {
+        message.attempts = message.attempts.saturating_add(1);
+        if message.backoff_ms.is_empty() {
+            self.leaves()?;
+            return self.dies(id, message, written);
+        }
+        message.backoff_ms.remove(0);
+        // Never to the row that it has: a settlement of this attempt that comes late must find no
+        // row, and so cannot settle the next attempt.
+        self.move_to(retry_at_ms.max(due_ms.saturating_add(1)), id, message)
+    }
+
+    fn redrive(&mut self, letter: DeadLetter) -> Result<(), Stop<V::Error>> {
+        let totals = self.totals()?;
+        totals.undelivered = totals.undelivered.saturating_add(1);
+        if totals.undelivered > MAX_UNDELIVERED_MESSAGES {
+            return Err(Rejection::QueueFull.into());
+        }
+        let DeadLetter { id, payload, enqueued_ms, died_ms, .. } = letter;
+        let backoff_ms = DEFAULT_BACKOFF_MS.to_vec();
+        let message = Message { payload, backoff_ms, enqueued_ms, ..Message::default() };
+        // Behind every row that it had, as after a failure.
+        self.move_to(died_ms.saturating_add(1), id, message)
     }
 
     /// Adds the messages that the transaction enqueues. A message that was due before the batch is
@@ -102,7 +130,31 @@ impl<'a, V: View> Messages<'a, V> {
 
     pub(crate) fn into_effects(self) -> impl Iterator<Item = Effect> {
         let totals = self.totals.map(QueueEffect::PutTotals);
-        self.effects.into_iter().chain(totals).map(Effect::Queue)
+        let effects = self.effects.into_iter().chain(self.letters.into_effects());
+        effects.chain(totals).map(Effect::Queue)
+    }
+
+    /// Takes a message out of its row, if it is there.
+    fn take(&mut self, id: MessageId, due_ms: u64) -> Result<Option<Message>, Stop<V::Error>> {
+        let message = self.message(id, due_ms)?;
+        if message.is_some() {
+            self.set_row(QueueEffect::DeleteMessage { id, due_ms }, due_ms, id);
+        }
+        Ok(message)
+    }
+
+    fn take_letter(
+        &mut self,
+        number: u64,
+        id: MessageId,
+    ) -> Result<Option<DeadLetter>, Stop<V::Error>> {
+        let (view, database, known) = (self.view, self.database, self.totals);
+        let totals = || known.map_or_else(|| view.queue_totals(database), Ok);
+        let taken = self.letters.take(number, id, totals).map_err(Stop::View)?;
+        Ok(taken.map(|(letter, totals)| {
+            self.totals = Some(totals);
+            letter
+        }))
     }
 
     /// A message's row, as the earlier settlements left it.
@@ -151,38 +203,17 @@ impl<'a, V: View> Messages<'a, V> {
         if keys_if_undelivered.is_empty() {
             self.count_bytes(payload.len())?;
             let died_ms = self.time_ms;
-            return self.bury(DeadLetter { id, payload, attempts, enqueued_ms, died_ms });
+            let letter = DeadLetter { id, payload, attempts, enqueued_ms, died_ms };
+            let mut totals = *self.totals()?;
+            self.letters.bury(letter, &mut totals).map_err(Stop::View)?;
+            self.totals = Some(totals);
+            return Ok(());
         }
         for key in keys_if_undelivered {
             self.count_bytes(key.len() + payload.len())?;
             let value = Value { encoding: ValueEncoding::V8, data: payload.clone() };
             written.put(Effect::Put { key, value, expire_at_ms: 0 });
         }
-        Ok(())
-    }
-
-    /// Keeps a dead letter, and removes those that are too many or too old.
-    fn bury(&mut self, letter: DeadLetter) -> Result<(), Stop<V::Error>> {
-        let (view, database) = (self.view, self.database);
-        let kept_since = self.time_ms.saturating_sub(DEAD_LETTER_RETENTION_MS);
-        let totals = self.totals()?;
-        let number = totals.next_dead;
-        totals.next_dead = number.saturating_add(1);
-        let mut removed = Vec::new();
-        while totals.dead() > MAX_DEAD_LETTERS {
-            removed.push(totals.first_dead);
-            totals.first_dead += 1;
-        }
-        while removed.len() < OLD_LETTERS_AT_ONCE
-            && let Some(died_ms) =
-                view.dead_letter_died_ms(database, totals.first_dead).map_err(Stop::View)?
-            && died_ms < kept_since
-        {
-            removed.push(totals.first_dead);
-            totals.first_dead += 1;
-        }
-        let removed = removed.into_iter().map(|number| QueueEffect::DeleteDeadLetter { number });
-        self.effects.extend(removed.chain([QueueEffect::PutDeadLetter { number, letter }]));
         Ok(())
     }
 

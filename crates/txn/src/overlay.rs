@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use meridian_types::{
-    Batch, DatabaseId, Effect, Message, MessageId, Position, QueueEffect, QueueTotals, Value,
-    Versionstamp,
+    Batch, DatabaseId, DeadLetter, Effect, Message, MessageId, Position, QueueEffect, QueueTotals,
+    Value, Versionstamp,
 };
 
 use crate::view::{Stored, View};
@@ -61,12 +61,17 @@ struct Newest {
     keys: HashMap<Bytes, InFlight>,
     /// By due time and id. `None` where the row is removed.
     messages: HashMap<(u64, MessageId), (Versionstamp, Option<Message>)>,
+    /// By number. `None` where the row is removed.
+    dead_letters: HashMap<u64, (Versionstamp, Option<DeadLetter>)>,
     queue_totals: Option<(Versionstamp, QueueTotals)>,
 }
 
 impl Newest {
     fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.messages.is_empty() && self.queue_totals.is_none()
+        self.keys.is_empty()
+            && self.messages.is_empty()
+            && self.dead_letters.is_empty()
+            && self.queue_totals.is_none()
     }
 
     /// Adds an effect. `None` where no transaction can see it.
@@ -76,7 +81,7 @@ impl Newest {
                 InFlight::Put { versionstamp, value: value.clone(), expire_at_ms: *expire_at_ms }
             }
             Effect::Delete { .. } => InFlight::Delete { versionstamp },
-            Effect::Queue(effect) => return self.push_on_queue(versionstamp, effect),
+            Effect::Queue(effect) => return Some(self.push_on_queue(versionstamp, effect)),
             // Of a dropped database nothing is evaluated any more.
             Effect::Unindex { .. } | Effect::DropDatabase => return None,
         };
@@ -84,21 +89,29 @@ impl Newest {
         Some(Row::Key(effect.key().clone()))
     }
 
-    fn push_on_queue(&mut self, versionstamp: Versionstamp, effect: &QueueEffect) -> Option<Row> {
-        let (due_ms, id, message) = match effect {
-            QueueEffect::PutMessage { id, due_ms, message } => (*due_ms, *id, Some(message)),
-            QueueEffect::DeleteMessage { id, due_ms } => (*due_ms, *id, None),
+    fn push_on_queue(&mut self, versionstamp: Versionstamp, effect: &QueueEffect) -> Row {
+        match effect {
+            QueueEffect::PutMessage { id, due_ms, message } => {
+                self.messages.insert((*due_ms, *id), (versionstamp, Some(message.clone())));
+                Row::Message(*due_ms, *id)
+            }
+            QueueEffect::DeleteMessage { id, due_ms } => {
+                self.messages.insert((*due_ms, *id), (versionstamp, None));
+                Row::Message(*due_ms, *id)
+            }
+            QueueEffect::PutDeadLetter { number, letter } => {
+                self.dead_letters.insert(*number, (versionstamp, Some(letter.clone())));
+                Row::DeadLetter(*number)
+            }
+            QueueEffect::DeleteDeadLetter { number } => {
+                self.dead_letters.insert(*number, (versionstamp, None));
+                Row::DeadLetter(*number)
+            }
             QueueEffect::PutTotals(totals) => {
                 self.queue_totals = Some((versionstamp, *totals));
-                return Some(Row::QueueTotals);
+                Row::QueueTotals
             }
-            // They are looked for by their age, which those in flight do not have.
-            QueueEffect::PutDeadLetter { .. } | QueueEffect::DeleteDeadLetter { .. } => {
-                return None;
-            }
-        };
-        self.messages.insert((due_ms, id), (versionstamp, message.cloned()));
-        Some(Row::Message(due_ms, id))
+        }
     }
 
     /// Drops what is in flight on a row, if it was written by this transaction.
@@ -115,6 +128,11 @@ impl Newest {
                     self.messages.remove(&row);
                 }
             }
+            Row::DeadLetter(number) => {
+                if self.dead_letters.get(number).is_some_and(|(stamp, _)| *stamp == by) {
+                    self.dead_letters.remove(number);
+                }
+            }
             Row::QueueTotals => {
                 self.queue_totals.take_if(|(stamp, _)| *stamp == by);
             }
@@ -126,6 +144,7 @@ impl Newest {
 enum Row {
     Key(Bytes),
     Message(u64, MessageId),
+    DeadLetter(u64),
     QueueTotals,
 }
 
@@ -206,6 +225,11 @@ impl Overlay {
         self.newest.get(&database)?.messages.get(&row).map(|(_, message)| message.as_ref())
     }
 
+    /// As [`Overlay::message`].
+    fn dead_letter(&self, database: DatabaseId, number: u64) -> Option<Option<&DeadLetter>> {
+        self.newest.get(&database)?.dead_letters.get(&number).map(|(_, letter)| letter.as_ref())
+    }
+
     fn queue_totals(&self, database: DatabaseId) -> Option<QueueTotals> {
         self.newest.get(&database)?.queue_totals.map(|(_, totals)| totals)
     }
@@ -271,12 +295,15 @@ impl<V: View> View for Overlaid<'_, V> {
         }
     }
 
-    fn dead_letter_died_ms(
+    fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, V::Error> {
-        self.applied.dead_letter_died_ms(database, number)
+    ) -> Result<Option<DeadLetter>, V::Error> {
+        match self.overlay.dead_letter(database, number) {
+            Some(letter) => Ok(letter.cloned()),
+            None => self.applied.dead_letter(database, number),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The state that a transaction is evaluated against.
 
-use meridian_types::{DatabaseId, Message, MessageId, QueueTotals, Value, Versionstamp};
+use meridian_types::{
+    DatabaseId, DeadLetter, Message, MessageId, QueueTotals, Value, Versionstamp,
+};
 
 /// The value of a present key, as a transaction reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,11 +41,10 @@ pub trait View {
     /// Zeros before the first message.
     fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, Self::Error>;
 
-    /// When the dead letter with this number died. `None` also where it is not applied yet: then it
-    /// is a young one.
-    fn dead_letter_died_ms(
+    /// The dead letter with this number, unless it was removed.
+    fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, Self::Error>;
+    ) -> Result<Option<DeadLetter>, Self::Error>;
 }

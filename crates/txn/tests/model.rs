@@ -13,9 +13,9 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
 use meridian_types::{
-    Batch, Check, CommittedTransaction, DatabaseId, Effect, Message, MessageId, Mutation,
-    MutationKind, Position, QueueTotals, RequestId, SumBounds, Transaction, Value, ValueEncoding,
-    Versionstamp,
+    Batch, Check, CommittedTransaction, DatabaseId, DeadLetter, Effect, Message, MessageId,
+    Mutation, MutationKind, Position, QueueTotals, RequestId, SumBounds, Transaction, Value,
+    ValueEncoding, Versionstamp,
 };
 use proptest::collection::vec;
 use proptest::prelude::{
@@ -87,7 +87,7 @@ impl View for Applied {
         Ok(QueueTotals::default())
     }
 
-    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Infallible> {
+    fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Infallible> {
         Ok(None)
     }
 }

@@ -14,6 +14,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
+use meridian_types::limits::DEFAULT_BACKOFF_MS;
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId,
     Mutation, MutationKind, Position, QueueEffect, QueueTotals, RequestId, Settlement, SumBounds,
@@ -89,12 +90,12 @@ impl View for Applied {
         Ok(self.totals.get(&database).copied().unwrap_or_default())
     }
 
-    fn dead_letter_died_ms(
+    fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, Infallible> {
-        Ok(self.dead.get(&(database, number)).map(|letter| letter.died_ms))
+    ) -> Result<Option<DeadLetter>, Infallible> {
+        Ok(self.dead.get(&(database, number)).cloned())
     }
 }
 
@@ -106,6 +107,9 @@ struct Write {
     /// Which message (of all that ever were), whether it is named with another due time than it
     /// has, and the verdict, whose time is relative.
     settlements: Vec<(usize, bool, Verdict)>,
+    /// The number of a dead letter, whether it is named with the id that it has, and whether it is
+    /// to be a message again.
+    letters: Vec<(u64, bool, bool)>,
     /// Ends in a mutation that cannot be carried out.
     fails: bool,
 }
@@ -119,11 +123,12 @@ enum Step {
     LoseLeadership,
 }
 
-/// A message has one place, and a database a list of its dead.
+/// A message has one place, and the dead of a database have numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Model {
     messages: BTreeMap<(DatabaseId, MessageId), (u64, Message)>,
-    dead: BTreeMap<DatabaseId, Vec<DeadLetter>>,
+    dead: BTreeMap<(DatabaseId, u64), DeadLetter>,
+    next_dead: BTreeMap<DatabaseId, u64>,
     keys: BTreeMap<(DatabaseId, Bytes), Bytes>,
 }
 
@@ -146,7 +151,29 @@ fn relative(verdict: Verdict, now_ms: u64) -> Verdict {
 }
 
 impl Model {
+    fn take_out(&mut self, database: DatabaseId, settlement: &Settlement, now_ms: u64) {
+        let (Verdict::Redriven { number } | Verdict::Discarded { number }) = settlement.verdict
+        else {
+            return;
+        };
+        let at = (database, number);
+        let has_id = self.dead.get(&at).is_some_and(|letter| letter.id == settlement.id);
+        let Some(letter) = has_id.then(|| self.dead.remove(&at)).flatten() else { return };
+        if matches!(settlement.verdict, Verdict::Redriven { .. }) {
+            let message = Message {
+                payload: letter.payload,
+                keys_if_undelivered: vec![],
+                backoff_ms: DEFAULT_BACKOFF_MS.to_vec(),
+                attempts: 0,
+                enqueued_ms: letter.enqueued_ms,
+            };
+            let due_ms = now_ms.max(letter.died_ms + 1);
+            self.messages.insert((database, letter.id), (due_ms, message));
+        }
+    }
+
     fn settle(&mut self, database: DatabaseId, settlement: &Settlement, now_ms: u64) {
+        self.take_out(database, settlement, now_ms);
         let at = (database, settlement.id);
         let Some((due_ms, mut message)) = self.messages.remove(&at) else { return };
         if due_ms != settlement.due_ms {
@@ -154,6 +181,9 @@ impl Model {
             return;
         }
         match settlement.verdict {
+            Verdict::Redriven { .. } | Verdict::Discarded { .. } => {
+                self.messages.insert(at, (due_ms, message));
+            }
             Verdict::Delivered | Verdict::Cancelled => {}
             Verdict::Rescheduled { due_ms } => {
                 self.messages.insert(at, (due_ms.max(now_ms), message));
@@ -164,13 +194,16 @@ impl Model {
                     message.backoff_ms.remove(0);
                     self.messages.insert(at, (retry_at_ms.max(now_ms).max(due_ms + 1), message));
                 } else if message.keys_if_undelivered.is_empty() {
-                    self.dead.entry(database).or_default().push(DeadLetter {
+                    let next = self.next_dead.entry(database).or_default();
+                    let letter = DeadLetter {
                         id: settlement.id,
                         payload: message.payload,
                         attempts: message.attempts,
                         enqueued_ms: message.enqueued_ms,
                         died_ms: now_ms,
-                    });
+                    };
+                    self.dead.insert((database, *next), letter);
+                    *next += 1;
                 } else {
                     for key in message.keys_if_undelivered {
                         self.keys.insert((database, key), message.payload.clone());
@@ -241,13 +274,24 @@ impl Proposer {
             };
             Some(Settlement { id, due_ms, verdict: relative(*verdict, self.now_ms) })
         });
+        let letters = write.letters.iter().filter_map(|(number, is_named, redriven)| {
+            let number = *number;
+            let letter = self.model.dead.get(&(database(write.database), number));
+            let other = || self.known.first().map(|(id, _)| *id);
+            let named = letter.filter(|_| *is_named).map(|letter| letter.id);
+            let verdict = match redriven {
+                true => Verdict::Redriven { number },
+                false => Verdict::Discarded { number },
+            };
+            Some(Settlement { id: named.or_else(other)?, due_ms: 0, verdict })
+        });
         let one = Value { encoding: ValueEncoding::Le64, data: vec![1, 0, 0, 0, 0, 0, 0].into() };
         let sum = MutationKind::Sum { operand: one, bounds: SumBounds::default() };
         let fails = Mutation { key: key(99), kind: sum, expire_at_ms: 0 };
         Transaction {
             mutations: write.fails.then_some(fails).into_iter().collect(),
             enqueues: enqueues.collect(),
-            settlements: settlements.collect(),
+            settlements: settlements.chain(letters).collect(),
             ..Transaction::default()
         }
     }
@@ -326,8 +370,11 @@ impl Proposer {
         for database in (0..DATABASES).map(database) {
             let Ok(totals) = view.queue_totals(database);
             let messages = self.model.messages.keys().filter(|(of, _)| *of == database).count();
-            let dead = self.model.dead.get(&database).map_or(0, Vec::len);
+            let dead = self.model.dead.keys().filter(|(of, _)| *of == database);
+            let first_dead = dead.clone().map(|(_, number)| *number).next();
+            let (first_dead, dead) = (first_dead.unwrap_or(totals.next_dead), dead.count());
             prop_assert_eq!((totals.undelivered, totals.dead()), (messages as u64, dead as u64));
+            prop_assert_eq!(totals.first_dead, first_dead, "nothing is looked at in vain");
             for key in (0..KEYS).map(key) {
                 let Ok(stored) = view.get(database, &key);
                 let expected = self.model.keys.get(&(database, key));
@@ -339,11 +386,7 @@ impl Proposer {
             .collect();
         prop_assert_eq!(rows.len(), self.applied.messages.len(), "a message with two rows");
         prop_assert_eq!(&rows, &self.applied_model.messages);
-        let mut dead: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for ((database, _), letter) in &self.applied.dead {
-            dead.entry(*database).or_default().push(letter.clone());
-        }
-        prop_assert_eq!(&dead, &self.applied_model.dead);
+        prop_assert_eq!(&self.applied.dead, &self.applied_model.dead);
         Ok(())
     }
 }
@@ -357,9 +400,16 @@ fn write() -> impl Strategy<Value = Write> {
         2 => (0_u64..30).prop_map(|due_ms| Verdict::Rescheduled { due_ms }),
     ];
     let settlement = (any::<usize>(), prop_oneof![4 => Just(false), 1 => Just(true)], verdict);
+    let letter = (0_u64..8, prop_oneof![9 => Just(true), 1 => Just(false)], any::<bool>());
     let fails = prop_oneof![9 => Just(false), 1 => Just(true)];
-    (0..DATABASES, vec(enqueue, 0..3), vec(settlement, 0..5), fails).prop_map(
-        |(database, enqueues, settlements, fails)| Write { database, enqueues, settlements, fails },
+    (0..DATABASES, vec(enqueue, 0..3), vec(settlement, 0..5), vec(letter, 0..2), fails).prop_map(
+        |(database, enqueues, settlements, letters, fails)| Write {
+            database,
+            enqueues,
+            settlements,
+            letters,
+            fails,
+        },
     )
 }
 

@@ -32,6 +32,9 @@ pub const MAX_UNDELIVERED_MESSAGES: u64 = 2_000_000;
 /// The dead letters of one database that are kept, and for how long.
 pub const MAX_DEAD_LETTERS: u64 = 1000;
 pub const DEAD_LETTER_RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// The numbers from the first dead letter that is kept to the last. Those without a letter between
+/// them are passed over when the first goes.
+pub const MAX_DEAD_NUMBERS: u64 = 4 * MAX_DEAD_LETTERS;
 /// A request retried with the same id within this time is applied once.
 pub const REQUEST_ID_RETENTION_MS: u64 = 5 * 60 * 1000;
 /// The bytes of values that the sums, minima and maxima of one atomic write may read and write, one

@@ -149,12 +149,14 @@ pub struct QueueTotals {
     pub first_dead: u64,
     /// The number of the next one to die.
     pub next_dead: u64,
+    /// How many of the numbers from the first on have no letter any more: operators took those out.
+    pub removed_dead: u64,
 }
 
 impl QueueTotals {
     /// Dead letters that are kept.
     pub fn dead(&self) -> u64 {
-        self.next_dead.saturating_sub(self.first_dead)
+        self.next_dead.saturating_sub(self.first_dead).saturating_sub(self.removed_dead)
     }
 }
 
@@ -206,7 +208,7 @@ impl QueueEffect {
 pub struct Settlement {
     pub id: MessageId,
     /// Of the row that was delivered. Where no such row is left, the message was settled before, or
-    /// has moved, and the settlement does nothing.
+    /// has moved, and the settlement does nothing. A dead letter has none: 0.
     pub due_ms: u64,
     pub verdict: Verdict,
 }
@@ -222,6 +224,11 @@ pub enum Verdict {
     Cancelled,
     /// It is due at another time. No attempt is counted.
     Rescheduled { due_ms: u64 },
+    /// The dead letter of this number, if it has that id, is a message again: due at once, with the
+    /// usual schedule, and as if no delivery had failed.
+    Redriven { number: u64 },
+    /// The dead letter of this number, if it has that id, is removed.
+    Discarded { number: u64 },
 }
 
 #[cfg(test)]

@@ -78,7 +78,8 @@ mod tests {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         assert_eq!(totals(&state).unwrap(), (0, 0));
         let transaction = |number: u128| {
-            let totals = QueueTotals { undelivered: 3, first_dead: 1, next_dead: 3 };
+            let totals =
+                QueueTotals { undelivered: 3, first_dead: 1, next_dead: 4, removed_dead: 1 };
             CommittedTransaction {
                 request_id: RequestId(number.to_be_bytes()),
                 database: DatabaseId(number.to_be_bytes()),

@@ -86,13 +86,13 @@ fn dead_letter(wire: log::DeadLetter) -> Result<DeadLetter, InvalidBatch> {
 }
 
 fn totals_to_wire(totals: QueueTotals) -> log::QueueTotals {
-    let QueueTotals { undelivered, first_dead, next_dead } = totals;
-    log::QueueTotals { undelivered, first_dead, next_dead }
+    let QueueTotals { undelivered, first_dead, next_dead, removed_dead } = totals;
+    log::QueueTotals { undelivered, first_dead, next_dead, removed_dead }
 }
 
 fn totals(wire: log::QueueTotals) -> QueueTotals {
-    let log::QueueTotals { undelivered, first_dead, next_dead } = wire;
-    QueueTotals { undelivered, first_dead, next_dead }
+    let log::QueueTotals { undelivered, first_dead, next_dead, removed_dead } = wire;
+    QueueTotals { undelivered, first_dead, next_dead, removed_dead }
 }
 
 /// The value of a message's row.
@@ -174,7 +174,8 @@ mod tests {
         let id_field = b"\x0a\x0c\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x02\x03";
         let queued = b"\x0a\x03pay\x12\x01k\x12\x01l\x1a\x02\x64\x00\x20\x02\x28\xac\x02";
         let dead = [id_field.as_slice(), b"\x12\x03pay\x18\x03\x20\xac\x02\x28\xad\x02"].concat();
-        let totals = QueueTotals { undelivered: 5, first_dead: 6, next_dead: 300 };
+        let totals = QueueTotals { undelivered: 5, first_dead: 6, next_dead: 300, removed_dead: 0 };
+        let removed = QueueTotals { removed_dead: 4, ..totals };
         let cases = [
             (
                 QueueEffect::PutMessage { id: id(), due_ms: 9, message: message.clone() },
@@ -193,14 +194,19 @@ mod tests {
                 QueueEffect::PutTotals(totals),
                 b"\x1a\x09\x52\x07\x08\x05\x10\x06\x18\xac\x02".to_vec(),
             ),
+            (
+                QueueEffect::PutTotals(removed),
+                b"\x1a\x0b\x52\x09\x08\x05\x10\x06\x18\xac\x02\x20\x04".to_vec(),
+            ),
         ];
         for (effect, golden) in cases {
+            let format = if effect == QueueEffect::PutTotals(removed) { 3 } else { 2 };
             let batch = batch(vec![effect]);
             let encoded = encode_batch(&batch);
-            // The format, 2, and the checksum.
+            // The format and the checksum.
             let (body, end) = encoded.split_at(encoded.len() - 7);
             assert!(body.ends_with(&golden), "{batch:?}: {}", body.escape_ascii());
-            assert!(end.starts_with(b"\x70\x02\x7d"), "{}", end.escape_ascii());
+            assert!(end.starts_with(&[0x70, format, 0x7d]), "{}", end.escape_ascii());
             assert_eq!(decode_batch(encoded).unwrap(), batch);
         }
         assert_eq!(encode_message(&message), queued);
@@ -224,7 +230,12 @@ mod tests {
         let (attempts, most) = (u32::MAX, u64::MAX);
         let payload = message.payload.clone();
         let letter = DeadLetter { id: id(), payload, attempts, enqueued_ms: most, died_ms: most };
-        let totals = QueueTotals { undelivered: most, first_dead: most, next_dead: most };
+        let totals = QueueTotals {
+            undelivered: most,
+            first_dead: most,
+            next_dead: most,
+            removed_dead: most,
+        };
         let effects = [
             QueueEffect::PutMessage { id: id(), due_ms: most, message },
             QueueEffect::DeleteMessage { id: id(), due_ms: most },

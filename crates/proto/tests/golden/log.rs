@@ -181,9 +181,22 @@ fn effects_on_queues_are_golden() {
     assert_golden(&message, &message_fields);
     let (letter, letter_fields) = dead_letter();
     assert_golden(&letter, &letter_fields);
-    let totals = log::QueueTotals { undelivered: L + 1, first_dead: L + 2, next_dead: L + 3 };
-    let totals_fields = [field_varint(1, L + 1), field_varint(2, L + 2), field_varint(3, L + 3)];
+    let totals = log::QueueTotals {
+        undelivered: L + 1,
+        first_dead: L + 2,
+        next_dead: L + 3,
+        removed_dead: L + 4,
+    };
+    let totals_fields = [
+        field_varint(1, L + 1),
+        field_varint(2, L + 2),
+        field_varint(3, L + 3),
+        field_varint(4, L + 4),
+    ];
     assert_golden(&totals, &totals_fields);
+    // As they were before letters were taken out.
+    let none_removed = log::QueueTotals { removed_dead: 0, ..totals };
+    assert_golden(&none_removed, &totals_fields[..3]);
 
     let id = Bytes::from("the id of it");
     let row = log::MessageRow { id: id.clone(), due_ms: L + 2, message: Some(message) };

@@ -69,6 +69,8 @@ fn messages_and_settlements_are_golden() {
         (Verdict::FailedRetryAtMs(L + 4), field_varint(4, L + 4)),
         (Verdict::Cancelled(true), field_varint(5, 1)),
         (Verdict::RescheduledDueMs(L + 6), field_varint(6, L + 6)),
+        (Verdict::RedrivenNumber(L + 7), field_varint(7, L + 7)),
+        (Verdict::DiscardedNumber(L + 8), field_varint(8, L + 8)),
     ] {
         let message = shard::Settlement { verdict: Some(verdict), ..message.clone() };
         assert_golden(&message, &[golden[..2].to_vec(), vec![field]].concat());

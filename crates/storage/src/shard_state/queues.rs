@@ -141,29 +141,38 @@ impl ShardState {
         let kept = snapshot.get(&family, &schema::queue_totals_key(database))?;
         let kept = kept.map_or(Ok(QueueTotals::default()), |row| totals(&row))?;
         let first = first.max(kept.first_dead);
-        let start = schema::dead_letter_key(database, first);
+        let mut start = schema::dead_letter_key(database, first);
         let end = schema::dead_letters_range(database).1;
-        let mut letters = Vec::new();
-        for (key, value) in rows(&*snapshot, &family, &start, &end, limit, max_bytes)? {
-            let corrupt =
-                || StorageError::corruption("the key of a dead letter", format!("{key:?}"));
-            let number = schema::parse_dead_letter_key(&key).ok_or_else(corrupt)?;
-            let letter = dead_letter(value)?;
-            if letter.died_ms >= kept_since {
-                letters.push((number, letter));
+        loop {
+            let mut letters = Vec::new();
+            let mut last = None;
+            for (key, value) in rows(&*snapshot, &family, &start, &end, limit, max_bytes)? {
+                let corrupt =
+                    || StorageError::corruption("the key of a dead letter", format!("{key:?}"));
+                let number = schema::parse_dead_letter_key(&key).ok_or_else(corrupt)?;
+                let letter = dead_letter(value)?;
+                if letter.died_ms >= kept_since {
+                    letters.push((number, letter));
+                }
+                last = Some(number);
+            }
+            // Behind those that were kept for long enough there may be others.
+            match last.and_then(|last| last.checked_add(1)) {
+                Some(next) if letters.is_empty() => {
+                    start = schema::dead_letter_key(database, next);
+                }
+                _ => return Ok(letters),
             }
         }
-        Ok(letters)
     }
 
-    pub(super) fn dead_letter_died_ms(
+    pub(super) fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, StorageError> {
+    ) -> Result<Option<DeadLetter>, StorageError> {
         let key = schema::dead_letter_key(database, number);
-        let letter = self.in_family(|family| self.engine.get(family, &key))?;
-        Ok(letter.map(dead_letter).transpose()?.map(|letter| letter.died_ms))
+        self.in_family(|family| self.engine.get(family, &key))?.map(dead_letter).transpose()
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_txn::{Stored, View};
-use meridian_types::{DatabaseId, Entry, Message, MessageId, Position, QueueTotals, ReadRange};
+use meridian_types::{
+    DatabaseId, DeadLetter, Entry, Message, MessageId, Position, QueueTotals, ReadRange,
+};
 
 use super::{Applied, ShardState};
 use crate::schema::{self, APPLIED_KEY, StoredValue};
@@ -241,11 +243,11 @@ impl View for StateAt<'_> {
         self.state.queue_totals(database)
     }
 
-    fn dead_letter_died_ms(
+    fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, StorageError> {
-        self.state.dead_letter_died_ms(database, number)
+    ) -> Result<Option<DeadLetter>, StorageError> {
+        self.state.dead_letter(database, number)
     }
 }

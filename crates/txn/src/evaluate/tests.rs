@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, DatabaseId, Effect, Epoch, Message, MessageId, Mutation, MutationKind, Position,
-    QueueTotals, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
+    Check, DatabaseId, DeadLetter, Effect, Epoch, Message, MessageId, Mutation, MutationKind,
+    Position, QueueTotals, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
     limits::{MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, MAX_WRITE_KEY_BYTES},
 };
 
@@ -34,7 +34,7 @@ impl View for State {
         Ok(QueueTotals::default())
     }
 
-    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Self::Error> {
+    fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Self::Error> {
         Ok(None)
     }
 }
@@ -256,7 +256,7 @@ impl View for Everywhere {
         Ok(QueueTotals::default())
     }
 
-    fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Self::Error> {
+    fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Self::Error> {
         Ok(None)
     }
 }

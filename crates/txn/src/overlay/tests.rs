@@ -35,8 +35,9 @@ impl View for Zeros {
         Ok(totals(1))
     }
 
-    fn dead_letter_died_ms(&self, _: DatabaseId, number: u64) -> Result<Option<u64>, Self::Error> {
-        Ok(Some(number * 10))
+    /// It died at ten times its number.
+    fn dead_letter(&self, _: DatabaseId, number: u64) -> Result<Option<DeadLetter>, Self::Error> {
+        Ok(Some(letter(number * 10)))
     }
 }
 
@@ -45,6 +46,10 @@ const ID: MessageId = MessageId { enqueued: Versionstamp([7; 10]), index: 3 };
 
 fn message(attempts: u32) -> Message {
     Message { attempts, ..Message::default() }
+}
+
+fn letter(died_ms: u64) -> DeadLetter {
+    DeadLetter { id: ID, payload: Bytes::new(), attempts: 1, enqueued_ms: 1, died_ms }
 }
 
 fn totals(undelivered: u64) -> QueueTotals {
@@ -217,19 +222,27 @@ fn messages_in_flight_are_seen_moved_and_removed_before_they_are_applied() {
 }
 
 #[test]
-fn dead_letters_in_flight_are_not_held() {
-    let letter =
-        DeadLetter { id: ID, payload: Bytes::new(), attempts: 1, enqueued_ms: 1, died_ms: 2 };
+fn dead_letters_in_flight_are_seen_and_removed_before_they_are_applied() {
+    let put = |number, died_ms| {
+        Effect::Queue(QueueEffect::PutDeadLetter { number, letter: letter(died_ms) })
+    };
+    let delete = |number| Effect::Queue(QueueEffect::DeleteDeadLetter { number });
     let mut overlay = Overlay::new();
-    overlay.push(
-        stamp(2),
-        DATABASE,
-        &[
-            Effect::Queue(QueueEffect::PutDeadLetter { number: 7, letter }),
-            Effect::Queue(QueueEffect::DeleteDeadLetter { number: 6 }),
-        ],
-    );
+    overlay.push(stamp(2), DATABASE, &[put(7, 2), delete(6)]);
+    overlay.push(stamp(3), DATABASE, &[delete(7)]);
+    let died_ms = |overlay: &Overlay, database, number| {
+        let view = Overlaid { overlay, applied: &Zeros, now_ms: 0 };
+        let Ok(letter) = view.dead_letter(database, number);
+        letter.map(|letter| letter.died_ms)
+    };
+    let of_each = |overlay: &Overlay| [5, 6, 7].map(|number| died_ms(overlay, DATABASE, number));
+    assert_eq!(of_each(&overlay), [Some(50), None, None]);
+    assert_eq!(died_ms(&overlay, OTHER, 6), Some(60));
+    overlay.release(at(2));
+    assert_eq!(of_each(&overlay), [Some(50), Some(60), None], "the applied view again, of one");
+    overlay.push(stamp(4), DATABASE, &[put(7, 2)]);
+    overlay.release(at(3));
+    assert_eq!(of_each(&overlay), [Some(50), Some(60), Some(2)]);
+    overlay.release(at(4));
     assert!(overlay.is_empty() && overlay.newest.is_empty());
-    let view = Overlaid { overlay: &overlay, applied: &Zeros, now_ms: 0 };
-    assert_eq!(view.dead_letter_died_ms(DATABASE, 7), Ok(Some(70)));
 }

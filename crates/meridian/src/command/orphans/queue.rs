@@ -121,7 +121,12 @@ mod tests {
             QueueEffect::DeleteMessage { id, due_ms: 1000 },
             QueueEffect::PutDeadLetter { number: 4, letter },
             QueueEffect::DeleteDeadLetter { number: 3 },
-            QueueEffect::PutTotals(QueueTotals { undelivered: 9, first_dead: 4, next_dead: 5 }),
+            QueueEffect::PutTotals(QueueTotals {
+                undelivered: 9,
+                first_dead: 3,
+                next_dead: 5,
+                removed_dead: 1,
+            }),
         ]
     }
 

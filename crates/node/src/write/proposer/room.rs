@@ -5,7 +5,7 @@ use std::cell::Cell;
 use meridian_txn::{Stored, View};
 use meridian_types::limits::MAX_VALUE_BYTES;
 use meridian_types::{
-    CommittedTransaction, DatabaseId, Message, MessageId, QueueTotals, Versionstamp,
+    CommittedTransaction, DatabaseId, DeadLetter, Message, MessageId, QueueTotals, Versionstamp,
 };
 
 /// One batch at most. It ends with the transaction that reaches one of these, so that it comes to
@@ -88,13 +88,14 @@ impl<V: View> View for Counting<'_, V> {
         self.view.queue_totals(database)
     }
 
-    fn dead_letter_died_ms(
+    fn dead_letter(
         &self,
         database: DatabaseId,
         number: u64,
-    ) -> Result<Option<u64>, V::Error> {
-        self.count(MAX_VALUE_BYTES);
-        self.view.dead_letter_died_ms(database, number)
+    ) -> Result<Option<DeadLetter>, V::Error> {
+        let letter = self.view.dead_letter(database, number)?;
+        self.count(letter.as_ref().map_or(0, |letter| letter.payload.len()));
+        Ok(letter)
     }
 }
 
@@ -134,8 +135,10 @@ mod tests {
             Ok(QueueTotals::default())
         }
 
-        fn dead_letter_died_ms(&self, _: DatabaseId, _: u64) -> Result<Option<u64>, Infallible> {
-            Ok(Some(1))
+        fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Infallible> {
+            let id = MessageId { enqueued: Versionstamp([1; 10]), index: 0 };
+            let payload = vec![7; self.0].into();
+            Ok(Some(DeadLetter { id, payload, attempts: 1, enqueued_ms: 1, died_ms: 1 }))
         }
     }
 
@@ -171,10 +174,11 @@ mod tests {
             (DatabaseId([1; 16]), MessageId { enqueued: Versionstamp([1; 10]), index: 0 });
         let Ok(message) = counting.message(database, 1, id);
         assert!(message.is_some_and(|message| message.payload.len() == 1000));
-        let (Ok(totals), Ok(died_ms)) =
-            (counting.queue_totals(database), counting.dead_letter_died_ms(database, 1));
-        assert_eq!((totals, died_ms), (QueueTotals::default(), Some(1)));
-        let expected = 5 * LOOKUP_BYTES + 1030 + 30 + 1000 + MAX_VALUE_BYTES;
+        let (Ok(totals), Ok(letter)) =
+            (counting.queue_totals(database), counting.dead_letter(database, 1));
+        assert_eq!(totals, QueueTotals::default());
+        assert!(letter.is_some_and(|letter| letter.payload.len() == 1000));
+        let expected = 5 * LOOKUP_BYTES + 1030 + 30 + 1000 + 1000;
         assert_eq!(room.read_bytes.get(), expected);
         while room.is_left() {
             let Ok(_) = room.counting(&view).get(DatabaseId([1; 16]), &[1; 30]);

@@ -420,8 +420,11 @@ fn only_deletes(transaction: &Transaction) -> bool {
     let mut deletes = mutations
         .iter()
         .map(|mutation| matches!(mutation.kind, MutationKind::Delete))
-        .chain(settlements.iter().map(|settlement| {
-            matches!(settlement.verdict, Verdict::Delivered | Verdict::Cancelled)
+        .chain(settlements.iter().map(|settlement| match settlement.verdict {
+            Verdict::Delivered | Verdict::Cancelled | Verdict::Discarded { .. } => true,
+            Verdict::Failed { .. } | Verdict::Rescheduled { .. } | Verdict::Redriven { .. } => {
+                false
+            }
         }));
     let is_empty = mutations.is_empty() && settlements.is_empty();
     !is_empty && enqueues.is_empty() && deletes.all(|deletes| deletes)
