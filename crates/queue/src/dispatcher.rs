@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meridian_types::{DatabaseId, Position};
 
-use crate::event::{Action, Event, Moment, Opening, Refused, RowChange};
+use crate::event::{Action, Event, MessageKey, Moment, Opening, Refused, RowChange};
 use crate::moved::Moved;
 use crate::queue::{Context, HOLD, Hold, Queue};
 
@@ -49,6 +49,26 @@ impl Dispatcher {
     /// When [`Event::Tick`] is to come at the latest.
     pub fn wake_at(&self) -> Option<Duration> {
         self.alarms.first().map(|(at, _)| *at)
+    }
+
+    /// The messages of a database that listeners hold, or claim to.
+    pub fn leases(&self, database: DatabaseId) -> usize {
+        self.queues.get(&database).map_or(0, |entry| entry.queue.leases())
+    }
+
+    /// Of all databases.
+    pub fn leases_in_all(&self) -> usize {
+        self.leases
+    }
+
+    /// When the first message was due that no listener holds, of the databases that have listeners.
+    pub fn first_due_ms(&self) -> Option<u64> {
+        self.queues.values().filter_map(|entry| entry.queue.first_due_ms()).min()
+    }
+
+    /// Whether a listener holds the message of that very row, or claims to.
+    pub fn is_leased(&self, database: DatabaseId, key: &MessageKey) -> bool {
+        self.queues.get(&database).is_some_and(|entry| entry.queue.is_leased(key))
     }
 
     /// Deals with what has happened, and with what is due by now.
@@ -144,12 +164,18 @@ impl Dispatcher {
     ) -> Vec<DatabaseId> {
         let mut databases = BTreeSet::new();
         for change in changes {
-            let (RowChange::Put(database, key) | RowChange::Deleted(database, key)) = change;
+            let (RowChange::Put(database, key)
+            | RowChange::Moved(database, key)
+            | RowChange::Deleted(database, key)) = change;
             if !self.queues.contains_key(&database) {
                 continue;
             }
             self.with(moment, database, actions, |queue, context| match change {
                 RowChange::Put(..) => queue.put(key),
+                RowChange::Moved(..) => {
+                    context.moved.insert(key);
+                    queue.put(key);
+                }
                 RowChange::Deleted(..) => queue.deleted(key, context),
             });
             databases.insert(database);

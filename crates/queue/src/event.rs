@@ -88,7 +88,11 @@ pub enum Report {
 /// A change of a row that took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowChange {
+    /// A message was enqueued.
     Put(DatabaseId, MessageKey),
+    /// A message that was enqueued before has this row now: its delivery failed, or an operator has
+    /// moved it, or taken it out of the dead letters.
+    Moved(DatabaseId, MessageKey),
     Deleted(DatabaseId, MessageKey),
 }
 

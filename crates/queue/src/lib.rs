@@ -14,7 +14,7 @@
 //! | `claims` | messages that listeners say they hold, until their rows are found |
 //! | `window` | the keys that are known of a database's messages |
 //! | `leases` | which listener holds which message, and until when |
-//! | `moved` | where messages are by now whose delivery failed |
+//! | `moved` | where messages are by now that have moved |
 //! | `listeners` | the listeners of a database, and their turns |
 //!
 //! Invariants:

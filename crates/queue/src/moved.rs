@@ -1,4 +1,4 @@
-//! The places of messages whose delivery failed lately.
+//! The places of messages that have moved lately.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,11 +6,12 @@ use meridian_types::MessageId;
 
 use crate::event::MessageKey;
 
-/// Messages whose new place is remembered after a delivery failed, at most.
+/// Messages whose new place is remembered, at most.
 const MAX_MOVED: usize = 10_000;
 
-/// Where messages are by now whose delivery failed, so that a success that is reported late finds
-/// them. The latest alone: of what was forgotten the message is delivered once more.
+/// Where messages are by now whose delivery failed, or that an operator has moved, so that a success
+/// that is reported late finds them. The latest alone: of what was forgotten the message is delivered
+/// once more.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
     due_ms: BTreeMap<MessageId, u64>,

@@ -94,6 +94,15 @@ impl Queue {
         self.leases.len() + self.claims.len()
     }
 
+    /// Of the message that no listener holds.
+    pub(crate) fn first_due_ms(&self) -> Option<u64> {
+        self.window.known().next().map(|key| key.due_ms)
+    }
+
+    pub(crate) fn is_leased(&self, key: &MessageKey) -> bool {
+        self.leases.has_row(key) || self.claims.contains(key)
+    }
+
     pub(crate) fn listener(&self, listener: ListenerId) -> Option<&Listener> {
         self.listeners.get(listener)
     }

@@ -205,7 +205,6 @@ impl Queue {
         // Rows that were read before may have it yet.
         self.window.delete(key);
         if let Some(moved) = moved_to {
-            context.moved.insert(moved);
             self.put(moved);
         }
         let is_done = outcome == Outcome::Delivered;

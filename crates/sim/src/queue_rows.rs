@@ -96,15 +96,18 @@ impl QueueRows {
             Evaluation::Commit(effects) => effects,
             Evaluation::CheckFailed(_) | Evaluation::Rejected(_) => Vec::new(),
         };
-        effects.into_iter().filter_map(|effect| self.take(effect)).collect()
+        effects.into_iter().filter_map(|effect| self.take(stamp, effect)).collect()
     }
 
-    fn take(&mut self, effect: Effect) -> Option<RowChange> {
+    fn take(&mut self, stamp: Versionstamp, effect: Effect) -> Option<RowChange> {
         match effect {
             Effect::Queue(QueueEffect::PutMessage { id, due_ms, message }) => {
                 let key = MessageKey { due_ms, id };
                 self.rows.insert(key, message);
-                return Some(RowChange::Put(DATABASE, key));
+                return Some(match id.enqueued == stamp {
+                    true => RowChange::Put(DATABASE, key),
+                    false => RowChange::Moved(DATABASE, key),
+                });
             }
             Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
                 let key = MessageKey { due_ms, id };

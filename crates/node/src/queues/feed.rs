@@ -75,11 +75,15 @@ impl Feed {
 }
 
 fn row_changes(decoded: &DecodedBatch) -> impl Iterator<Item = RowChange> {
-    decoded.batch.transactions.iter().flat_map(|transaction| {
+    decoded.batch.iter().flat_map(|(versionstamp, transaction)| {
         let database = transaction.database;
         transaction.effects.iter().filter_map(move |effect| match effect {
             Effect::Queue(QueueEffect::PutMessage { id, due_ms, .. }) => {
-                Some(RowChange::Put(database, MessageKey { due_ms: *due_ms, id: *id }))
+                let key = MessageKey { due_ms: *due_ms, id: *id };
+                Some(match id.enqueued == versionstamp {
+                    true => RowChange::Put(database, key),
+                    false => RowChange::Moved(database, key),
+                })
             }
             Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
                 Some(RowChange::Deleted(database, MessageKey { due_ms: *due_ms, id: *id }))
@@ -111,7 +115,11 @@ mod tests {
 
     /// A batch that enqueues a message and removes the one before.
     fn apply(state: &ShardState, sequence: u64) {
-        let MessageKey { due_ms, id } = key(sequence);
+        apply_put(state, sequence, key(sequence));
+    }
+
+    fn apply_put(state: &ShardState, sequence: u64, put: MessageKey) {
+        let MessageKey { due_ms, id } = put;
         let put = QueueEffect::PutMessage { id, due_ms, message: Message::default() };
         let MessageKey { due_ms, id } = key(sequence - 1);
         let effects = [put, QueueEffect::DeleteMessage { id, due_ms }].map(Effect::Queue);
@@ -141,6 +149,19 @@ mod tests {
             let both = [changes(first), changes(first + 1)].concat();
             assert_eq!(feed.present(), Ok(both), "what was taken waits no more");
         }
+    }
+
+    /// By whatever transaction: after a failure, or by an operator.
+    #[test]
+    fn message_of_an_earlier_transaction_has_moved() {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let mut feed = Feed::with_room(&state, 4);
+        apply(&state, 1);
+        feed.present().unwrap();
+        let moved = MessageKey { due_ms: 900, ..key(1) };
+        apply_put(&state, 2, moved);
+        let changes = [RowChange::Moved(DATABASE, moved), RowChange::Deleted(DATABASE, key(1))];
+        assert_eq!(feed.present(), Ok(changes.into()));
     }
 
     /// As a copy of another node's state does.

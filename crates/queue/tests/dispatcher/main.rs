@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
 mod claims;
+mod operators;
 mod outcomes;
 mod random;
 mod rng;

@@ -99,7 +99,7 @@ impl Leader {
             if outcome != Outcome::Delivered {
                 let moved = MessageKey { due_ms: self.now_ms + 1000, ..key };
                 self.rows.insert((DATABASE, moved));
-                changes.push(RowChange::Put(DATABASE, moved));
+                changes.push(RowChange::Moved(DATABASE, moved));
             }
         }
         let mut actions = self.step(Event::Applied(changes));

@@ -1,6 +1,8 @@
 //! A shard's leader, its log and its listeners, all from a seed: what the driver does, late or in
 //! vain, and what must hold whatever happens.
 
+mod operator;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -69,6 +71,8 @@ pub(crate) struct World {
     ever: BTreeSet<MessageId>,
     told: BTreeSet<MessageId>,
     done: BTreeSet<MessageId>,
+    /// Rows that an operator has moved: their listeners do not hold them any more.
+    taken: BTreeSet<MessageKey>,
     /// How often an attempt of the message may have failed.
     failures: BTreeMap<MessageId, u32>,
     pub(crate) delivered: usize,
@@ -113,6 +117,7 @@ impl World {
             ever: BTreeSet::new(),
             told: BTreeSet::new(),
             done: BTreeSet::new(),
+            taken: BTreeSet::new(),
             failures: BTreeMap::new(),
             delivered: 0,
         }
@@ -128,6 +133,7 @@ impl World {
                 30..34 => self.break_a_session(),
                 34 if self.rng.chance(300) => self.change_leaders(),
                 35 => self.cancel(),
+                39 => self.run_now(),
                 36..39 => self.extend_without_a_row(),
                 _ => {}
             }
@@ -180,14 +186,6 @@ impl World {
         let keys: Vec<MessageKey> = changes.collect();
         self.rows.extend(keys.iter().map(|key| ((database, *key), 0)));
         self.tell_applied(keys.into_iter().map(|key| RowChange::Put(database, key)).collect());
-    }
-
-    /// An operator removes a message.
-    fn cancel(&mut self) {
-        let Some((database, key)) = self.rows.keys().next().copied() else { return };
-        self.rows.remove(&(database, key));
-        self.done.insert(key.id);
-        self.tell_applied(vec![RowChange::Deleted(database, key)]);
     }
 
     fn break_a_session(&mut self) {
@@ -254,7 +252,7 @@ impl World {
                 let due_ms = self.now_ms.max(key.due_ms + 1) + self.rng.below(1500);
                 let moved = MessageKey { due_ms, ..key };
                 self.rows.insert((database, moved), attempts + 1);
-                changes.push(RowChange::Put(database, moved));
+                changes.push(RowChange::Moved(database, moved));
             }
         }
         self.tell_applied(changes);
@@ -285,7 +283,7 @@ impl World {
             let event = self.events.remove(&{ *key }).unwrap();
             if let Event::Applied(changes) = &event {
                 self.told.extend(changes.iter().filter_map(|change| match change {
-                    RowChange::Put(_, key) => Some(key.id),
+                    RowChange::Put(_, key) | RowChange::Moved(_, key) => Some(key.id),
                     RowChange::Deleted(..) => None,
                 }));
             }
@@ -459,7 +457,8 @@ impl World {
         }
         for client in &self.clients {
             let is_held = client.held.iter().any(|(held, holding)| {
-                held.id == key.id && !holding.is_reported && self.may_go_on(client)
+                let may_hold = !holding.is_reported && !self.taken.contains(held);
+                held.id == key.id && may_hold && self.may_go_on(client)
             });
             check(!is_held, "a message has two holders")?;
         }

@@ -1,0 +1,125 @@
+//! Messages that operators cancel, move or take out of the dead letters, also while listeners hold
+//! them.
+
+use meridian_queue::{Action, Answer, Event, MessageKey, Outcome, Report, RowChange, SessionId};
+
+use super::scenarios::{AGAIN, Leader, answers, delivered, settlements};
+use super::{DATABASE, key, opening};
+
+/// Two listeners, of which the first holds a message.
+fn held() -> Leader {
+    let mut leader = Leader::new(&[]);
+    leader.open(opening(DATABASE, 1, 1, 1));
+    assert_eq!(delivered(&leader.enqueue(DATABASE, &[key(0, 101)])), [(1, key(0, 101))]);
+    leader.open(opening(DATABASE, 2, 2, 1));
+    leader.now_ms = 70;
+    leader
+}
+
+fn moves(leader: &mut Leader, from: MessageKey, to: MessageKey) -> Vec<Action> {
+    leader.rows.remove(&(DATABASE, from));
+    leader.rows.insert((DATABASE, to));
+    let moved = [RowChange::Deleted(DATABASE, from), RowChange::Moved(DATABASE, to)];
+    leader.step(Event::Applied(moved.into()))
+}
+
+fn release(session: u64, key: MessageKey) -> Action {
+    Action::Release { session: SessionId(session), key }
+}
+
+/// Whichever listener holds it by then.
+fn is_done_at(leader: &mut Leader, row: MessageKey, reported: &[Action]) {
+    assert_eq!(settlements(reported), Some(vec![(row, Outcome::Delivered)]));
+    assert_eq!(answers(reported), [], "not before it is logged");
+    assert_eq!(answers(&leader.commit(reported)), [Answer::Done]);
+    assert!(leader.rows.is_empty());
+}
+
+#[test]
+fn held_message_that_is_cancelled_is_released_and_a_late_report_changes_nothing() {
+    let mut leader = held();
+    leader.rows.clear();
+    let cancelled = leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 101))]));
+    assert_eq!(cancelled, [release(1, key(0, 101))]);
+    for late in [AGAIN, Report::Extended { by: super::ms(1000) }] {
+        assert_eq!(answers(&leader.report(1, key(0, 101), late)), [Answer::Late]);
+    }
+    // It cannot be told from a success that is reported again.
+    let done = leader.report(1, key(0, 101), Report::Done);
+    assert_eq!(answers(&leader.commit(&done)), [Answer::Done]);
+    assert_eq!(delivered(&leader.at(100_000)), []);
+}
+
+#[test]
+fn held_message_that_is_moved_is_released_and_goes_to_the_next_listener() {
+    let mut leader = held();
+    let moved = moves(&mut leader, key(0, 101), key(70, 101));
+    assert_eq!(moved[0], release(1, key(0, 101)));
+    assert_eq!(delivered(&moved), [(2, key(70, 101))]);
+    assert_eq!(answers(&leader.report(1, key(0, 101), AGAIN)), [Answer::Late]);
+    let done = leader.report(1, key(0, 101), Report::Done);
+    is_done_at(&mut leader, key(70, 101), &done);
+}
+
+/// Else it would be answered as done, and handed out again.
+#[test]
+fn success_on_a_message_that_was_moved_and_waits_settles_it_where_it_is() {
+    let mut leader = held();
+    assert_eq!(delivered(&moves(&mut leader, key(0, 101), key(900, 101))), []);
+    assert_eq!(answers(&leader.report(1, key(0, 101), AGAIN)), [Answer::Late]);
+    let done = leader.report(1, key(0, 101), Report::Done);
+    is_done_at(&mut leader, key(900, 101), &done);
+    assert_eq!(delivered(&leader.at(1000)), []);
+}
+
+#[test]
+fn success_that_is_logged_when_its_message_moves_is_logged_again_where_it_is() {
+    let mut leader = held();
+    let done = leader.report(1, key(0, 101), Report::Done);
+    assert_eq!(delivered(&moves(&mut leader, key(0, 101), key(70, 101))), []);
+    let again = leader.commit(&done);
+    is_done_at(&mut leader, key(70, 101), &again);
+}
+
+#[test]
+fn failure_that_is_logged_when_its_message_moves_costs_no_attempt() {
+    let mut leader = held();
+    let failed = leader.report(1, key(0, 101), AGAIN);
+    assert_eq!(delivered(&moves(&mut leader, key(0, 101), key(70, 101))), []);
+    let committed = leader.commit(&failed);
+    assert_eq!(answers(&committed), [Answer::Done]);
+    assert_eq!(delivered(&committed).len(), 1, "where it has moved to, and not a second later");
+    assert!(leader.rows.contains(&(DATABASE, key(70, 101))));
+}
+
+#[test]
+fn dead_letter_that_is_a_message_again_is_settled_by_a_success_on_its_last_attempt() {
+    let mut leader = held();
+    // It dies; an operator takes it out of the dead letters, and no listener has room for it.
+    leader.rows.clear();
+    leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 101))]));
+    leader.close(1, 1);
+    leader.close(2, 2);
+    leader.rows.insert((DATABASE, key(71, 101)));
+    leader.step(Event::Applied(vec![RowChange::Moved(DATABASE, key(71, 101))]));
+    assert_eq!(answers(&leader.report(1, key(0, 101), AGAIN)), [Answer::Late]);
+    let done = leader.report(1, key(0, 101), Report::Done);
+    is_done_at(&mut leader, key(71, 101), &done);
+}
+
+#[test]
+fn message_counts_as_leased_while_a_listener_holds_it() {
+    let mut leader = held();
+    let leased = |leader: &Leader, key| leader.dispatcher.is_leased(DATABASE, &key);
+    assert!(leased(&leader, key(0, 101)) && !leased(&leader, key(1, 101)));
+    assert_eq!(leader.dispatcher.leases(DATABASE), 1);
+    assert_eq!((leader.dispatcher.leases_in_all(), leader.dispatcher.first_due_ms()), (1, None));
+    moves(&mut leader, key(0, 101), key(900, 101));
+    let first_due = leader.dispatcher.first_due_ms();
+    assert_eq!((leader.dispatcher.leases_in_all(), first_due), (0, Some(900)));
+    assert!(!leased(&leader, key(0, 101)) && !leased(&leader, key(900, 101)));
+    assert_eq!(
+        (leader.dispatcher.leases(DATABASE), leader.dispatcher.leases(super::OTHER)),
+        (0, 0)
+    );
+}
