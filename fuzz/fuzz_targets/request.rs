@@ -10,8 +10,9 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use meridian_gateway::{
-    Catalogue, Database, Databases, Gateway, Grant, Listen, Listened, NoRoom, Options, Read,
-    ReadOutput, Reports, Unavailable, Watch, WatchNews, Watching, Write, WriteFailure,
+    Catalogue, Database, Databases, Gateway, Grant, Listen, Listened, NoRoom, Options, QueueList,
+    QueuePage, Read, ReadOutput, Reports, Unavailable, Watch, WatchNews, Watching, Write,
+    WriteFailure,
 };
 use meridian_queue::{Answer, MAX_CREDITS};
 use meridian_types::{
@@ -56,6 +57,11 @@ impl Database for Limits {
         Err(Unavailable { reason: "no listener is here".to_owned() })
     }
 
+    async fn list_queue(&self, list: QueueList) -> Result<QueuePage, Unavailable> {
+        assert!((1..=1000).contains(&list.limit));
+        Ok(QueuePage::default())
+    }
+
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         assert!(read.ranges.len() <= limits::MAX_READ_RANGES);
         let entries: u64 = read.ranges.iter().map(|range| u64::from(range.limit)).sum();
@@ -78,7 +84,7 @@ impl Database for Limits {
                 assert!(value.data.len() <= limits::MAX_VALUE_BYTES);
             }
         }
-        assert!(transaction.settlements.is_empty());
+        assert!(transaction.settlements.len() <= 1000);
         assert!(transaction.mutations.len() + transaction.enqueues.len() <= limits::MAX_MUTATIONS);
         for enqueue in &transaction.enqueues {
             assert!(enqueue.payload.len() <= limits::MAX_VALUE_BYTES);
@@ -129,6 +135,8 @@ fuzz_target!(|data: &[u8]| {
         "queue/enqueue",
         "queue/listen",
         "queue/report",
+        "queue/list",
+        "queue/change",
     ];
     let path = paths[usize::from(*first) % paths.len()];
     let runtime =

@@ -7,8 +7,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::StreamExt;
 use meridian_gateway::{
-    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, NoRoom, Read, ReadOutput,
-    Reports, Unavailable, Watch, WatchNews, WatchedValue, Watching, Write, WriteFailure,
+    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, NoRoom, QueueList, QueuePage,
+    Read, ReadOutput, Reports, Unavailable, Watch, WatchNews, WatchedValue, Watching, Write,
+    WriteFailure,
 };
 use meridian_proto::{DecodedBatch, encode_batch};
 use meridian_queue::Answer;
@@ -190,6 +191,10 @@ impl Database for Shard {
 
     async fn changes(&self, _: ChangesWanted) -> Result<Changed, NoChanges> {
         Err(Unavailable { reason: "This shard has no log.".to_owned() }.into())
+    }
+
+    async fn list_queue(&self, _: QueueList) -> Result<QueuePage, Unavailable> {
+        Err(Unavailable { reason: "This shard has no leader that lists queues.".to_owned() })
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {

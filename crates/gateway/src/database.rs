@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use meridian_queue::{Answer, Incarnation, ListenerId, MessageKey, Report};
 use meridian_types::{
-    Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, Versionstamp, WriteOutcome,
+    Consistency, DatabaseId, Entry, MessageId, ReadRange, RequestId, Transaction, Versionstamp,
+    WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -121,6 +122,70 @@ pub struct Reports {
     pub reports: Vec<(MessageKey, Report)>,
 }
 
+/// A page of a queue, for an operator.
+#[derive(Debug, Clone)]
+pub struct QueueList {
+    pub database: DatabaseId,
+    pub from: ListFrom,
+    /// Messages or dead letters, at most.
+    pub limit: u32,
+    /// With payloads and keys.
+    pub whole: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFrom {
+    /// Messages behind this one.
+    Messages { after: Option<MessageKey> },
+    /// Dead letters from this number on.
+    DeadLetters { first: u64 },
+}
+
+/// A part of a queue as it is at some time after it was asked for. Payloads and keys are there if
+/// they were asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueuePage {
+    /// By due time, then in the order of commits.
+    pub messages: Vec<ListedMessage>,
+    pub dead_letters: Vec<ListedLetter>,
+    pub totals: ListedTotals,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedMessage {
+    pub key: MessageKey,
+    /// Deliveries that failed.
+    pub failed: u32,
+    pub enqueued_ms: u64,
+    pub payload_bytes: u32,
+    pub keys: u32,
+    /// A listener holds it.
+    pub leased: bool,
+    pub whole: Option<(Bytes, Vec<Bytes>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedLetter {
+    pub number: u64,
+    pub id: MessageId,
+    /// Deliveries that failed.
+    pub failed: u32,
+    pub enqueued_ms: u64,
+    pub died_ms: u64,
+    pub payload_bytes: u32,
+    pub payload: Option<Bytes>,
+}
+
+/// Of a whole queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListedTotals {
+    /// Messages that are not delivered, due or not.
+    pub undelivered: u64,
+    /// Of these, those that listeners hold.
+    pub leased: u64,
+    pub dead: u64,
+}
+
 /// Why an operation was not carried out. Retrying such a write cannot apply it twice.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{reason}")]
@@ -169,6 +234,14 @@ pub trait Database: Send + Sync + 'static {
 
     /// Begins to listen to the queue of a database, until what is returned is dropped.
     fn listen(self: &Arc<Self>, listen: Listen) -> Listened;
+
+    /// Reads a part of a queue, which shows every write acknowledged before this call. Its messages
+    /// are bounded in bytes, too: there may be fewer than asked for, and others behind them. There
+    /// is one at least, unless there are no more.
+    fn list_queue(
+        &self,
+        list: QueueList,
+    ) -> impl Future<Output = Result<QueuePage, Unavailable>> + Send;
 
     /// Takes reports on messages. A report is logged before it is answered, and may be reported
     /// again without harm; so a failure says nothing of what was logged.

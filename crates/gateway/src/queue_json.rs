@@ -1,5 +1,7 @@
 //! Requests and answers about queues: JSON, with times in milliseconds and bytes in base64.
 
+mod operator;
+
 use std::time::Duration;
 
 use base64::Engine;
@@ -14,6 +16,8 @@ use uuid::Uuid;
 
 use crate::database::{Heard, QueuedMessage};
 use crate::validation::{self, Invalid};
+
+pub(crate) use operator::{MAX_PAGE_BYTES, change, changed, list, page};
 
 /// The largest body of a request about queues: a thousand reports, or a message of the largest size
 /// with all its keys.

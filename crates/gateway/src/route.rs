@@ -73,6 +73,8 @@ pub(crate) enum QueueRoute {
     Poll,
     Report,
     Enqueue,
+    List,
+    Change,
 }
 
 /// The database that a metadata exchange opens.
@@ -131,7 +133,17 @@ impl QueueRoute {
             "/poll" => Some(Self::Poll),
             "/report" => Some(Self::Report),
             "/enqueue" => Some(Self::Enqueue),
+            "/list" => Some(Self::List),
+            "/change" => Some(Self::Change),
             _ => None,
+        }
+    }
+
+    /// Whether it takes the right to write. Listeners have messages removed.
+    pub(crate) fn writes(self) -> bool {
+        match self {
+            Self::Listen | Self::Poll | Self::Report | Self::Enqueue | Self::Change => true,
+            Self::List => false,
         }
     }
 }
@@ -156,6 +168,8 @@ mod tests {
             ("/kv/queue/poll", Some(Route::Queue(QueueRoute::Poll))),
             ("/kv/queue/report", Some(Route::Queue(QueueRoute::Report))),
             ("/kv/queue/enqueue", Some(Route::Queue(QueueRoute::Enqueue))),
+            ("/kv/queue/list", Some(Route::Queue(QueueRoute::List))),
+            ("/kv/queue/change", Some(Route::Queue(QueueRoute::Change))),
             ("/kv/queue", None),
             ("/kv/queue/", None),
             ("/kv/queue/listen/", None),

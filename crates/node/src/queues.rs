@@ -5,11 +5,13 @@
 //! term lasts: it tells it what is applied (`feed`), read and reported (`reports`), and has logged
 //! what it decides (`settling`). A [`Session`] carries messages to one listener. The dispatcher
 //! decides by keys alone; a session reads the message itself, right before it hands it out, after
-//! the leadership was confirmed, and lets it go under the epoch lease only.
+//! the leadership was confirmed, and lets it go under the epoch lease only. So does `listing`, for an
+//! operator.
 
 mod feed;
 mod inbox;
 mod leader;
+mod listing;
 mod place;
 mod reports;
 mod session;
@@ -87,6 +89,29 @@ enum Command {
         reports: Vec<(MessageKey, Report)>,
         answers: oneshot::Sender<Result<Vec<Answer>, NotListening>>,
     },
+    Look {
+        database: DatabaseId,
+        keys: Vec<MessageKey>,
+        looked: oneshot::Sender<Result<Looked, NotListening>>,
+    },
+    Measure(oneshot::Sender<Result<Figures, NotListening>>),
+}
+
+/// The queues of a shard in figures, as far as its leader alone knows them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    /// Messages that listeners hold.
+    pub(crate) leased: usize,
+    /// How long the first message has been due that no listener holds, of the databases that have
+    /// listeners.
+    pub(crate) due_for: Duration,
+}
+
+/// The leases of a database, as the dispatcher knows them.
+struct Looked {
+    /// For each message that was asked for.
+    leased: Vec<bool>,
+    in_all: usize,
 }
 
 /// The term that a session is for.
@@ -193,6 +218,15 @@ impl Queues {
         let (answers, answered) = oneshot::channel();
         self.command(Command::Report { database, listener, reports, answers })?;
         answered.await.unwrap_or(Err(NotListening::NotLeader(None)))
+    }
+
+    /// Zeros where another node leads.
+    pub(crate) async fn figures(&self) -> Figures {
+        let (measured, measures) = oneshot::channel();
+        if self.command(Command::Measure(measured)).is_err() {
+            return Figures::default();
+        }
+        measures.await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     fn command(&self, command: Command) -> Result<(), NotListening> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster_nodes;
 pub(crate) mod hedge;
+pub(crate) mod list_calls;
 pub(crate) mod nodes;
 pub(crate) mod queue_calls;
 pub(crate) mod read_answer;

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::http::request::Parts;
 use meridian_queue::MessageKey;
-use meridian_types::{DatabaseId, WriteOutcome};
+use meridian_types::{DatabaseId, Versionstamp, WriteOutcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -50,7 +50,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, true))?;
+        let writes = route.writes();
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, writes))?;
         let holder = self.holder(token, Some(shard));
         let request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
@@ -61,6 +62,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             QueueRoute::Poll => self.poll(asked, parts).await,
             QueueRoute::Report => self.report(asked).await,
             QueueRoute::Enqueue => self.enqueue(asked).await,
+            QueueRoute::List => self.list(asked).await,
+            QueueRoute::Change => self.change(asked).await,
         }
     }
 
@@ -123,6 +126,27 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer::json(queue_json::answers(&answers)))
     }
 
+    /// Has room for the largest page before it is asked for: so pages are bounded in number, too.
+    async fn list(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { token, database, body, shares: _shares } = asked;
+        let list = queue_json::list(database, &body).map_err(Refusal::from)?;
+        let share = self.answers.take(self.holder(token, None), queue_json::MAX_PAGE_BYTES as u64);
+        let mut share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let page = self.database.list_queue(list).await.map_err(Refusal::from)?;
+        let answer = queue_json::page(&page);
+        share.resize(answer.len() as u64);
+        Ok(answer::json(answer).map(|body| body.map_whole(|bytes| share.held_with(bytes))))
+    }
+
+    async fn change(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+        let Asked { database, body, shares, .. } = asked;
+        let transaction = queue_json::change(&body).map_err(Refusal::from)?;
+        let (request_id, may_come_again) = (new_request_id(), false);
+        let write = Write { database, request_id, may_come_again, transaction };
+        let versionstamp = committed(self.carry_out(write, None, shares).await?)?;
+        Ok(answer::json(queue_json::changed(versionstamp)))
+    }
+
     async fn enqueue(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
         let Asked { database, body, shares, .. } = asked;
         let format = self.catalogue.v8_format(database);
@@ -131,15 +155,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let may_come_again = id.is_some();
         let request_id = id.map_or_else(new_request_id, |id| request_id_of(database, &id));
         let write = Write { database, request_id, may_come_again, transaction };
-        match self.carry_out(write, None, shares).await? {
-            WriteOutcome::Committed(versionstamp) => {
-                Ok(answer::json(queue_json::enqueued(versionstamp)))
-            }
-            WriteOutcome::Rejected(text) => Err(Refusal::Rejected(text).into()),
-            // It has no checks; the id is another write's.
-            WriteOutcome::CheckFailed(_) => {
-                Err(Refusal::Rejected("The id is that of another write.".to_owned()).into())
-            }
+        let versionstamp = committed(self.carry_out(write, None, shares).await?)?;
+        Ok(answer::json(queue_json::enqueued(versionstamp)))
+    }
+}
+
+/// Of a write without checks.
+fn committed(outcome: WriteOutcome) -> Result<Versionstamp, Refusal> {
+    match outcome {
+        WriteOutcome::Committed(versionstamp) => Ok(versionstamp),
+        WriteOutcome::Rejected(text) => Err(Refusal::Rejected(text)),
+        WriteOutcome::CheckFailed(_) => {
+            Err(Refusal::Rejected("The id is that of another write.".to_owned()))
         }
     }
 }

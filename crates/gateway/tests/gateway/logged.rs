@@ -54,6 +54,7 @@ impl Memory {
             }
         }
         self.logged.add(write, stamp);
+        self.queues.settle(&write.transaction.settlements);
         self.commits.send_replace(());
         WriteOutcome::Committed(stamp)
     }

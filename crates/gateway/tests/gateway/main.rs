@@ -17,6 +17,7 @@ mod logged;
 mod metadata;
 mod order;
 mod queues;
+mod reply;
 mod support;
 mod watch;
 mod watched;

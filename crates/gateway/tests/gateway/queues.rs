@@ -8,9 +8,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use meridian_gateway::{Heard, Listen, Listened, Options, QueuedMessage, Reports};
+use meridian_gateway::{
+    Heard, ListFrom, ListedLetter, ListedTotals, Listen, Listened, Options, QueueList, QueuePage,
+    QueuedMessage, Reports,
+};
 use meridian_queue::{Answer, ListenerId, MessageKey, Report};
-use meridian_types::{MessageId, Versionstamp};
+use meridian_types::{MessageId, Settlement, Verdict, Versionstamp};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,6 +36,10 @@ pub(crate) struct Queues {
     /// A test takes them, and plays the leader.
     listeners: Mutex<Vec<Leading>>,
     reports: Mutex<Vec<Reports>>,
+    lists: Mutex<Vec<QueueList>>,
+    /// The answer to whatever is listed.
+    page: Mutex<QueuePage>,
+    settled: Mutex<Vec<Settlement>>,
 }
 
 impl Queues {
@@ -41,6 +48,15 @@ impl Queues {
         let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
         self.listeners.lock().unwrap().push(Leading { listen, tell, enough: is_enough });
         Listened { heard, enough }
+    }
+
+    pub(crate) fn list(&self, list: QueueList) -> QueuePage {
+        self.lists.lock().unwrap().push(list);
+        self.page.lock().unwrap().clone()
+    }
+
+    pub(crate) fn settle(&self, settlements: &[Settlement]) {
+        self.settled.lock().unwrap().extend_from_slice(settlements);
     }
 
     /// Failures come too late.
@@ -290,7 +306,71 @@ async fn queues_want_a_token_that_may_write_and_what_they_know() {
         let odd = json!({ "unheard": "of" });
         ask(&mut client, path, WRITER, &odd).await.refuses(400, "is not the JSON");
     }
+    let odd = json!({ "unheard": "of" });
+    ask(&mut client, "change", READER, &json!({})).await.refuses(403, "may only read");
+    for (path, token) in [("change", WRITER), ("list", READER)] {
+        ask(&mut client, path, "unknown", &json!({})).await.refuses(401, "Invalid access token.");
+        ask(&mut client, path, token, &odd).await.refuses(400, "is not the JSON");
+    }
     ask(&mut client, "peek", WRITER, &json!({})).await.refuses(404, "Nothing is served here.");
     let large = json!({ "payload": "x".repeat(300_000) });
     ask(&mut client, "enqueue", WRITER, &large).await.refuses(400, "exceeds the limit");
+}
+
+#[tokio::test]
+async fn reader_sees_what_is_in_a_queue() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let letter = ListedLetter {
+        number: 4,
+        id: key(0).id,
+        failed: 6,
+        enqueued_ms: 5,
+        died_ms: 9,
+        payload_bytes: 3,
+        payload: Some(Bytes::from_static(b"\xff\x0f0")),
+    };
+    let totals = ListedTotals { undelivered: 8, leased: 2, dead: 1 };
+    *server.memory.queues.page.lock().unwrap() =
+        QueuePage { messages: vec![], dead_letters: vec![letter], totals };
+    let asked = json!({ "dead": true, "after": 3, "limit": 7, "payload": true });
+    let answer = ask(&mut client, "list", READER, &asked).await.json();
+    assert_eq!((&answer["totals"]["leased"], &answer["after"]), (&json!(2), &json!(4)));
+    assert_eq!(answer["deadLetters"][0]["payload"], "/w8w");
+    let QueueList { database, from, limit, whole } =
+        server.memory.queues.lists.lock().unwrap().pop().unwrap();
+    assert_eq!((database, limit, whole), (MAIN, 7, true));
+    assert_eq!(from, ListFrom::DeadLetters { first: 4 });
+    server.memory.plan(Plan::Unavailable);
+    ask(&mut client, "list", READER, &json!({})).await.refuses(503, "no leader");
+}
+
+/// However many ask, what waits for them is bounded.
+#[tokio::test]
+async fn page_of_a_queue_has_its_room_before_it_is_asked_for() {
+    let server = Server::with(Options { max_answers_bytes: 1 << 19, ..Options::default() }).await;
+    let mut client = server.http1().await;
+    let refused = ask(&mut client, "list", READER, &json!({})).await;
+    refused.refuses(503, "Too many bytes of answers are in progress");
+    assert!(server.memory.queues.lists.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn change_of_a_queue_is_one_write() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let body = json!({
+        "cancel": [{ "id": ID, "due": 8 }],
+        "redrive": [{ "id": ID, "number": 4 }],
+    });
+    let answer = ask(&mut client, "change", WRITER, &body).await.json();
+    assert_eq!(answer["versionstamp"].as_str().map(str::len), Some(20));
+    let of = |due_ms, verdict| Settlement { id: key(0).id, due_ms, verdict };
+    let expected = [of(8, Verdict::Cancelled), of(0, Verdict::Redriven { number: 4 })];
+    assert_eq!(*server.memory.queues.settled.lock().unwrap(), expected);
+    assert_eq!(server.memory.committed(), 1);
+    server.memory.plan(Plan::Reject("Queue backlog limit exceeded"));
+    ask(&mut client, "change", WRITER, &body).await.refuses(400, "backlog limit");
+    server.memory.plan(Plan::Unavailable);
+    ask(&mut client, "change", WRITER, &body).await.refuses(503, "no leader");
 }

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
     Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Grant, Listen,
-    Listened, NoChanges, Options, Read, ReadOutput, Reports, Unavailable, Watch, Write,
-    WriteFailure, serve,
+    Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports, Unavailable,
+    Watch, Write, WriteFailure, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use crate::gate::Gate;
 use crate::logged::Logged;
 use crate::queues::Queues;
+pub(crate) use crate::reply::Reply;
 use crate::watched::MemoryWatch;
 
 pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
@@ -124,6 +125,13 @@ impl Database for Memory {
 
     async fn changes(&self, wanted: ChangesWanted) -> Result<Changed, NoChanges> {
         self.changes_behind(wanted).await
+    }
+
+    async fn list_queue(&self, list: QueueList) -> Result<QueuePage, Unavailable> {
+        if matches!(*self.plan.lock().unwrap(), Plan::Unavailable) {
+            return Err(Unavailable { reason: "no leader".to_owned() });
+        }
+        Ok(self.queues.list(list))
     }
 
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
@@ -326,37 +334,6 @@ pub(crate) struct Client {
     sender: Sender,
     /// Ends when the connection does; aborting it closes the connection.
     pub(crate) driver: JoinHandle<()>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) status: StatusCode,
-    pub(crate) content_type: String,
-    pub(crate) body: Bytes,
-}
-
-impl Reply {
-    pub(crate) fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
-
-    pub(crate) fn json(&self) -> serde_json::Value {
-        assert_eq!((self.status, self.content_type.as_str()), (StatusCode::OK, "application/json"));
-        serde_json::from_slice(&self.body).unwrap()
-    }
-
-    pub(crate) fn message<M: Message + Default>(&self) -> M {
-        assert_eq!(self.status, StatusCode::OK, "{:?}", self.text());
-        assert_eq!(self.content_type, "application/x-protobuf");
-        M::decode(self.body.clone()).unwrap()
-    }
-
-    /// Asserts that this is the plain-text answer `status`, with `part` in it.
-    pub(crate) fn refuses(&self, status: u16, part: &str) {
-        assert_eq!(self.status.as_u16(), status, "{:?}", self.text());
-        assert!(self.content_type.starts_with("text/plain"), "{}", self.content_type);
-        assert!(self.text().contains(part), "`{}` does not contain `{part}`", self.text());
-    }
 }
 
 impl Client {

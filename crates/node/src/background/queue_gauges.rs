@@ -1,4 +1,5 @@
-//! Gauges of the queues in each shard: how much is undelivered, and how much is dead.
+//! Gauges of the queues in each shard: how much is undelivered, and how much is dead; at its leader
+//! also how much listeners hold, and how long messages wait.
 
 use std::sync::Arc;
 
@@ -6,6 +7,8 @@ use meridian_storage::{ShardState, StorageError, fatal};
 use meridian_types::NodeId;
 
 use crate::background::parts::DutyParts;
+use crate::queues::Figures;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 
 /// Databases whose queues are read at a time.
@@ -24,6 +27,7 @@ impl QueueGauges {
     /// One shard after the other, on a thread that may block. Each database with a queue has one
     /// row that is read.
     pub(crate) async fn measure(self: Arc<Self>) {
+        self.measure_leaders().await;
         let measured = tokio::task::spawn_blocking(move || {
             for state in self.shards.states() {
                 match totals(&state) {
@@ -44,6 +48,22 @@ impl QueueGauges {
         });
         // It panics never, and a cancelled one is the node stopping.
         drop(measured.await);
+    }
+}
+
+impl QueueGauges {
+    /// Zeros at nodes that do not lead, which may have led.
+    async fn measure_leaders(&self) {
+        for (id, shard) in self.shards.all() {
+            let Figures { leased, due_for } = match shard {
+                LocalShard::Voter(voter) => voter.queues().figures().await,
+                LocalShard::Replica(_) => Figures::default(),
+            };
+            let labels = [("shard", id.to_string()), ("node", self.node_id.to_string())];
+            metrics::gauge!("meridian_queue_leased_messages", &labels).set(leased as f64);
+            metrics::gauge!("meridian_queue_oldest_due_seconds", &labels)
+                .set(due_for.as_secs_f64());
+        }
     }
 }
 

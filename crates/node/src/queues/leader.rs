@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meridian_queue::{Action, Dispatcher, Event, Lane, MessageKey, Moment, SessionId};
 use meridian_storage::{ShardState, or_fatal};
@@ -14,7 +15,7 @@ use super::feed::{Feed, Overrun};
 use super::inbox::Outbox;
 use super::reports::Reports;
 use super::settling::settle;
-use super::{Command, Handout, NotListening, Notice, QueueParts, place};
+use super::{Command, Figures, Handout, Looked, NotListening, Notice, QueueParts, place};
 use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
 
 impl QueueParts {
@@ -82,6 +83,8 @@ fn decline(command: Command, leader: Option<NodeId>) {
     match command {
         Command::Open { begun, .. } => drop(begun.send(Err(not_leader))),
         Command::Report { answers, .. } => drop(answers.send(Err(not_leader))),
+        Command::Look { looked, .. } => drop(looked.send(Err(not_leader))),
+        Command::Measure(measured) => drop(measured.send(Err(not_leader))),
     }
 }
 
@@ -203,6 +206,21 @@ impl Term<'_> {
                 if !reports.is_empty() {
                     self.step(Event::Reported { database, listener, reports });
                 }
+            }
+            Command::Look { database, keys, looked } => {
+                let is_leased = |key| self.dispatcher.is_leased(database, key);
+                let leased = keys.iter().map(is_leased).collect();
+                let in_all = self.dispatcher.leases(database);
+                // A caller that has left wants no answer.
+                drop(looked.send(Ok(Looked { leased, in_all })));
+            }
+            Command::Measure(measured) => {
+                let leased = self.dispatcher.leases_in_all();
+                let first_due_ms = self.dispatcher.first_due_ms();
+                let due_for_ms = first_due_ms
+                    .map_or(0, |due_ms| self.leader.parts.time_ms().saturating_sub(due_ms));
+                let due_for = Duration::from_millis(due_for_ms);
+                drop(measured.send(Ok(Figures { leased, due_for })));
             }
         }
     }

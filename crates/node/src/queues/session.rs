@@ -21,7 +21,7 @@ const PART_MESSAGES: usize = 64;
 /// A part has no other message behind so many bytes.
 const PART_BYTES: usize = 128 << 10;
 /// The bytes of a message: its payload, its keys, and what is beside them.
-const MAX_MESSAGE_BYTES: usize = limits::MAX_VALUE_BYTES
+pub(super) const MAX_MESSAGE_BYTES: usize = limits::MAX_VALUE_BYTES
     + limits::MAX_UNDELIVERED_KEYS * limits::MAX_WRITE_KEY_BYTES
     + BESIDE_BYTES;
 pub(crate) const BESIDE_BYTES: usize = 512;
@@ -195,7 +195,7 @@ impl Session {
 }
 
 impl Shown {
-    fn not_leader(&self) -> NotListening {
+    pub(super) fn not_leader(&self) -> NotListening {
         let leader = self.group.leadership().err().and_then(|not_leading| not_leading.leader);
         NotListening::NotLeader(leader)
     }

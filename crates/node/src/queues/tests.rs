@@ -1,5 +1,7 @@
 //! The queues of a group of one: from the log to listeners, and back.
 
+mod operator;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
@@ -62,11 +64,15 @@ impl Alone {
     }
 
     async fn enqueue(&self, enqueue: Enqueue) {
+        let enqueues = vec![enqueue];
+        self.commit(Transaction { enqueues, ..Transaction::default() }).await;
+    }
+
+    async fn commit(&self, transaction: Transaction) {
         let mut committed = false;
-        until("it is enqueued", async || {
-            let enqueues = vec![enqueue.clone()];
-            let transaction = Transaction { enqueues, ..Transaction::default() };
+        until("it is committed", async || {
             let (database, request_id) = (DATABASE, new_request_id());
+            let transaction = transaction.clone();
             let request = WriteRequest { database, request_id, transaction, retry: false };
             let reply = self.voter.write_when_led(request, None, Duration::MAX).await;
             committed |= matches!(reply.outcome(), Some(WriteOutcome::Committed(_)));

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use meridian_gateway::{Changed, ChangesWanted, Read, Reports, Room, Write, size_of_news};
+use meridian_gateway::{
+    Changed, ChangesWanted, QueueList, QueuePage, Read, Reports, Room, Write, size_of_news,
+};
 use meridian_memory::Held;
 use meridian_proto::changes::changes_client::ChangesClient;
 use meridian_proto::queue::queue_client::QueueClient;
@@ -25,6 +27,7 @@ use crate::network::peers::PeerChannels;
 use crate::queues::Listener;
 use crate::read::execution::Reads;
 use crate::read::refusal::{NotServed, ReadRefusal};
+use crate::routing::list_calls;
 use crate::routing::nodes::{
     Answering, Feeding, LocalVoter, Nodes, ToldStream, Wanted, WriteTry, Written,
 };
@@ -246,11 +249,7 @@ impl Nodes for ClusterNodes {
             return async move {
                 let LocalShard::Voter(voter) = local else { return Err(Failed::NotLeader(None)) };
                 let answers = voter.queues().report(database, listener, reports).await;
-                answers.map_err(|not_listening| match queue_calls::over(not_listening) {
-                    Over::Refused(reason) => Failed::NotDone(reason),
-                    Over::Failed(failed) => failed,
-                    Over::NotTaken => Failed::NotDone("it was not taken".to_owned()),
-                })
+                answers.map_err(queue_calls::failed)
             }
             .boxed();
         }
@@ -261,6 +260,32 @@ impl Nodes for ClusterNodes {
         async move {
             let answer = QueueClient::new(channel).report(request).await;
             queue_calls::answers(answer.map_err(Failed::from_status)?.into_inner())
+        }
+        .boxed()
+    }
+
+    fn list_queue(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        list: &QueueList,
+    ) -> BoxFuture<'static, Result<QueuePage, Failed>> {
+        if let Some(local) = self.here(node, shard.0) {
+            let list = list.clone();
+            return async move {
+                let LocalShard::Voter(voter) = local else { return Err(Failed::NotLeader(None)) };
+                let page = voter.queues().list(list).await.map_err(queue_calls::failed)?;
+                Ok(page.into_inner())
+            }
+            .boxed();
+        }
+        let Some(channel) = self.peers.requests(node) else {
+            return ready(Err(unknown_node(node))).boxed();
+        };
+        let request = list_calls::list_to_wire(shard_epoch(shard), list);
+        async move {
+            let answer = QueueClient::new(channel).list(request).await;
+            list_calls::page(answer.map_err(Failed::from_status)?.into_inner())
         }
         .boxed()
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use meridian_gateway::{Changed, ChangesWanted, Kept, NoRoom, Read, Reports, Room, Write};
+use meridian_gateway::{
+    Changed, ChangesWanted, Kept, NoRoom, QueueList, QueuePage, Read, Reports, Room, Write,
+};
 use meridian_memory::Held;
 use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
@@ -152,4 +154,12 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         shard: (ShardId, Epoch),
         reports: &Reports,
     ) -> BoxFuture<'static, Result<Vec<Answer>, Failed>>;
+
+    /// Reads a part of a queue, if the node leads.
+    fn list_queue(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        list: &QueueList,
+    ) -> BoxFuture<'static, Result<QueuePage, Failed>>;
 }

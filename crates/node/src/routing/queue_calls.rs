@@ -33,12 +33,12 @@ pub(crate) enum Over {
     NotTaken,
 }
 
-fn key_to_wire(key: &MessageKey) -> wire::MessageKey {
+pub(super) fn key_to_wire(key: &MessageKey) -> wire::MessageKey {
     let id = Bytes::copy_from_slice(&key.id.to_bytes());
     wire::MessageKey { due_ms: key.due_ms, id }
 }
 
-fn key(key: &wire::MessageKey) -> Option<MessageKey> {
+pub(super) fn key(key: &wire::MessageKey) -> Option<MessageKey> {
     Some(MessageKey { due_ms: key.due_ms, id: MessageId::from_slice(&key.id)? })
 }
 
@@ -170,6 +170,16 @@ pub(crate) fn over(not_listening: NotListening) -> Over {
         NotListening::NotLeader(leader) => Over::Failed(Failed::NotLeader(leader)),
         NotListening::Refused(reason) => Over::Refused(reason.to_owned()),
         NotListening::Unavailable(reason) => Over::Failed(Failed::NotDone(reason.to_owned())),
+    }
+}
+
+/// Of a call that is no session.
+pub(crate) fn failed(not_listening: NotListening) -> Failed {
+    match not_listening {
+        NotListening::NotLeader(leader) => Failed::NotLeader(leader),
+        NotListening::Refused(reason) | NotListening::Unavailable(reason) => {
+            Failed::NotDone(reason.to_owned())
+        }
     }
 }
 

@@ -24,8 +24,8 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use meridian_gateway::{
-    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, Read, ReadOutput, Reports,
-    Unavailable, Watch, Write, WriteFailure,
+    Changed, ChangesWanted, Database, Listen, Listened, NoChanges, QueueList, QueuePage, Read,
+    ReadOutput, Reports, Unavailable, Watch, Write, WriteFailure,
 };
 use meridian_queue::Answer;
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, WriteOutcome};
@@ -224,7 +224,14 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
     }
 
     async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {
-        self.reported(&reports).await
+        let failing = "what was reported is not known to be logged";
+        let ask = |node, shard| self.nodes.report(node, shard, &reports);
+        self.asked(reports.database, failing, ask).await
+    }
+
+    async fn list_queue(&self, list: QueueList) -> Result<QueuePage, Unavailable> {
+        let ask = |node, shard| self.nodes.list_queue(node, shard, &list);
+        self.asked(list.database, "no leader has listed the queue", ask).await
     }
 }
 

@@ -3,11 +3,11 @@
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use meridian_gateway::Reports;
-use meridian_proto::queue::{self as wire, queue_server, report_response};
+use meridian_proto::queue::{self as wire, list_response, queue_server, report_response};
 use tonic::{Request, Response, Status};
 
 use crate::queues::NotListening;
-use crate::routing::queue_calls;
+use crate::routing::{list_calls, queue_calls};
 use crate::rpc::shard::{ShardService, invalid, not_leader};
 
 /// A report of a thousand messages, or what a listener of as many credits holds.
@@ -70,5 +70,28 @@ impl queue_server::Queue for QueueService {
             }
         };
         Ok(Response::new(wire::ReportResponse { result: Some(result) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<wire::ListRequest>,
+    ) -> Result<Response<wire::ListResponse>, Status> {
+        let request = request.into_inner();
+        let voter = self.0.voter(request.group)?;
+        let list = list_calls::list(request).map_err(invalid)?;
+        let page = match voter {
+            Some(voter) => voter.queues().list(list).await,
+            None => Err(NotListening::NotLeader(None)),
+        };
+        let result = match page {
+            Ok(page) => list_response::Result::Page(list_calls::page_to_wire(page.into_inner())),
+            Err(NotListening::NotLeader(leader)) => {
+                list_response::Result::NotLeader(not_leader(leader))
+            }
+            Err(NotListening::Refused(reason) | NotListening::Unavailable(reason)) => {
+                list_response::Result::Unavailable(reason.to_owned())
+            }
+        };
+        Ok(Response::new(wire::ListResponse { result: Some(result) }))
     }
 }

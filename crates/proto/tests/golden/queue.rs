@@ -134,3 +134,99 @@ fn answers_to_reports_are_golden() {
         assert_golden(&queue::ReportResponse { result: Some(result) }, &[field]);
     }
 }
+
+#[test]
+fn requests_for_pages_are_golden() {
+    use queue::list_request::Range;
+    for (range, field) in [
+        (Range::AllMessages(queue::All {}), field_message(3, &[])),
+        (Range::Behind(key().0), field_message(4, &key().1)),
+        (Range::DeadFrom(0), field_varint(5, 0)),
+        (Range::DeadFrom(L + 7), field_varint(5, L + 7)),
+    ] {
+        let request = queue::ListRequest {
+            group: Some(shard_epoch().0),
+            database: Bytes::from("the database's!!"),
+            range: Some(range),
+            limit: 302,
+            whole: true,
+        };
+        let golden = [
+            field_message(1, &shard_epoch().1),
+            field_bytes(2, b"the database's!!"),
+            field,
+            field_varint(6, 302),
+            field_varint(7, 1),
+        ];
+        assert_golden(&request, &golden);
+    }
+}
+
+#[test]
+fn pages_of_queues_are_golden() {
+    use queue::list_response::Result;
+    let whole = queue::Whole {
+        payload: Bytes::from("payload"),
+        keys_if_undelivered: vec![Bytes::from("one"), Bytes::from("two")],
+    };
+    let whole_fields = [field_bytes(1, b"payload"), field_bytes(2, b"one"), field_bytes(2, b"two")];
+    let message = queue::ListedMessage {
+        key: Some(key().0),
+        failed: 303,
+        enqueued_ms: L + 8,
+        payload_bytes: 304,
+        keys: 2,
+        leased: true,
+        whole: Some(whole),
+    };
+    let message_fields = [
+        field_message(1, &key().1),
+        field_varint(2, 303),
+        field_varint(3, L + 8),
+        field_varint(4, 304),
+        field_varint(5, 2),
+        field_varint(6, 1),
+        field_message(7, &whole_fields),
+    ];
+    let letter = queue::ListedLetter {
+        number: L + 9,
+        id: Bytes::from("the id of it"),
+        failed: 305,
+        enqueued_ms: L + 10,
+        died_ms: L + 11,
+        payload_bytes: 306,
+        // Another thing than none.
+        payload: Some(Bytes::new()),
+    };
+    let letter_fields = [
+        field_varint(1, L + 9),
+        field_bytes(2, b"the id of it"),
+        field_varint(3, 305),
+        field_varint(4, L + 10),
+        field_varint(5, L + 11),
+        field_varint(6, 306),
+        field_bytes(7, b""),
+    ];
+    let page = queue::Page {
+        messages: vec![message],
+        dead_letters: vec![letter],
+        undelivered: L + 12,
+        leased: L + 13,
+        dead: L + 14,
+    };
+    let page_fields = [
+        field_message(1, &message_fields),
+        field_message(2, &letter_fields),
+        field_varint(3, L + 12),
+        field_varint(4, L + 13),
+        field_varint(5, L + 14),
+    ];
+    let not_leader = shard::NotLeader { leader: L + 6 };
+    for (result, field) in [
+        (Result::Page(page), field_message(1, &page_fields)),
+        (Result::NotLeader(not_leader), field_message(2, &[field_varint(1, L + 6)])),
+        (Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+    ] {
+        assert_golden(&queue::ListResponse { result: Some(result) }, &[field]);
+    }
+}

@@ -89,6 +89,13 @@ impl queue_server::Queue for Endless {
     ) -> Result<Response<queue::ReportResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
+
+    async fn list(
+        &self,
+        _: Request<queue::ListRequest>,
+    ) -> Result<Response<queue::ListResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
 }
 
 /// One connection through which nothing that the client sends comes while it is `held`; answers do.

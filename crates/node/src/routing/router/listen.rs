@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports, Unavailable};
-use meridian_queue::{Answer, MessageKey};
-use meridian_types::{Epoch, NodeId, ShardId};
+use futures::future::BoxFuture;
+use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Unavailable};
+use meridian_queue::MessageKey;
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -25,8 +26,8 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// A listener that has polled says what its client holds for this much longer than the lease: the
 /// client may have had it lengthened.
 const KEPT_BEYOND_LEASE: Duration = Duration::from_secs(5 * 60);
-/// A leader that logs what was reported is waited for so long, then asked again.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A leader that logs what was reported, or reads, is waited for so long, then asked again.
+const QUEUE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Rounds of all voters before the pauses between them grow.
 const PROMPT_ROUNDS: u32 = 4;
 
@@ -314,19 +315,25 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         ATTEMPT_TIMEOUT + 2 * self.health.round_trip(node)
     }
 
-    /// Asks until a leader has logged what is reported: to report it again does no harm.
-    pub(super) async fn reported(&self, reports: &Reports) -> Result<Vec<Answer>, Unavailable> {
+    /// Asks until a leader has an answer: to ask again does no harm. `failing`: what is so without
+    /// one.
+    pub(super) async fn asked<T>(
+        &self,
+        database: DatabaseId,
+        failing: &str,
+        ask: impl Fn(NodeId, (ShardId, Epoch)) -> BoxFuture<'static, Result<T, Failed>> + Send + Sync,
+    ) -> Result<T, Unavailable> {
         let mut reason = "it has no leader at present".to_owned();
         let asking = async {
             loop {
-                let shard = self.shard(reports.database)?;
+                let shard = self.shard(database)?;
                 let mut asked = BTreeSet::new();
                 while let Some(node) = self.next_voter(shard.0, &mut asked) {
-                    let call = self.nodes.report(node, shard, reports);
-                    let within = REPORT_TIMEOUT + 2 * self.health.round_trip(node);
+                    let within = QUEUE_CALL_TIMEOUT + 2 * self.health.round_trip(node);
                     let late = |_| Err(Failed::Unknown("no answer".to_owned()));
-                    match tokio::time::timeout(within, call).await.unwrap_or_else(late) {
-                        Ok(answers) => return Ok(answers),
+                    let call = tokio::time::timeout(within, ask(node, shard));
+                    match call.await.unwrap_or_else(late) {
+                        Ok(answer) => return Ok(answer),
                         Err(failed) => {
                             self.record_of_queues(shard.0, node, &failed);
                             match failed {
@@ -343,8 +350,6 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             }
         };
         let answered = tokio::time::timeout(self.deadline, asking).await;
-        answered.unwrap_or_else(|_| {
-            Err(unavailable(format!("what was reported is not known to be logged: {reason}")))
-        })
+        answered.unwrap_or_else(|_| Err(unavailable(format!("{failing}: {reason}"))))
     }
 }

@@ -8,6 +8,7 @@ mod local;
 mod outcomes;
 mod reads;
 mod retries;
+mod time;
 mod watches;
 mod world;
 

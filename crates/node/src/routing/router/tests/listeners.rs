@@ -1,6 +1,6 @@
 //! Listeners: what their sessions are asked for, and what their clients hear.
 
-use meridian_gateway::{Heard, QueuedMessage};
+use meridian_gateway::{Heard, ListFrom, QueueList, QueuePage, QueuedMessage};
 use meridian_queue::{Incarnation, ListenerId, MessageKey};
 use meridian_types::{MessageId, Versionstamp};
 
@@ -138,4 +138,15 @@ async fn reports_that_are_not_answered_in_time_say_nothing_of_the_leader_to_othe
     assert_eq!(voters.reports.lock()[0], NodeId(1));
     assert!(!router.health.is_silent(time.now(), NodeId(1)));
     assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(1)));
+}
+
+#[tokio::test]
+async fn page_of_a_queue_comes_from_the_leader_whichever_node_is_taken_for_it() {
+    let (time, voters, router) = gateway(None, Duration::ZERO);
+    router.leaders.answered(time.now(), ShardId(1), NodeId(1), NodeId(1));
+    voters.leader.send_replace(Some(NodeId(2)));
+    let from = ListFrom::DeadLetters { first: 0 };
+    let list = QueueList { database: DEV_DEFAULT_DATABASE, from, limit: 1, whole: false };
+    assert_eq!(router.list_queue(list).await.unwrap(), QueuePage::default());
+    assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(2)));
 }

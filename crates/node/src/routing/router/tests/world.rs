@@ -1,12 +1,10 @@
-//! A clock that stands still until all tasks wait for it, and voters that are not there.
+//! Voters that are not there, beside a clock that stands still until all tasks wait for it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
 
 use futures::channel::mpsc;
 use futures::executor::LocalPool;
@@ -14,7 +12,7 @@ use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
 use futures::{FutureExt, StreamExt};
 use meridian_config::DevLayout;
-use meridian_gateway::{Access, Room, size_of_news};
+use meridian_gateway::{Access, QueueList, QueuePage, Room, size_of_news};
 use meridian_memory::Held;
 use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
@@ -29,83 +27,12 @@ use crate::routing::nodes::{
 use crate::routing::queue_calls::{Over, Told};
 use crate::watches::News;
 
+pub(super) use super::time::Time;
+
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a voter's queue, or a voter that waits for a leader, holds a write.
 const PATIENCE: Duration = Duration::from_millis(700);
-
-#[derive(Default)]
-struct Timers {
-    now: Duration,
-    next: u64,
-    sleeping: BTreeMap<(Duration, u64), Waker>,
-}
-
-/// Time goes on when no task runs.
-#[derive(Clone, Default)]
-pub(super) struct Time(Arc<Mutex<Timers>>);
-
-struct Sleep {
-    time: Time,
-    at: Duration,
-    id: Option<u64>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let time = self.time.clone();
-        let mut timers = time.0.lock();
-        if timers.now >= self.at {
-            return Poll::Ready(());
-        }
-        let id = *self.id.get_or_insert_with(|| {
-            timers.next += 1;
-            timers.next
-        });
-        timers.sleeping.insert((self.at, id), context.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.time.0.lock().sleeping.remove(&(self.at, id));
-        }
-    }
-}
-
-impl Clock for Time {
-    fn now(&self) -> Duration {
-        self.0.lock().now
-    }
-
-    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send {
-        Sleep { time: self.clone(), at, id: None }
-    }
-}
-
-impl Time {
-    pub(super) async fn sleep(&self, duration: Duration) {
-        self.sleep_until(self.now() + duration).await;
-    }
-
-    /// The machine was suspended for so long: all timers are late.
-    pub(super) fn jump(&self, by: Duration) {
-        self.0.lock().now += by;
-    }
-
-    fn advance(&self) {
-        let mut timers = self.0.lock();
-        let ((at, _), waker) =
-            timers.sleeping.pop_first().expect("a task waits for something that never comes");
-        timers.now = timers.now.max(at);
-        drop(timers);
-        waker.wake();
-    }
-}
 
 /// How this gateway reaches one voter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -418,6 +345,20 @@ impl Nodes for Arc<Voters> {
         let scripted = self.scripted.lock().pop();
         let failed = scripted.unwrap_or_else(|| Failed::NotDone("no queues here".to_owned()));
         async { Err(failed) }.boxed()
+    }
+
+    fn list_queue(
+        &self,
+        node: NodeId,
+        _: (ShardId, Epoch),
+        _: &QueueList,
+    ) -> BoxFuture<'static, Result<QueuePage, Failed>> {
+        let leader = *self.leader.borrow();
+        let page = match leader == Some(node) {
+            true => Ok(QueuePage::default()),
+            false => Err(Failed::NotLeader(leader)),
+        };
+        async { page }.boxed()
     }
 }
 
