@@ -10,6 +10,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,9 +21,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use meridian_proto::kv_connect as pb;
+use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::DEFAULT_DATABASE;
-use meridian_tests::{Cluster, ClusterOptions, TOKEN, clients, poll};
+use meridian_tests::{Cluster, ClusterOptions, READ_ONLY_TOKEN, TOKEN, clients, poll};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -89,6 +92,17 @@ impl Lines {
             }
             let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.unwrap();
             self.read.extend(frame.expect("the stream goes on").unwrap().into_data().unwrap());
+        }
+    }
+
+    async fn released(&mut self) -> Value {
+        loop {
+            let line = self.next().await;
+            match line["type"].as_str().unwrap() {
+                "release" => return line,
+                "ping" => {}
+                other => panic!("{other}: {line}"),
+            }
         }
     }
 
@@ -203,4 +217,143 @@ async fn lost_leader_loses_no_message_and_hands_out_none_twice() {
         if polled["messages"] == json!([]) { Ok(()) } else { Err(polled) }
     })
     .await;
+}
+
+/// `meridian queue`, as an operator gives it.
+async fn operator(url: &str, arguments: &[&str]) -> (bool, String, String) {
+    let mut command = Command::new(binary());
+    command.arg("queue").args(arguments).env("DENO_KV_DEFAULT_PATH", url);
+    command.env("DENO_KV_ACCESS_TOKEN", TOKEN).kill_on_drop(true).stdin(Stdio::null());
+    let output = command.output().await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+async fn done(url: &str, arguments: &[&str]) -> Vec<Value> {
+    let (succeeded, out, error) = operator(url, arguments).await;
+    assert!(succeeded && error.is_empty(), "{arguments:?}: {error}");
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn id(message: &Value) -> &str {
+    message["id"].as_str().unwrap()
+}
+
+/// `"a"`, as V8 writes it.
+const PAYLOAD: &str = "/w8iAWE=";
+
+/// By gateways of three regions, before and after the shard has another leader.
+#[tokio::test]
+async fn operator_sees_cancels_and_moves_messages_over_a_change_of_leaders() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let [near, far, farthest] = &gateways(&cluster)[..] else { panic!("three regions") };
+    let now = near.call("enqueue", json!({ "payload": PAYLOAD })).await;
+    let hour = json!({ "payload": PAYLOAD, "delayMs": 3_600_000, "keysIfUndelivered": ["AmEA"] });
+    let later = near.call("enqueue", hour.clone()).await;
+    let latest = near.call("enqueue", hour).await;
+
+    let listed = done(&far.url, &["ls"]).await;
+    let ids: Vec<&str> = listed.iter().map(id).collect();
+    assert_eq!(ids, [id(&now), id(&later), id(&latest)]);
+    assert_eq!((&listed[0]["leased"], &listed[1]["keys"]), (&json!(false), &json!(1)));
+    assert_eq!(done(&farthest.url, &["ls", "--limit", "1"]).await, listed[..1]);
+    let whole = done(&near.url, &["peek", id(&later)]).await;
+    assert_eq!(whole[0]["value"], json!({ "type": "string", "value": "a" }));
+    assert_eq!(whole[0]["keysIfUndelivered"][0][0]["value"], "a");
+    let (_, shown, _) = operator(&far.url, &["peek", "--output", "inspect"]).await;
+    assert!(shown.starts_with(id(&now)) && shown.ends_with("\"a\"\n"), "{shown}");
+
+    // The message that a listener holds.
+    let mut lines = far.listen(5).await;
+    assert_eq!(lines.message().await["id"], now["id"]);
+    assert_eq!(done(&near.url, &["ls", "--limit", "1"]).await[0]["leased"], true);
+    assert_eq!(
+        done(&near.url, &["count"]).await,
+        [json!({ "undelivered": 3, "leased": 1, "dead": 0 })]
+    );
+    let cancelled = done(&near.url, &["cancel", id(&now), id(&latest)]).await;
+    assert_eq!(cancelled, [json!({ "cancelled": 2 })]);
+    assert_eq!(lines.released().await["id"], now["id"]);
+
+    let leader = cluster.leader(1).await;
+    let gateway = cluster.node_ids().into_iter().rfind(|id| *id != leader).unwrap();
+    let url = cluster.url(gateway);
+    cluster.kill(leader);
+    // A message that waited an hour goes to the listener whose gateway has found the next leader.
+    assert_eq!(done(&url, &["ls"]).await.len(), 1);
+    assert_eq!(done(&url, &["run-now", id(&later)]).await, [json!({ "moved": 1, "due": 0 })]);
+    let message = lines.message().await;
+    assert_eq!((&message["id"], &message["attempt"]), (&later["id"], &json!(1)));
+    let queue = Queue::at(url.clone());
+    assert_eq!(queue.report(&lines.listener, &message, "ack").await, "done");
+    assert_eq!(done(&url, &["count"]).await, [json!({ "undelivered": 0, "leased": 0, "dead": 0 })]);
+    let (succeeded, out, error) = operator(&url, &["cancel", id(&later)]).await;
+    assert!(!succeeded && error.contains(id(&later)), "{error}");
+    assert_eq!(out, "{\"cancelled\":0}\n");
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_redriven_and_purged() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let [near, far, farthest] = &gateways(&cluster)[..] else { panic!("three regions") };
+    let mut lines = near.listen(5).await;
+    let mut dies = async |queue: &Queue| {
+        let message = json!({ "payload": PAYLOAD, "backoffMs": [1] });
+        let enqueued = queue.call("enqueue", message).await;
+        for attempt in [1, 2] {
+            let message = lines.message().await;
+            assert_eq!((&message["id"], &message["attempt"]), (&enqueued["id"], &json!(attempt)));
+            assert_eq!(queue.report(&lines.listener, &message, "nack").await, "done");
+        }
+        enqueued
+    };
+    let first = dies(near).await;
+    let second = dies(far).await;
+    let letters = done(&farthest.url, &["ls", "--dead"]).await;
+    assert_eq!((id(&letters[0]), id(&letters[1])), (id(&first), id(&second)));
+    assert_eq!((&letters[1]["number"], &letters[1]["attempts"]), (&json!(1), &json!(2)));
+    let shown = done(&far.url, &["peek", "--dead", "1"]).await;
+    assert_eq!(shown[0]["value"]["value"], "a");
+
+    let redriven = done(&farthest.url, &["redrive", "1"]).await;
+    assert_eq!(redriven, [json!({ "redriven": 1 })]);
+    let message = lines.message().await;
+    assert_eq!((&message["id"], &message["attempt"]), (&second["id"], &json!(1)));
+    assert_eq!(far.report(&lines.listener, &message, "ack").await, "done");
+    let (succeeded, _, error) = operator(&far.url, &["redrive", "1"]).await;
+    assert!(!succeeded && error.contains("there is no dead letter 1"), "{error}");
+
+    for _ in 0..3 {
+        let later = json!({ "payload": PAYLOAD, "delayMs": 3_600_000 });
+        near.call("enqueue", later).await;
+    }
+    let (succeeded, _, unasked) = operator(&near.url, &["purge"]).await;
+    assert!(!succeeded && unasked.contains("3 messages of http"), "{unasked}");
+    let purged = done(&near.url, &["purge", "--yes"]).await;
+    assert_eq!(purged, [json!({ "removed": 3, "left": 0 })]);
+    let purged = done(&far.url, &["purge", "--dead", "--yes"]).await;
+    assert_eq!(purged, [json!({ "removed": 1, "left": 0 })]);
+    assert_eq!(done(&near.url, &["ls", "--dead"]).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn token_that_may_only_read_lists_a_queue_and_changes_nothing() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let [near, far, _] = &gateways(&cluster)[..] else { panic!("three regions") };
+    let enqueued = near.call("enqueue", json!({ "payload": PAYLOAD, "delayMs": 60_000 })).await;
+    let reader = async |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.arg("queue").args(arguments).env("DENO_KV_DEFAULT_PATH", &far.url);
+        command.env("DENO_KV_ACCESS_TOKEN", READ_ONLY_TOKEN).kill_on_drop(true);
+        let output = command.stdin(Stdio::null()).output().await.unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (succeeded, listed) = reader(&["ls"]).await;
+    assert!(succeeded && listed.contains(id(&enqueued)), "{listed}");
+    for arguments in [&["cancel", id(&enqueued)][..], &["run-now", id(&enqueued)], &["purge"]] {
+        let (succeeded, said) = reader(arguments).await;
+        assert!(!succeeded && said.contains("may only read"), "{arguments:?}: {said}");
+    }
+    assert_eq!(done(&near.url, &["ls"]).await.len(), 1);
 }

@@ -55,6 +55,7 @@ enum Command {
     /// Asks every node for its shards, positions and lags.
     Status(command::status::Status),
     Kv(command::kv::Kv),
+    Queue(command::queue::Queue),
     /// Measures reads and writes from the gateway of each region, and the delay of replication.
     Latency(command::latency::Latency),
     /// Breaks clusters of its own under load, and measures the effect on clients.
@@ -110,6 +111,7 @@ fn run(mut command: Command) -> anyhow::Result<()> {
             Command::Orphans(orphans) => orphans.run().await,
             Command::Status(status) => status.run().await,
             Command::Kv(kv) => kv.run().await,
+            Command::Queue(queue) => queue.run().await,
             Command::Latency(latency) => latency.run().await,
             Command::Drill(drill) => drill.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,
@@ -267,9 +269,12 @@ mod tests {
 
     #[test]
     fn commands_of_the_manuals_parse() {
-        let manuals =
-            [include_str!("../../../docs/operations.md"), include_str!("../../../docs/kv.md")];
-        for (manual, at_least) in manuals.into_iter().zip([20, 20]) {
+        let manuals = [
+            (include_str!("../../../docs/operations.md"), 20),
+            (include_str!("../../../docs/kv.md"), 20),
+            (include_str!("../../../docs/queues.md"), 10),
+        ];
+        for (manual, at_least) in manuals {
             let mut commands = 0;
             for line in manual.lines().filter_map(|line| line.strip_prefix("$ meridian ")) {
                 let words = shell_words(line).into_iter().take_while(|word| word != "#");
@@ -306,6 +311,13 @@ mod tests {
             "kv delete",
             "kv delete a --prefix b",
             "kv delete --prefix b --if-versionstamp none",
+            "queue cancel",
+            "queue cancel 12",
+            "queue run-now 00010000000000020000",
+            "queue redrive",
+            "queue redrive 1 --all",
+            "queue peek 000100000000000200000000 --limit 2",
+            "queue ls --limit 0",
         ];
         for line in lines {
             let words = std::iter::once("meridian").chain(line.split_whitespace());

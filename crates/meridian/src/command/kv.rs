@@ -8,26 +8,30 @@
 //! | `scan` | a range in batches |
 //! | `output` | entries and results, as `Deno.inspect` shows them or as lines of JSON |
 //! | `progress` | a line about long work |
+//! | `confirm` | a question before what cannot be undone |
 //! | `get`, `set`, `list`, `changes`, `delete`, `count`, `du`, `sum`, `watch` | the commands |
 
 mod changes;
-mod connection;
+mod confirm;
+pub(super) mod connection;
 mod count;
 mod delete;
 mod du;
 mod get;
 mod list;
-mod output;
-mod progress;
+pub(super) mod output;
+pub(super) mod progress;
 mod scan;
 mod selection;
-mod session;
+pub(super) mod session;
 mod set;
 mod sum;
 mod watch;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+
+pub(super) use self::confirm::confirm;
 
 use self::connection::Connection;
 use self::output::{Form, Output};

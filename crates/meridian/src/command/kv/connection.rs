@@ -12,7 +12,7 @@ use crate::command::gateway_url::with_database;
 use super::session::Session;
 
 #[derive(Args)]
-pub(super) struct Connection {
+pub(in crate::command) struct Connection {
     /// URL of a gateway, or of a database as clients open it.
     #[arg(
         long,
@@ -32,7 +32,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn open(&self, consistency: Consistency) -> Result<Session> {
+    pub(in crate::command) async fn open(&self, consistency: Consistency) -> Result<Session> {
         let token = match &self.token_file {
             Some(path) => access_token::read_file(path)?,
             None => std::env::var("DENO_KV_ACCESS_TOKEN").context(
@@ -43,7 +43,7 @@ impl Connection {
     }
 
     /// Of the database, as clients open it.
-    pub(super) fn url(&self) -> Result<String> {
+    pub(in crate::command) fn url(&self) -> Result<String> {
         with_database(self.url.clone(), self.database.as_deref())
     }
 }

@@ -1,7 +1,5 @@
 //! `meridian kv delete`.
 
-use std::io::{IsTerminal, Write};
-
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_kv_client::message::delete;
@@ -13,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::command::operator::format;
 use crate::command::{Hangup, asked_to_stop};
 
+use super::confirm::confirm;
 use super::connection::Connection;
 use super::count::count;
 use super::output::{Form, Output};
@@ -67,8 +66,14 @@ impl Delete {
         let (found, last) = count(&mut session, bounds.clone()).await?;
         // A key that is written behind the last one was not asked about.
         let bounds = Bounds { end: [&last[..], &[0]].concat(), ..bounds };
-        let which = format!("{} at {}", selection.describe()?, connection.url()?);
-        if found > 0 && !yes && !confirm(found, &which)? {
+        let keys = format!(
+            "{} {} at {}",
+            format::count(found, "key"),
+            selection.describe()?,
+            connection.url()?
+        );
+        let would = format!("{keys} would be deleted; --yes deletes them");
+        if found > 0 && !yes && !confirm(&format!("Delete {keys}"), &would)? {
             bail!("nothing was deleted");
         }
         let deleted = if found > 0 { delete_all(&mut session, bounds, found).await? } else { 0 };
@@ -78,20 +83,6 @@ impl Delete {
         };
         output.line(&text)
     }
-}
-
-/// `which` says which keys, and of which database.
-fn confirm(found: u64, which: &str) -> Result<bool> {
-    let keys = format!("{} {which}", format::count(found, "key"));
-    if !std::io::stdin().is_terminal() {
-        bail!("{keys} would be deleted; --yes deletes them");
-    }
-    let mut error = std::io::stderr().lock();
-    write!(error, "Delete {keys}? [y/N] ")?;
-    error.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 async fn delete_all(session: &mut Session, bounds: Bounds, found: u64) -> Result<u64> {

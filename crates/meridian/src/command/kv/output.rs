@@ -11,14 +11,14 @@ use meridian_proto::kv_connect as pb;
 use meridian_values::{Key, Stored, inspect, json, v8};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Form {
+pub(in crate::command) enum Form {
     /// As `Deno.inspect` shows values, with colours on a terminal.
     Inspect,
     /// A line of JSON for each entry.
     Json,
 }
 
-pub(super) struct Output {
+pub(in crate::command) struct Output {
     out: BufWriter<Stdout>,
     form: Form,
     colours: bool,
@@ -27,38 +27,38 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(form: Option<Form>) -> Self {
+    pub(in crate::command) fn new(form: Option<Form>) -> Self {
         let is_terminal = std::io::stdout().is_terminal();
         let form = form.unwrap_or(if is_terminal { Form::Inspect } else { Form::Json });
         let colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         Self { out: BufWriter::new(std::io::stdout()), form, colours, is_closed: false }
     }
 
-    pub(super) fn form(&self) -> Form {
+    pub(in crate::command) fn form(&self) -> Form {
         self.form
     }
 
-    pub(super) fn colours(&self) -> bool {
+    pub(in crate::command) fn colours(&self) -> bool {
         self.colours
     }
 
     /// Whether nothing more will be read of what is written.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(in crate::command) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    pub(super) fn line(&mut self, text: &str) -> Result<()> {
+    pub(in crate::command) fn line(&mut self, text: &str) -> Result<()> {
         let written = writeln!(self.out, "{text}");
         self.note(written)
     }
 
     /// Has the reader see what was written so far.
-    pub(super) fn flush(&mut self) -> Result<()> {
+    pub(in crate::command) fn flush(&mut self) -> Result<()> {
         let flushed = self.out.flush();
         self.note(flushed)
     }
 
-    pub(super) fn end(mut self) -> Result<()> {
+    pub(in crate::command) fn end(mut self) -> Result<()> {
         self.flush()
     }
 
@@ -71,7 +71,7 @@ impl Output {
     }
 
     /// An entry of a list.
-    pub(super) fn entry(&mut self, entry: &pb::KvEntry) -> Result<()> {
+    pub(in crate::command) fn entry(&mut self, entry: &pb::KvEntry) -> Result<()> {
         let text = match self.form {
             Form::Json => json_entry(entry),
             Form::Inspect => {
@@ -86,7 +86,7 @@ impl Output {
     }
 
     /// A value by itself.
-    pub(super) fn value(&self, entry: &pb::KvEntry) -> String {
+    pub(in crate::command) fn value(&self, entry: &pb::KvEntry) -> String {
         match stored(entry) {
             Ok(value) => inspect::stored(&value, self.colours),
             Err(why) => format!("<{why}; the value has {} bytes>", entry.value.len()),
@@ -94,7 +94,7 @@ impl Output {
     }
 
     /// The result of a write.
-    pub(super) fn written(&mut self, output: &pb::AtomicWriteOutput) -> Result<()> {
+    pub(in crate::command) fn written(&mut self, output: &pb::AtomicWriteOutput) -> Result<()> {
         let versionstamp = hex(&output.versionstamp);
         let text = match self.form {
             Form::Json => format!("{{\"ok\":true,\"versionstamp\":\"{versionstamp}\"}}"),
@@ -105,7 +105,7 @@ impl Output {
 }
 
 /// The value of an entry, or why it is none.
-pub(super) fn stored(entry: &pb::KvEntry) -> Result<Stored, String> {
+pub(in crate::command) fn stored(entry: &pb::KvEntry) -> Result<Stored, String> {
     match pb::ValueEncoding::try_from(entry.encoding) {
         Ok(pb::ValueEncoding::VeV8) => match v8::read(&entry.value) {
             Ok(graph) => Ok(Stored::V8(graph)),
@@ -120,7 +120,7 @@ pub(super) fn stored(entry: &pb::KvEntry) -> Result<Stored, String> {
     }
 }
 
-pub(super) fn json_entry(entry: &pb::KvEntry) -> String {
+pub(in crate::command) fn json_entry(entry: &pb::KvEntry) -> String {
     let (fields, versionstamp) = (json_entry_fields(entry, true), hex(&entry.versionstamp));
     format!("{{{fields},\"versionstamp\":\"{versionstamp}\"}}")
 }
@@ -134,28 +134,30 @@ pub(super) fn json_entry_fields(entry: &pb::KvEntry, has_value: bool) -> String 
     if !has_value {
         return format!("\"key\":{key}");
     }
-    let value = match stored(entry).ok().and_then(|value| json::value(&value)) {
-        Some(value) => value,
-        None => {
-            let encoding = match pb::ValueEncoding::try_from(entry.encoding) {
-                Ok(pb::ValueEncoding::VeV8) => "\"V8\"".to_owned(),
-                Ok(pb::ValueEncoding::VeLe64) => "\"LE64\"".to_owned(),
-                Ok(pb::ValueEncoding::VeBytes) => "\"BYTES\"".to_owned(),
-                _ => entry.encoding.to_string(),
-            };
-            let data = json::base64url(&entry.value);
-            format!("null,\"raw\":{{\"encoding\":{encoding},\"data\":\"{data}\"}}")
-        }
-    };
+    let value = json_value(entry);
     format!("\"key\":{key},\"value\":{value}")
 }
 
 /// A key that has no value, as a line of JSON.
-pub(super) fn json_without_value(key: &Key) -> String {
+pub(in crate::command) fn json_without_value(key: &Key) -> String {
     format!("{{\"key\":{},\"value\":null,\"versionstamp\":null}}", json::key(key))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// The value of an entry, and where it is `null` because JSON cannot say it, another field.
+pub(in crate::command) fn json_value(entry: &pb::KvEntry) -> String {
+    stored(entry).ok().and_then(|value| json::value(&value)).unwrap_or_else(|| {
+        let encoding = match pb::ValueEncoding::try_from(entry.encoding) {
+            Ok(pb::ValueEncoding::VeV8) => "\"V8\"".to_owned(),
+            Ok(pb::ValueEncoding::VeLe64) => "\"LE64\"".to_owned(),
+            Ok(pb::ValueEncoding::VeBytes) => "\"BYTES\"".to_owned(),
+            _ => entry.encoding.to_string(),
+        };
+        let data = json::base64url(&entry.value);
+        format!("null,\"raw\":{{\"encoding\":{encoding},\"data\":\"{data}\"}}")
+    })
+}
+
+pub(in crate::command) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

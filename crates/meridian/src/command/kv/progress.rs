@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_millis(500);
 
-pub(super) struct Progress {
+pub(in crate::command) struct Progress {
     is_shown: bool,
     /// When the next line is due.
     next: Instant,
@@ -13,13 +13,13 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(in crate::command) fn new() -> Self {
         let next = Instant::now() + EVERY;
         Self { is_shown: std::io::stderr().is_terminal(), next, width: 0 }
     }
 
     /// Shows a text in the place of the last one, now and then.
-    pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
+    pub(in crate::command) fn show(&mut self, text: impl FnOnce() -> String) {
         if self.is_shown && Instant::now() >= self.next {
             self.next = Instant::now() + EVERY;
             let text = text();

@@ -1,7 +1,8 @@
 //! Requests to one database, and what is sent again.
 //!
-//! A read is sent again until it was answered. A write is sent again only after an answer which
-//! says that it was not done; where no answer came, its outcome is unknown, and the command says so.
+//! A read is sent again until it was answered, and so is a change of the queue, which does nothing
+//! when it comes again. A write is sent again only after an answer which says that it was not done;
+//! where no answer came, its outcome is unknown, and the command says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The status of an answer which says that the request was not carried out, and may be soon.
 const SERVICE_UNAVAILABLE: u16 = 503;
 
-pub(super) struct Session {
+pub(in crate::command) struct Session {
     url: String,
     token: String,
     consistency: Consistency,
@@ -37,11 +38,17 @@ struct Path {
     read: Target,
     write: Target,
     watch: Target,
+    queue_list: Target,
+    queue_change: Target,
 }
 
 impl Session {
     /// A gateway that cannot be reached at first is an error at once: its URL may be wrong.
-    pub(super) async fn open(url: String, token: String, consistency: Consistency) -> Result<Self> {
+    pub(in crate::command) async fn open(
+        url: String,
+        token: String,
+        consistency: Consistency,
+    ) -> Result<Self> {
         let mut session = Self { url, token, consistency, path: None };
         session.path().await?;
         Ok(session)
@@ -66,11 +73,18 @@ impl Session {
         let endpoint: Endpoint = endpoint.ok_or_else(|| {
             ClientError::Unsuccessful(format!("{} has no {name} endpoint", self.url))
         })?;
+        let queue = |operation: &str| {
+            let url = endpoint.resolve(&format!("queue/{operation}"))?;
+            Target::new(&url, http, &metadata.headers)
+        };
         Ok(Path {
             link: Link::open(&Arc::new(endpoint.clone()), http, TIMEOUT).await?,
             read: Target::new(&endpoint.method("snapshot_read"), http, &metadata.headers)?,
             write: Target::new(&endpoint.method("atomic_write"), http, &metadata.headers)?,
             watch: Target::new(&endpoint.method("watch"), http, &metadata.headers)?,
+            // Beside the endpoint.
+            queue_list: queue("list")?,
+            queue_change: queue("change")?,
         })
     }
 
@@ -86,26 +100,57 @@ impl Session {
     }
 
     /// The entries of a range.
-    pub(super) async fn read(
+    pub(in crate::command) async fn read(
         &mut self,
         range: pb::ReadRange,
     ) -> Result<Vec<pb::KvEntry>, ClientError> {
-        let body: Bytes = pb::SnapshotRead { ranges: vec![range] }.encode_to_vec().into();
-        let is_strong = self.consistency == Consistency::Strong;
+        let body = pb::SnapshotRead { ranges: vec![range] }.encode_to_vec().into();
+        let answer = self.ask(|path| &path.read, body).await?;
+        answer::entries(answer, self.consistency == Consistency::Strong)
+    }
+
+    /// The answer to a JSON request for a part of the queue.
+    pub(in crate::command) async fn list_queue(
+        &mut self,
+        body: String,
+    ) -> Result<Bytes, ClientError> {
+        self.ask(|path| &path.queue_list, body.into()).await
+    }
+
+    /// The answer to a JSON request to change the queue.
+    pub(in crate::command) async fn change_queue(
+        &mut self,
+        body: String,
+    ) -> Result<Bytes, ClientError> {
+        self.ask(|path| &path.queue_change, body.into()).await
+    }
+
+    /// Sends a request until it was answered.
+    async fn ask(
+        &mut self,
+        target: fn(&Path) -> &Target,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answered = match self.path().await {
-                Ok(path) => path.link.call(path.read.request(body.clone())).await,
+                Ok(path) => {
+                    let request = target(path).request(body.clone());
+                    path.link.call(request).await
+                }
                 Err(error) => Err(error),
             };
             match answered {
-                Ok(answer) => return answer::entries(answer, is_strong),
+                Ok(answer) => return Ok(answer),
                 Err(error) => self.pause(error, deadline, is_lost_or_refused).await?,
             }
         }
     }
 
-    pub(super) async fn write(&mut self, write: pb::AtomicWrite) -> Result<pb::AtomicWriteOutput> {
+    pub(in crate::command) async fn write(
+        &mut self,
+        write: pb::AtomicWrite,
+    ) -> Result<pb::AtomicWriteOutput> {
         let body: Bytes = write.encode_to_vec().into();
         let deadline = Instant::now() + PATIENCE;
         loop {

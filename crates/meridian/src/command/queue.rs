@@ -1,0 +1,74 @@
+//! `meridian queue`: the messages of a database, for operators.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `api` | requests to the gateway, and their answers |
+//! | `walk` | a queue in pages |
+//! | `show` | messages and dead letters as lines |
+//! | `ls`, `count`, `peek` | the commands that read |
+//! | `cancel`, `redrive`, `purge` | the commands that change |
+
+mod api;
+mod cancel;
+mod count;
+mod ls;
+mod peek;
+mod purge;
+mod redrive;
+mod show;
+mod walk;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::kv::connection::Connection;
+use super::kv::output::{Form, Output};
+
+/// Shows the messages of a database's queue, and changes what becomes of them.
+///
+/// A message has an id, which `ls` shows and which stays the same for its whole life. A message whose
+/// last delivery failed and that has no keys to be kept under is a dead letter, with a number.
+///
+/// The access token comes from DENO_KV_ACCESS_TOKEN or --token-file. It must be allowed to read, and
+/// to write for all that changes something.
+#[derive(Args)]
+pub(crate) struct Queue {
+    #[command(flatten)]
+    connection: Connection,
+    /// Form of the output. Default: `inspect` on a terminal, `json` into a pipe or file.
+    #[arg(long, short, global = true, value_enum, value_name = "FORM")]
+    output: Option<Form>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(visible_alias = "list")]
+    Ls(ls::Ls),
+    Count(count::Count),
+    Peek(peek::Peek),
+    Cancel(cancel::Cancel),
+    RunNow(cancel::RunNow),
+    Redrive(redrive::Redrive),
+    Purge(purge::Purge),
+}
+
+impl Queue {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut output = Output::new(self.output);
+        let connection = &self.connection;
+        let result = match self.command {
+            Command::Ls(ls) => ls.run(connection, &mut output).await,
+            Command::Count(count) => count.run(connection, &mut output).await,
+            Command::Peek(peek) => peek.run(connection, &mut output).await,
+            Command::Cancel(cancel) => cancel.run(connection, &mut output).await,
+            Command::RunNow(run_now) => run_now.run(connection, &mut output).await,
+            Command::Redrive(redrive) => redrive.run(connection, &mut output).await,
+            Command::Purge(purge) => purge.run(connection, &mut output).await,
+        };
+        // Also of a command that fails half-way.
+        output.end()?;
+        result
+    }
+}

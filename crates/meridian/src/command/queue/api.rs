@@ -1,0 +1,170 @@
+//! Requests about queues to the gateway, and their answers.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::command::kv::session::Session;
+
+/// Messages or dead letters of one page, and of one change, at most.
+pub(super) const MAX_AT_ONCE: usize = 1000;
+/// Payloads that one change writes again, at most: well within what one transaction may.
+const CHANGED_BYTES: u64 = 2 << 20;
+
+/// A request for a page.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct List {
+    pub(super) dead: bool,
+    /// Of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) after: Option<Value>,
+    pub(super) limit: u64,
+    pub(super) payload: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Page {
+    pub(super) messages: Vec<Message>,
+    pub(super) dead_letters: Vec<Letter>,
+    pub(super) totals: Totals,
+    pub(super) after: Option<Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Message {
+    pub(super) id: String,
+    pub(super) due: u64,
+    pub(super) attempt: u32,
+    pub(super) enqueued: u64,
+    pub(super) bytes: u64,
+    pub(super) keys: u64,
+    pub(super) leased: bool,
+    #[serde(default, skip_serializing)]
+    pub(super) payload: Option<String>,
+    #[serde(default, skip_serializing)]
+    pub(super) keys_if_undelivered: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Letter {
+    pub(super) number: u64,
+    pub(super) id: String,
+    pub(super) attempts: u32,
+    pub(super) enqueued: u64,
+    pub(super) died: u64,
+    pub(super) bytes: u64,
+    #[serde(default, skip_serializing)]
+    pub(super) payload: Option<String>,
+}
+
+/// Of a whole queue.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct Totals {
+    pub(super) undelivered: u64,
+    pub(super) leased: u64,
+    pub(super) dead: u64,
+}
+
+/// A change that takes effect at once.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Change {
+    pub(super) cancel: Vec<Row>,
+    pub(super) run_now: Vec<Row>,
+    pub(super) redrive: Vec<Buried>,
+    pub(super) discard: Vec<Buried>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    id: String,
+    due: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Buried {
+    id: String,
+    number: u64,
+}
+
+impl From<&Message> for Row {
+    fn from(message: &Message) -> Self {
+        Self { id: message.id.clone(), due: message.due }
+    }
+}
+
+impl From<&Letter> for Buried {
+    fn from(letter: &Letter) -> Self {
+        Self { id: letter.id.clone(), number: letter.number }
+    }
+}
+
+#[derive(Deserialize)]
+struct Changed {
+    versionstamp: String,
+}
+
+pub(super) async fn page(session: &mut Session, list: &List) -> Result<Page> {
+    let answer = session.list_queue(serde_json::to_string(list)?).await?;
+    serde_json::from_slice(&answer).context("the gateway answers with something else than a page")
+}
+
+/// The versionstamp of the change.
+pub(super) async fn change(session: &mut Session, change: &Change) -> Result<String> {
+    let answer = session.change_queue(serde_json::to_string(change)?).await?;
+    let changed: Changed = serde_json::from_slice(&answer)
+        .context("the gateway answers with something else than a versionstamp")?;
+    Ok(changed.versionstamp)
+}
+
+/// Pieces that one change may write again each, by the bytes of their payloads.
+pub(super) fn pieces<T>(all: &[T], bytes: impl Fn(&T) -> u64) -> Vec<&[T]> {
+    let (mut pieces, mut rest) = (Vec::new(), all);
+    while !rest.is_empty() {
+        let mut sum: u64 = 0;
+        let fitting = rest.iter().take(MAX_AT_ONCE).take_while(|item| {
+            sum = sum.saturating_add(bytes(item));
+            sum <= CHANGED_BYTES
+        });
+        let (piece, behind) = rest.split_at(fitting.count().max(1));
+        pieces.push(piece);
+        rest = behind;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_fit_a_change_and_lose_nothing() {
+        let all: Vec<u64> = (0..2500).map(|at| if at % 3 == 0 { 65_536 } else { 9 }).collect();
+        let found = pieces(&all, |bytes| *bytes);
+        assert_eq!(found.concat(), all);
+        for piece in found {
+            assert!(piece.len() <= MAX_AT_ONCE && piece.iter().sum::<u64>() <= CHANGED_BYTES);
+        }
+        assert_eq!(pieces(&all, |_| 0).len(), 3);
+        assert_eq!(pieces(&[u64::MAX; 2], |bytes| *bytes).len(), 2);
+    }
+
+    #[test]
+    fn requests_are_those_that_the_gateway_takes() {
+        let list = List { dead: false, after: None, limit: 5, payload: true };
+        let text = |list: &List| serde_json::to_string(list).unwrap();
+        assert_eq!(text(&list), r#"{"dead":false,"limit":5,"payload":true}"#);
+        let after = serde_json::json!({ "id": "a", "due": 7 });
+        let next = List { after: Some(after), ..list };
+        assert!(text(&next).contains(r#""after":{"due":7,"id":"a"}"#), "{}", text(&next));
+        let row = Row { id: "a".to_owned(), due: 7 };
+        let change = Change { run_now: vec![row], ..Change::default() };
+        assert_eq!(
+            serde_json::to_string(&change).unwrap(),
+            r#"{"cancel":[],"runNow":[{"id":"a","due":7}],"redrive":[],"discard":[]}"#
+        );
+    }
+}
