@@ -35,7 +35,7 @@ impl Follower {
         let Some(feed) = &mut self.feed else {
             let client = &self.clients[self.opened % self.clients.len()];
             self.opened += 1;
-            let from = ChangesFrom { prefix: "", after: &self.after, follow: true };
+            let from = ChangesFrom { prefix: "", after: Some(&self.after), follow: true };
             match client.changes(&from).await {
                 Ok(feed) => self.feed = Some(feed),
                 Err(CallError::Refused { status, text }) if status != 503 => panic!("{text}"),

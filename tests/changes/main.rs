@@ -42,6 +42,15 @@ pub(crate) fn bytes(text: &Option<String>) -> Vec<u8> {
 
 /// Everything behind `after`, up to now, and the bookmark to go on from.
 async fn all_behind(client: &KvClient, prefix: &str, after: &str) -> (Vec<ChangeLine>, String) {
+    all_from(client, prefix, Some(after)).await
+}
+
+/// As [`all_behind`], or only the bookmark of now.
+async fn all_from(
+    client: &KvClient,
+    prefix: &str,
+    after: Option<&str>,
+) -> (Vec<ChangeLine>, String) {
     let from = ChangesFrom { prefix, after, follow: false };
     let mut feed = client.changes(&from).await.unwrap();
     let (mut lines, mut last) = (Vec::new(), String::new());
@@ -157,7 +166,7 @@ async fn feeds_leave_nothing_out_over_changes_of_leaders_a_switchover_and_the_lo
 /// Waits until what lies behind `after` is refused as lost with a region.
 async fn is_refused_as_lost(client: &KvClient, after: &str) {
     poll::until("the place is of no history", DEADLINE, async || {
-        let from = ChangesFrom { prefix: "", after, follow: true };
+        let from = ChangesFrom { prefix: "", after: Some(after), follow: true };
         match client.changes(&from).await {
             Err(CallError::Refused { status, text })
                 if status == 410 && text.contains("that a failover lost") =>
@@ -230,7 +239,7 @@ async fn place_that_a_failover_lost_is_refused_and_a_bookmark_before_it_misses_n
 /// As the documentation says: a bookmark, then a list in as many reads as it takes, then the feed
 /// from the bookmark, without what the list shows already.
 async fn copied(client: &KvClient, consistency: Consistency) -> (Copied, String) {
-    let (_, bookmark) = all_behind(client, "", "").await;
+    let (_, bookmark) = all_from(client, "", None).await;
     let (mut copy, mut start) = (Copied::default(), Vec::new());
     loop {
         let pages = vec![range(&start, b"\xff", 3)];
@@ -395,7 +404,7 @@ async fn feed_begins_where_the_log_does_and_says_so_and_expiry_and_prefix_are_to
         for write in futures::future::join_all(writes).await {
             write.unwrap();
         }
-        let from = ChangesFrom { prefix: "", after: &first, follow: false };
+        let from = ChangesFrom { prefix: "", after: Some(&first), follow: false };
         match near.changes(&from).await {
             Ok(_) => Err("it is there".to_owned()),
             Err(error) => Ok(error.to_string()),
@@ -410,7 +419,7 @@ async fn feed_begins_where_the_log_does_and_says_so_and_expiry_and_prefix_are_to
 }
 
 async fn open_error(client: &KvClient, after: &str) -> String {
-    let from = ChangesFrom { prefix: "", after, follow: true };
+    let from = ChangesFrom { prefix: "", after: Some(after), follow: true };
     client.changes(&from).await.expect_err("it is refused").to_string()
 }
 
@@ -432,6 +441,9 @@ async fn command_shows_changes_follows_and_ends_with_its_token() {
     ok(&["set", "users", "1", "{ name: 'Ada' }"]).await;
     ok(&["set", "other", "1"]).await;
     ok(&["delete", "users", "1"]).await;
+    // As of a variable that is not set: it is not taken for now.
+    let refused = kv(TOKEN, &["changes", "--after", ""]).output().await.unwrap();
+    assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
     let shown = ok(&["changes", "users", "--after", START, "--output", "inspect"]).await;
     let lines: Vec<&str> = shown.lines().collect();
     assert_eq!(lines[1], "  set [ \"users\", 1 ] => { name: \"Ada\" }", "{shown}");

@@ -36,18 +36,17 @@ impl ChangeQuery {
                 return Err(Refusal::ChangesQuery);
             }
         }
-        // The place that the client has come to since it made the URL.
-        let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
-        let after = last.filter(|id| !id.is_empty()).or(after.filter(|after| !after.is_empty()));
+        let stamp = |text: Option<&str>| {
+            text.map(|text| versionstamp(text).ok_or(Refusal::ChangesQuery)).transpose()
+        };
+        let (last, after) = (stamp(last_event_id(headers)?)?, stamp(after)?);
         let prefix = from_base64url(prefix.unwrap_or_default());
         Ok(Self {
             prefix: prefix
                 .filter(|prefix| prefix.len() <= MAX_READ_KEY_BYTES)
                 .ok_or(Refusal::ChangesQuery)?
                 .into(),
-            after: after
-                .map(|after| versionstamp(after).ok_or(Refusal::ChangesQuery))
-                .transpose()?,
+            after: last.or(after),
             follow: match follow {
                 None | Some("true") => true,
                 Some("false") => false,
@@ -55,6 +54,17 @@ impl ChangeQuery {
             },
             form: if wants_events(headers) { Form::Events } else { Form::Lines },
         })
+    }
+}
+
+/// The place that the client has come to since it made the URL. A client that has had no event may
+/// send an empty one.
+fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut ids = headers.get_all("last-event-id").iter();
+    let id = ids.next().map(|id| id.to_str().map_err(|_| Refusal::ChangesQuery)).transpose()?;
+    match ids.next() {
+        Some(_) => Err(Refusal::ChangesQuery),
+        None => Ok(id.filter(|id| !id.is_empty())),
     }
 }
 
@@ -99,7 +109,7 @@ mod tests {
     fn query_names_prefix_start_and_end() {
         let all =
             ChangeQuery { prefix: Bytes::new(), after: None, follow: true, form: Form::Lines };
-        for query in ["", "?", "?after=&prefix=", "?follow=true"] {
+        for query in ["", "?", "?prefix=", "?follow=true"] {
             assert_eq!(parse(query, &[]).unwrap(), all, "{query}");
         }
         let query = parse(&format!("?prefix=AnVzZXJzAA&after={STAMP}&follow=false"), &[]).unwrap();
@@ -113,6 +123,8 @@ mod tests {
     fn last_event_id_goes_before_the_url_and_events_are_asked_for_by_type() {
         let query = parse("?after=00000000000000000000", &[("last-event-id", STAMP)]).unwrap();
         assert_eq!(query.after, Some(stamp()));
+        let query = format!("?after={STAMP}");
+        assert_eq!(parse(&query, &[("last-event-id", "")]).unwrap().after, Some(stamp()));
         let events = [("accept", "text/html, text/event-stream;q=1")];
         assert_eq!(parse("", &events).unwrap().form, Form::Events);
         assert_eq!(parse("", &[("accept", "*/*")]).unwrap().form, Form::Lines);
@@ -124,6 +136,8 @@ mod tests {
         for query in [
             "?afer=00020000000000070001",
             "?after",
+            // As of a variable that is not set: the feed would begin now.
+            "?after=",
             "?after=7",
             "?after=00020000000000070001&after=00020000000000070001",
             "?follow=no",
@@ -136,5 +150,8 @@ mod tests {
             assert!(matches!(parse(query, &[]), Err(Refusal::ChangesQuery)), "{query}");
         }
         assert!(parse("", &[("last-event-id", "seven")]).is_err());
+        assert!(parse("?after=", &[("last-event-id", STAMP)]).is_err());
+        let (twice, empty) = (("last-event-id", STAMP), ("last-event-id", ""));
+        assert!(parse("", &[twice, twice]).is_err() && parse("", &[empty, twice]).is_err());
     }
 }

@@ -3,13 +3,13 @@
 //!
 //! A task asks the [`Database`] for what lies behind the versionstamp that it has come to, once the
 //! client has taken what came before. It keeps nothing else of the feed: whatever node answers, the
-//! next question begins where the last answer ended. A small answer is counted among those that
-//! clients have not taken yet once it is there; for a large one room is taken before it is asked
+//! next question begins where the last answer ended. An answer is counted among those that clients
+//! have not taken yet once it is here; for a large one room beside them is taken before it is asked
 //! for.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,17 +46,42 @@ const LARGE_BYTES: usize = 256 << 10;
 const ROOM_FACTOR: u64 = 3;
 
 /// A feed of one client.
-pub(crate) struct ChangeFeed<D, C> {
+pub(crate) struct ChangeFeed<D> {
     pub(crate) database: Arc<D>,
-    pub(crate) permission: Permission<C>,
+    pub(crate) id: DatabaseId,
     pub(crate) prefix: Bytes,
     pub(crate) form: Form,
+    /// Where it begins; `None`: where the database stands.
+    pub(crate) after: Option<Versionstamp>,
     /// Where it ends, if it does.
     pub(crate) through: Option<Versionstamp>,
-    pub(crate) answers: Shares,
-    pub(crate) holder: Holder,
+    pub(crate) rooms: Rooms,
     /// The feed is one of those that may be open, until this is dropped.
     pub(crate) _open: (Share, Open),
+}
+
+/// Room for what the client has not taken yet.
+pub(crate) struct Rooms {
+    /// For what is here.
+    pub(crate) answers: Shares,
+    /// For what is asked for, until it is here: feeds hold it while they wait for nodes, which keeps
+    /// nothing from reads.
+    pub(crate) asked: Shares,
+    pub(crate) holder: Holder,
+}
+
+impl Rooms {
+    /// Waits until these bytes may be kept until the client has taken them.
+    async fn take(&self, of: &Shares, bytes: u64) -> Share {
+        // The largest transaction fits into the smallest process by itself.
+        let bytes = bytes.min(of.total() / 2);
+        loop {
+            match of.take(self.holder, bytes) {
+                Some(share) => return share,
+                None => sleep(NO_ROOM).await,
+            }
+        }
+    }
 }
 
 /// A feed counts as open until this is dropped.
@@ -88,17 +113,27 @@ pub(crate) fn first(
     ChangesWanted { database, prefix, after, max_bytes: SMALL_BYTES, wait: Duration::ZERO }
 }
 
-impl<D: Database, C: Catalogue> ChangeFeed<D, C> {
+impl<D: Database> ChangeFeed<D> {
     /// The body of the answer, which begins with the changes that were asked for first. Within a
     /// runtime.
-    pub(crate) fn start(self, first: Changed) -> ChangeBody {
-        self.at_pace(first, BOOKMARK_EVERY)
+    pub(crate) fn start<C: Catalogue>(
+        self,
+        first: Changed,
+        permission: Permission<C>,
+    ) -> ChangeBody<C> {
+        self.at_pace(first, permission, BOOKMARK_EVERY)
     }
 
-    fn at_pace(self, first: Changed, bookmark_every: Duration) -> ChangeBody {
+    fn at_pace<C: Catalogue>(
+        self,
+        first: Changed,
+        permission: Permission<C>,
+        bookmark_every: Duration,
+    ) -> ChangeBody<C> {
         let (out, pieces) = mpsc::channel(1);
         let mut bookmarks = interval_at(Instant::now() + bookmark_every, bookmark_every);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let form = self.form;
         tokio::spawn(async move {
             let (code, message) = tokio::select! {
                 () = out.closed() => return,
@@ -106,60 +141,79 @@ impl<D: Database, C: Catalogue> ChangeFeed<D, C> {
             };
             drop(out.send(self.form.end(code, &message).into()).await);
         });
-        ChangeBody(pieces)
+        ChangeBody { pieces, permission, form, is_over: false }
     }
 
     /// Until the feed has come to its end, or cannot go on.
     async fn run(&self, first: Changed, bookmarks: &mut Interval, out: &Sender<Bytes>) -> End {
-        let (mut changed, mut room, mut is_first) = (first, None, true);
+        let (mut changed, mut asked_room, mut told) = (first, None, self.after);
+        let (mut through, mut is_first) = (self.through, true);
         loop {
             let Changed { transactions, reached, next_bytes } = changed;
             let next_at = Instant::now() + PACE;
             let is_at_work = next_bytes > 0 && !transactions.is_empty();
+            let stands_still = transactions.is_empty() && next_bytes == 0 && told == Some(reached);
             if !transactions.is_empty() {
                 let text = self.form.transactions(&transactions);
                 drop(transactions);
-                let room = match room.take() {
-                    Some(room) => room,
-                    None => self.room(text.capacity() as u64).await,
-                };
+                let bytes = text.capacity() as u64;
+                let taking = self.rooms.take(&self.rooms.answers, bytes);
+                let room = self.with_bookmarks(told, bookmarks, out, taking).await;
+                // Before its client takes what was asked for: it keeps no question from others.
+                drop(asked_room.take());
                 // Given back when the last byte has left, or the connection is gone.
-                if !self.send(room.held_with(text.into()), out).await {
-                    return no_permission();
-                }
+                drop(out.send(room.held_with(text.into())).await);
             }
-            let is_over = self.through.is_some_and(|through| has_come_to(reached, through));
-            let says_so = is_over || std::mem::take(&mut is_first);
-            if says_so && !self.send(self.form.bookmark(reached).into(), out).await {
-                return no_permission();
+            drop(asked_room.take());
+            told = Some(reached);
+            if stands_still
+                && let Some(end) = through
+                && !has_come_to(reached, end)
+            {
+                through = Some(self.still_there(end).await);
+            }
+            let is_over = through.is_some_and(|through| has_come_to(reached, through));
+            if is_over || std::mem::take(&mut is_first) {
+                drop(out.send(self.form.bookmark(reached).into()).await);
             }
             if is_over {
                 let message = "All that was committed when the feed was asked for is told.";
                 return ("told", message.into());
             }
-            let mut asking = pin!(async {
+            let asking = async {
                 // The client has taken the piece that was sent; or the feed is dropped with its body.
                 drop(out.reserve().await);
                 if !is_at_work {
                     sleep_until(next_at).await;
                 }
                 self.ask(reached, next_bytes).await
-            });
-            let answer = loop {
-                tokio::select! {
-                    answer = &mut asking => break answer,
-                    _ = bookmarks.tick() => {
-                        if !self.permission.holds() {
-                            return no_permission();
-                        }
+            };
+            match self.with_bookmarks(told, bookmarks, out, asking).await {
+                Ok((next, taken)) => (changed, asked_room) = (next, taken),
+                Err(why) => return (why.code(), why.to_string()),
+            }
+        }
+    }
+
+    /// Waits, and sends bookmarks meanwhile: the feed is alive, whatever it waits for. `told`: up to
+    /// where all is.
+    async fn with_bookmarks<T>(
+        &self,
+        told: Option<Versionstamp>,
+        bookmarks: &mut Interval,
+        out: &Sender<Bytes>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = bookmarks.tick() => {
+                    if let Some(told) = told {
                         // A client that has not taken what came before needs none.
-                        out.try_send(self.form.bookmark(reached).into()).ok();
+                        out.try_send(self.form.bookmark(told).into()).ok();
                     }
                 }
-            };
-            match answer {
-                Ok((next, taken)) => (changed, room) = (next, taken),
-                Err(why) => return (why.code(), why.to_string()),
             }
         }
     }
@@ -172,13 +226,15 @@ impl<D: Database, C: Catalogue> ChangeFeed<D, C> {
         next_bytes: usize,
     ) -> Result<(Changed, Option<Share>), NoChanges> {
         let large = (next_bytes > 0).then(|| next_bytes.max(LARGE_BYTES));
-        let room = match large {
-            Some(bytes) => Some(self.room(bytes as u64 * ROOM_FACTOR).await),
-            None => None,
-        };
         loop {
+            let room = match large {
+                Some(bytes) => {
+                    Some(self.rooms.take(&self.rooms.asked, bytes as u64 * ROOM_FACTOR).await)
+                }
+                None => None,
+            };
             let wanted = ChangesWanted {
-                database: self.permission.database,
+                database: self.id,
                 prefix: self.prefix.clone(),
                 after: Some(after),
                 max_bytes: large.unwrap_or(SMALL_BYTES),
@@ -186,33 +242,23 @@ impl<D: Database, C: Catalogue> ChangeFeed<D, C> {
             };
             match self.database.changes(wanted).await {
                 Ok(changed) => return Ok((changed, room)),
-                Err(NoChanges::Unavailable(_)) => sleep(ASK_AGAIN).await,
+                Err(NoChanges::Unavailable(_)) => {
+                    drop(room);
+                    sleep(ASK_AGAIN).await;
+                }
                 Err(why) => return Err(why),
             }
         }
     }
 
-    /// Waits until these bytes may be kept until the client has taken them.
-    async fn room(&self, bytes: u64) -> Share {
-        // The largest transaction fits into the smallest process by itself.
-        let bytes = bytes.min(self.answers.total() / 2);
-        loop {
-            match self.answers.take(self.holder, bytes) {
-                Some(share) => return share,
-                None => sleep(NO_ROOM).await,
-            }
-        }
-    }
-
-    /// `false`: the client may have it no longer.
-    async fn send(&self, piece: Bytes, out: &Sender<Bytes>) -> bool {
-        // Without a body this is dropped.
-        let Ok(place) = out.reserve().await else { return true };
-        let holds = self.permission.holds();
-        if holds {
-            place.send(piece);
-        }
-        holds
+    /// Where the feed ends that was to end there and finds nothing more: a failover may have lost
+    /// what was there, and all that is left is told then.
+    async fn still_there(&self, through: Versionstamp) -> Versionstamp {
+        let stands = self.database.changes(first(self.id, &self.prefix, None)).await;
+        // A database that has lost nothing stands there, or later.
+        stands.map_or(through, |stands| {
+            if has_come_to(stands.reached, through) { through } else { stands.reached }
+        })
     }
 }
 
@@ -222,17 +268,15 @@ fn has_come_to(reached: Versionstamp, through: Versionstamp) -> bool {
     place(reached) >= place(through)
 }
 
-fn no_permission() -> End {
-    (
-        "no_access",
-        "The access token is no longer valid for this database, or it was deleted.".into(),
-    )
+/// Pieces of whole lines, as they come, as long as the client may have them.
+pub(crate) struct ChangeBody<C> {
+    pieces: Receiver<Bytes>,
+    permission: Permission<C>,
+    form: Form,
+    is_over: bool,
 }
 
-/// Pieces of whole lines, as they come.
-pub(crate) struct ChangeBody(Receiver<Bytes>);
-
-impl Body for ChangeBody {
+impl<C: Catalogue> Body for ChangeBody<C> {
     type Data = Bytes;
     type Error = Interrupted;
 
@@ -240,6 +284,23 @@ impl Body for ChangeBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let Some(mut piece) = ready!(self.pieces.poll_recv(context)) else {
+            return Poll::Ready(None);
+        };
+        // When it leaves: it may have waited for the client for long.
+        if !self.permission.holds() {
+            let message =
+                "The access token is no longer valid for this database, or it was deleted.";
+            piece = self.form.end("no_access", message).into();
+            self.is_over = true;
+            self.pieces.close();
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
+
+#[cfg(test)]
+mod tests;

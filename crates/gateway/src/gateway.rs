@@ -52,6 +52,9 @@ const MAX_EXCHANGES: u64 = 512;
 const MAX_HELD: u64 = 512;
 /// The number of listeners of queues at a time.
 const MAX_LISTENERS: u64 = 10_000;
+/// As much of the bytes of answers, and beside them, is for changes that feeds have asked for. It
+/// has room for the largest transaction also in the smallest process.
+const ASKED_CHANGES_PART: u64 = 16;
 /// The largest body of a metadata request: an object with a list of versions.
 const MAX_EXCHANGE_BYTES: usize = 4096;
 
@@ -74,6 +77,9 @@ pub struct Gateway<D, C> {
     bodies: Shares,
     /// Bytes of answers that clients have not taken yet.
     answers: Shares,
+    /// Bytes of changes that feeds which catch up have asked for, until they are here. Beside the
+    /// answers: feeds hold it while they wait for nodes.
+    asked_changes: Shares,
     /// Open watches, which may last for as long as their clients do.
     watches: Shares,
     /// Listeners of queues that stream or poll.
@@ -116,6 +122,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             held: Shares::new(MAX_HELD),
             bodies: Shares::new(options.max_bodies_bytes),
             answers: Shares::new(options.max_answers_bytes),
+            asked_changes: Shares::new(options.max_answers_bytes / ASKED_CHANGES_PART),
             watches: Shares::new(options.max_watches.into()),
             listeners: Shares::new(MAX_LISTENERS),
             stopping: CancellationToken::new(),

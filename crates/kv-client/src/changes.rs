@@ -11,8 +11,8 @@ use crate::lines::Lines;
 pub struct ChangesFrom<'a> {
     /// Of the keys, in base64url.
     pub prefix: &'a str,
-    /// The hex text of a versionstamp. Empty: from now on.
-    pub after: &'a str,
+    /// The hex text of a versionstamp. `None`: from now on.
+    pub after: Option<&'a str>,
     pub follow: bool,
 }
 
@@ -41,12 +41,18 @@ pub struct Change {
 #[derive(Debug)]
 pub struct ChangeFeed(Lines);
 
+impl ChangesFrom<'_> {
+    fn path(&self) -> String {
+        let Self { prefix, after, follow } = self;
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        format!("/kv/changes?prefix={prefix}&follow={follow}{after}")
+    }
+}
+
 impl KvClient {
     /// A feed, once the gateway has begun to answer.
     pub async fn changes(&self, from: &ChangesFrom<'_>) -> Result<ChangeFeed, CallError> {
-        let ChangesFrom { prefix, after, follow } = from;
-        let path = format!("/kv/changes?prefix={prefix}&after={after}&follow={follow}");
-        let mut request = self.request(&path, &self.headers(), bytes::Bytes::new())?;
+        let mut request = self.request(&from.path(), &self.headers(), bytes::Bytes::new())?;
         *request.method_mut() = Method::GET;
         Ok(ChangeFeed(Lines::of(self.begin(request).await?)))
     }
@@ -62,5 +68,18 @@ impl ChangeFeed {
         let Some(line) = self.0.next().await? else { return Ok(None) };
         let read = serde_json::from_slice(&line);
         read.map(Some).map_err(|error| CallError::NoAnswer(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gateway refuses an empty one.
+    #[test]
+    fn feed_that_begins_now_names_no_place_and_an_empty_place_is_sent_as_it_is() {
+        let path = |after| ChangesFrom { prefix: "YQ", after, follow: true }.path();
+        assert_eq!(path(None), "/kv/changes?prefix=YQ&follow=true");
+        assert_eq!(path(Some("")), "/kv/changes?prefix=YQ&follow=true&after=");
     }
 }

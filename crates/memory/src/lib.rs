@@ -13,7 +13,8 @@
 //!   time.
 //! - Budgets do not wait for each other in a circle: a request takes of [`Shares::bodies`] first,
 //!   then of [`Shares::writes`] or [`Shares::reads`], then of [`Shares::answers`], and a request
-//!   that waits for bytes of a budget holds none of it.
+//!   that waits for bytes of a budget holds none of it. A change feed's question waits for another
+//!   node's [`Shares::reads`] with room that is beside its own answers, for a fraction of a second.
 //!
 //! How it is used: a node makes each budget once, from [`Shares`], and hands out clones. Use
 //! `budget.try_take(bytes)` where an immediate refusal is right, and `budget.take(bytes,

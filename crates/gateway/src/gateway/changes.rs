@@ -9,7 +9,7 @@ use super::{Failure, Gateway};
 use crate::Catalogue;
 use crate::answer::{self, Answer, AnswerBody};
 use crate::change_query::ChangeQuery;
-use crate::change_stream::{self, ChangeFeed, Open};
+use crate::change_stream::{self, ChangeFeed, Open, Rooms};
 use crate::database::{Database, NoChanges};
 use crate::refusal::{Overload, Refusal};
 
@@ -41,17 +41,19 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         };
         let first = change_stream::first(database, &prefix, after.or(through));
         let first = self.database.changes(first).await.map_err(Refusal::from)?;
+        let (answers, asked) = (self.answers.clone(), self.asked_changes.clone());
         let feed = ChangeFeed {
             database: Arc::clone(&self.database),
-            permission: self.permission(token, database, false),
+            id: database,
             prefix,
             form,
+            after: after.or(through),
             through,
-            answers: self.answers.clone(),
-            holder,
+            rooms: Rooms { answers, asked, holder },
             _open: (feed, Open::new(self.telemetry.open_feeds())),
         };
-        let body = AnswerBody::Frames(feed.start(first).boxed_unsync());
+        let permission = self.permission(token, database, false);
+        let body = AnswerBody::Frames(feed.start(first, permission).boxed_unsync());
         Ok(answer::changes(body, form.content_type()))
     }
 }

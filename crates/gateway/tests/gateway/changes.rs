@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::support::{
-    Client, MAIN_TEXT, OTHERS, READER, SECOND_WRITER, Server, WRITER, set, until,
+    Client, MAIN_TEXT, OTHERS, READER, SECOND_WRITER, Server, WRITER, all, set, until,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -127,6 +127,7 @@ async fn feed_tells_whole_transactions_of_its_prefix_in_order_and_goes_on_from_e
         assert_eq!(feed.response.status(), StatusCode::OK);
         assert_eq!(feed.header("content-type"), "application/x-ndjson");
         assert_eq!(feed.header("x-accel-buffering"), "no");
+        assert_eq!(feed.header("cache-control"), "no-store");
         assert_eq!(feed.line().await.unwrap(), sets(1, "a1", "one"));
         assert_eq!(feed.line().await.unwrap(), whole(3));
         assert_eq!(feed.line().await.unwrap(), bookmark(3), "all was told");
@@ -164,6 +165,19 @@ async fn feed_without_a_start_begins_now_and_without_following_ends_at_a_bookmar
     assert_eq!(ending.line().await.unwrap(), sets(2, "a", "after"));
     assert_eq!(ending.line().await, Some(bookmark(2)));
     assert_eq!(ending.line().await.unwrap()["end"], "told");
+    assert_eq!(ending.line().await, None);
+}
+
+#[tokio::test]
+async fn feed_that_is_to_end_where_a_failover_lost_the_log_ends_with_what_is_left() {
+    let server = Server::start().await;
+    let (mut client, mut writer) = (server.http2().await, server.http2().await);
+    writer.write(&set("a", "one")).await.unwrap();
+    let lost = Versionstamp::behind(Position::new(Epoch(1), 120));
+    server.memory.logged.lost.lock().unwrap().push(lost);
+    let mut ending = Feed::open(&mut client, &format!("{START}&follow=false"), READER).await;
+    assert_eq!(ending.line().await.unwrap(), sets(1, "a", "one"));
+    assert_eq!(ending.next().await["end"], "told");
     assert_eq!(ending.line().await, None);
 }
 
@@ -281,6 +295,44 @@ async fn feeds_of_one_token_leave_room_for_another_and_take_none_of_requests() {
         while Feed::open(&mut client, "", WRITER).await.response.status() != StatusCode::OK {}
     };
     timeout(LONG, again).await.expect("room for a feed");
+}
+
+#[tokio::test]
+async fn feeds_that_catch_up_and_wait_for_nodes_keep_no_room_from_reads() {
+    let options = Options { max_answers_bytes: 8 << 20, ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut client, mut writer) = (server.http2().await, server.http2().await);
+    let value = "x".repeat(60_000);
+    for key in 0..30 {
+        writer.write(&set(format!("k{key}").leak(), value.clone())).await.unwrap();
+    }
+    server.memory.logged.holds_large.send_replace(true);
+    let mut feeds = Vec::new();
+    for _ in 0..20 {
+        let mut feed = Feed::open(&mut client, START, WRITER).await;
+        assert!(feed.line().await.unwrap().get("bookmark").is_some(), "what comes is large");
+        feeds.push(feed);
+    }
+    let waits = || {
+        let asked = server.memory.logged.asked.lock().unwrap();
+        asked.iter().any(|(_, max_bytes)| *max_bytes > 16 << 10)
+    };
+    until(waits).await;
+    for token in [WRITER, READER].repeat(10) {
+        let mut reader = server.http1().await;
+        let answer = reader.data("/kv/strong/snapshot_read", token, &all()).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK, "{}", String::from_utf8_lossy(&answer.body));
+    }
+    server.memory.logged.holds_large.send_replace(false);
+    let told = feeds.into_iter().map(|mut feed| {
+        let value = &value;
+        async move {
+            for key in 0..30 {
+                assert_eq!(feed.next().await, sets(key + 1, &format!("k{key}"), value));
+            }
+        }
+    });
+    futures::future::join_all(told).await;
 }
 
 #[tokio::test]

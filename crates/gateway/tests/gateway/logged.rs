@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use meridian_gateway::{Change, Changed, ChangedTransaction, ChangesWanted, NoChanges, Write};
 use meridian_types::{DatabaseId, Epoch, MutationKind, Position, Versionstamp, WriteOutcome};
+use tokio::sync::watch;
 
 use crate::support::Memory;
 
@@ -14,6 +15,10 @@ pub(crate) struct Logged {
     pub(crate) no_changes: Mutex<Vec<NoChanges>>,
     /// The questions: behind which versionstamp, and how many bytes.
     pub(crate) asked: Mutex<Vec<(Option<Versionstamp>, usize)>>,
+    /// Where the database says that it stands, the next times, before a failover takes that back.
+    pub(crate) lost: Mutex<Vec<Versionstamp>>,
+    /// Whether questions for many bytes wait.
+    pub(crate) holds_large: watch::Sender<bool>,
 }
 
 impl Logged {
@@ -97,11 +102,16 @@ impl Memory {
         if let Some(no_changes) = self.logged.no_changes.lock().unwrap().pop() {
             return Err(no_changes);
         }
+        if wanted.max_bytes > 16 << 10 {
+            let mut holds = self.logged.holds_large.subscribe();
+            drop(holds.wait_for(|holds| !holds).await);
+        }
         let mut commits = self.commits.subscribe();
         let Some(after) = wanted.after else {
             let (transactions, next_bytes) = (Vec::new(), 0);
             let last = Position::new(Epoch::FIRST, self.committed());
-            let reached = Versionstamp::behind(last);
+            let lost = self.logged.lost.lock().unwrap().pop();
+            let reached = lost.unwrap_or_else(|| Versionstamp::behind(last));
             return Ok(Changed { transactions, reached, next_bytes });
         };
         let found = self.logged(&wanted, after);

@@ -32,8 +32,8 @@ pub(crate) struct Changes {
     words: Vec<String>,
     /// Show what was committed behind this versionstamp; 00000000000000000000 for all that is kept.
     /// Default: from now on.
-    #[arg(long, value_name = "VERSIONSTAMP", default_value = "", hide_default_value = true)]
-    after: String,
+    #[arg(long, value_name = "VERSIONSTAMP")]
+    after: Option<String>,
     /// Go on with what is committed later.
     #[arg(long, short)]
     follow: bool,
@@ -48,13 +48,13 @@ impl Changes {
         let session = connection.open(Consistency::Strong).await?;
         let client = session.client().await?;
         let mut after = self.after;
-        let mut feed = Some(open(&client, &prefix, &after, self.follow).await?);
+        let mut feed = Some(open(&client, &prefix, after.as_deref(), self.follow).await?);
         loop {
             let line = match &mut feed {
                 Some(feed) => tokio::time::timeout(SILENCE, feed.next()).await,
                 None => {
                     tokio::time::sleep(PAUSE).await;
-                    match open(&client, &prefix, &after, self.follow).await {
+                    match open(&client, &prefix, after.as_deref(), self.follow).await {
                         Ok(opened) => feed = Some(opened),
                         Err(CallError::Refused { status, text }) if status != 503 => bail!(text),
                         Err(error) if !self.follow => bail!(error),
@@ -66,20 +66,24 @@ impl Changes {
             match line {
                 Ok(Ok(Some(ChangeLine::End { end, .. }))) if end == TOLD => {
                     if output.form() == Form::Inspect {
-                        output.line(&format!("bookmark {after}"))?;
+                        output.line(&format!("bookmark {}", after.unwrap_or_default()))?;
                     }
                     return Ok(());
                 }
                 Ok(Ok(Some(ChangeLine::End { message, .. }))) => bail!(message),
                 Ok(Ok(Some(ChangeLine::Transaction { versionstamp, changes }))) => {
                     show(output, &versionstamp, &changes)?;
-                    after = versionstamp;
+                    after = Some(versionstamp);
                 }
                 Ok(Ok(Some(ChangeLine::Bookmark { bookmark }))) => {
                     if output.form() == Form::Json {
                         output.line(&format!("{{\"bookmark\":\"{bookmark}\"}}"))?;
                     }
-                    after = bookmark;
+                    after = Some(bookmark);
+                }
+                // It would begin at a later now.
+                Ok(Ok(None) | Err(_)) | Err(_) if after.is_none() => {
+                    bail!("the connection broke before the feed said where it begins")
                 }
                 // Another gateway, or the same one later, goes on behind what was shown.
                 Ok(Ok(None) | Err(_)) | Err(_) => feed = None,
@@ -95,7 +99,7 @@ impl Changes {
 async fn open(
     client: &KvClient,
     prefix: &str,
-    after: &str,
+    after: Option<&str>,
     follow: bool,
 ) -> Result<ChangeFeed, CallError> {
     client.changes(&ChangesFrom { prefix, after, follow }).await
