@@ -70,19 +70,11 @@ async fn run_cases(mut command: tokio::process::Command, program: &str, url: &st
     println!("{url}: {}", clients::run(command).await.trim());
 }
 
-/// Deno with the module that the gateway serves.
-fn with_module(url: &str) -> tokio::process::Command {
-    let mut command = clients::deno();
-    command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
-    command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
-    command
-}
-
 #[tokio::test]
 async fn native_deno_with_the_module_writes_once_over_connections_that_break() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for url in gateways(&cluster) {
-        let mut command = with_module(&url);
+        let mut command = clients::deno_with_module(&url);
         command.arg(clients::program("module.ts")).arg(url).arg("default");
         clients::run(command).await;
     }
@@ -93,8 +85,8 @@ async fn native_deno_with_the_module_writes_once_over_connections_that_break() {
 async fn native_deno_with_the_module_finds_nothing_missing_of_deno_kv() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for url in &gateways(&cluster)[..2] {
-        run_cases(with_module(url), "deno_cases.ts", url).await;
-        run_cases(with_module(url), "queue_cases.ts", url).await;
+        run_cases(clients::deno_with_module(url), "deno_cases.ts", url).await;
+        run_cases(clients::deno_with_module(url), "queue_cases.ts", url).await;
     }
     cluster.assert_all_run();
 }
@@ -105,7 +97,7 @@ async fn native_deno_with_the_module_enqueues_and_listens() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let urls = gateways(&cluster);
     for (writing, listening) in urls.iter().zip(urls.iter().cycle().skip(1)) {
-        let mut command = with_module(writing);
+        let mut command = clients::deno_with_module(writing);
         command.arg(clients::program("module_queue.ts")).arg(writing).arg(listening);
         clients::run(command).await;
     }
@@ -120,7 +112,7 @@ async fn listener_of_the_module_runs_each_handler_once_over_the_loss_of_its_lead
     let mut others = cluster.node_ids();
     others.retain(|id| *id != leader);
     let [near, far] = [others[0], others[others.len() - 1]].map(|id| cluster.url(id));
-    let mut command = with_module(&near);
+    let mut command = clients::deno_with_module(&near);
     command.arg(clients::program("module_failover.ts"));
     command.args([near, far, DEFAULT_DATABASE.to_string()]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
@@ -137,7 +129,7 @@ async fn listener_of_the_module_runs_each_handler_once_over_the_loss_of_its_lead
 #[tokio::test]
 async fn module_changes_nothing_at_a_server_that_is_no_meridian() {
     let mut cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
-    let mut command = with_module(&cluster.url(1));
+    let mut command = clients::deno_with_module(&cluster.url(1));
     command.arg(clients::program("module_other.ts")).arg(cluster.url(1));
     clients::run(command).await;
     cluster.assert_all_run();

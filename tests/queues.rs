@@ -25,6 +25,7 @@ use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::DEFAULT_DATABASE;
 use meridian_tests::{Cluster, ClusterOptions, READ_ONLY_TOKEN, TOKEN, clients, poll};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -356,4 +357,27 @@ async fn token_that_may_only_read_lists_a_queue_and_changes_nothing() {
         assert!(!succeeded && said.contains("may only read"), "{arguments:?}: {said}");
     }
     assert_eq!(done(&near.url, &["ls"]).await.len(), 1);
+}
+
+/// The killed process reports nothing: of its message, its write alone can have said that it is done.
+#[tokio::test]
+async fn killed_handler_has_done_its_message_with_its_write_or_not_at_all() {
+    let cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
+    let command = |mode: &str, names: &[&str]| {
+        let url = cluster.url(1);
+        let mut command = clients::deno_with_module(&url);
+        command.arg(clients::program("module_acknowledge.ts")).args([mode, &url]).args(names);
+        command
+    };
+    for mode in ["before", "behind"] {
+        let mut command = command(mode, &[mode]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut program = command.spawn().unwrap();
+        let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        let said = tokio::time::timeout(clients::DEADLINE, lines.next_line()).await;
+        assert_eq!(said.expect("a word").unwrap().as_deref(), Some("held"), "{mode}");
+        program.kill().await.unwrap();
+    }
+    let effects = clients::run(command("after", &["before", "behind"])).await;
+    assert_eq!(effects.trim(), "1 1");
 }

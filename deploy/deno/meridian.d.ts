@@ -9,7 +9,7 @@ export interface QueueMessage {
   /** Counts from 1. */
   readonly attempt: number;
   readonly enqueuedAt: Date;
-  /** Aborted when the message is no longer this listener's. */
+  /** Aborted when the message is no longer this listener's, unless the handler has acknowledged it. */
   readonly signal: AbortSignal;
 }
 
@@ -25,6 +25,14 @@ export type QueueHandler = (value: any, message: QueueMessage) => Promise<void> 
 
 declare global {
   namespace Deno {
+    interface AtomicOperation {
+      /**
+       * The message is done when this write commits. Where it was settled before, or its attempt has
+       * failed, the write does not commit, as after a failed check.
+       */
+      acknowledge(message: QueueMessage): this;
+    }
+
     interface Kv {
       listenQueue(handler: QueueHandler, options?: QueueOptions): Promise<void>;
     }

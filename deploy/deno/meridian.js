@@ -11,6 +11,7 @@
 //   connection; here each write has an id of its own, by which Meridian knows it again.
 // - queues. The native client refuses `enqueue` at a server, and its `listenQueue` hears nothing
 //   there; here messages travel in the atomic write, and listeners hear them from the gateway.
+// - `atomic().acknowledge(message)`: the message of a handler is done with the write, or neither is.
 //
 // Everything else (SQLite files, other servers) stays as it is: the module asks the server first.
 // `node.js` beside this file completes `@deno/kv` by the same means.
@@ -120,6 +121,7 @@ function completeDatabase(kv, database) {
 function completeOperation(operation, database) {
   let mutations = 0;
   let messages = 0;
+  const acknowledged = [];
   let hasId = false;
   const { commit, set } = operation;
   for (const name of ["set", "delete", "sum", "min", "max", "mutate"]) {
@@ -147,12 +149,20 @@ function completeOperation(operation, database) {
     messages += 1;
     return operation;
   });
+  define(operation, "acknowledge", (about) => {
+    const message = received.get(about);
+    if (!message) throw new TypeError("acknowledge() takes the second argument of a handler of listenQueue()");
+    say(["acknowledge", message.id, String(message.due)], null);
+    acknowledged.push(message);
+    return operation;
+  });
   define(operation, "commit", async () => {
     // Keys and byte arrays are taken as they are when the client's own commit is called: nothing is awaited before,
     // but where the server has not told yet what it is and there are messages, which no other server may get.
-    if (messages > 0 && database.answer !== true) {
+    if ((messages > 0 || acknowledged.length > 0) && database.answer !== true) {
       const isMeridian = await database.isMeridian();
-      if (isMeridian === false) throw new TypeError("Enqueue operations are not supported in KV Connect");
+      const what = messages > 0 ? "Enqueue operations" : "Acknowledgements";
+      if (isMeridian === false) throw new TypeError(`${what} are not supported in KV Connect`);
       if (!isMeridian) throw new Error("The database was closed before its server told whether it has queues");
     }
     if (database.answer === undefined) database.asked();
@@ -164,8 +174,13 @@ function completeOperation(operation, database) {
     } else if (hasId) {
       // It would be taken for the write that it was before. One that never had an id goes without.
       throw new TypeError("This operation was committed before, and has no room for another id: make a new one");
+    } else if (acknowledged.length > 0) {
+      // Sent again without an id, it would be told that its message is done, and not that it has done it.
+      throw new TypeError(`A write that acknowledges has room for an id: at most ${MAX_MUTATIONS - 1} mutations in all`);
     }
-    return await commit.call(operation);
+    const committed = commit.call(operation);
+    for (const message of acknowledged) message.leaveTo(committed);
+    return await committed;
   });
   return operation;
 }
@@ -327,6 +342,45 @@ async function send(url, headers, body, signal) {
   throw isFinal ? new Refused(text) : new Error(text);
 }
 
+/** Messages by what their handlers were told of them. */
+const received = new WeakMap();
+
+/** A message that was handed to a handler. */
+class Message {
+  #released = new AbortController();
+  /** Writes under way that acknowledge it. */
+  #writes = new Set();
+  /** A write was to acknowledge it, so that nothing else does. */
+  isLeftToWrites = false;
+  /** Such a write has committed. */
+  isAcknowledged = false;
+
+  constructor({ id, due, attempt, enqueued }) {
+    this.id = id;
+    this.due = due;
+    this.name = name(id, due);
+    this.about = { id, attempt, enqueuedAt: new Date(enqueued), signal: this.#released.signal };
+    received.set(this.about, this);
+  }
+
+  leaveTo(write) {
+    this.isLeftToWrites = true;
+    const over = write.then(({ ok }) => this.isAcknowledged ||= ok, () => {}).then(() => this.#writes.delete(over));
+    this.#writes.add(over);
+  }
+
+  /** No write that acknowledges it is under way. */
+  async written() {
+    while (this.#writes.size > 0) await Promise.all(this.#writes);
+  }
+
+  /** It is the listener's no more. Of a message that is done its handler need not hear. */
+  async release() {
+    await this.written();
+    if (!this.isAcknowledged) this.#released.abort();
+  }
+}
+
 /** One call of `listenQueue`. */
 export class Listener {
   #database;
@@ -404,9 +458,12 @@ export class Listener {
     };
     heard();
     try {
+      const isHeld = ({ isAcknowledged }) => !isAcknowledged;
+      const working = [...this.#running.values()].filter(isHeld).length;
       // While the database is being closed, nothing new is to come: all credits are in use.
-      const credits = this.#database.isClosed ? this.#running.size : this.#concurrency;
-      const held = [...this.#held.values()].map(({ id, due }) => ({ id, due }));
+      const credits = this.#database.isClosed ? working : this.#concurrency;
+      if (credits === 0) return await new Promise((done) => cut.signal.addEventListener("abort", done));
+      const held = [...this.#held.values()].filter(isHeld).map(({ id, due }) => ({ id, due }));
       const body = { listener: this.#id, credits, held };
       const answer = await this.#database.post("listen", body, cut.signal);
       for await (const line of lines(answer.body, heard)) {
@@ -423,46 +480,51 @@ export class Listener {
   #released({ id, due }) {
     const message = this.#held.get(name(id, due));
     this.#held.delete(name(id, due));
-    message?.released.abort();
+    message?.release();
   }
 
-  #begin({ id, due, attempt, enqueued, payload }) {
-    // A gateway may say again what this listener works on.
-    if (this.#held.has(name(id, due))) return;
-    const released = new AbortController();
-    const message = { id, due, released };
-    this.#held.set(name(id, due), message);
-    this.#running.set(name(id, due), message);
-    const about = { id, attempt, enqueuedAt: new Date(enqueued), signal: released.signal };
-    this.#handle(payload, about).then((verdict) => this.#ended(message, verdict));
+  #begin(line) {
+    // A gateway may say again what this listener works on; and it may have room where that is done by a write.
+    if (this.#held.has(name(line.id, line.due)) || this.#database.isClosed) return;
+    const message = new Message(line);
+    this.#held.set(message.name, message);
+    this.#running.set(message.name, message);
+    this.#handle(line.payload, message).then((verdict) => this.#ended(message, verdict));
   }
 
-  #ended({ id, due }, verdict) {
+  #ended(message, verdict) {
+    const { name, id, due } = message;
     // It may have been given up.
-    if (!this.#running.delete(name(id, due))) return;
-    this.#outcomes.set(name(id, due), { id, due, verdict });
-    if (!this.#database.isClosed) this.#reporting ??= this.#report();
-    // Outcomes wait until the last handler has ended: each that is reported makes room for a message.
-    else if (this.#running.size === 0) this.#cut.abort();
+    if (!this.#running.delete(name)) return;
+    if (message.isAcknowledged) this.#held.delete(name);
+    else this.#outcomes.set(name, { id, due, verdict: message.isLeftToWrites ? "nack" : verdict });
+    if (!this.#database.isClosed) {
+      if (this.#outcomes.size > 0) this.#reporting ??= this.#report();
+    } else if (this.#running.size === 0) {
+      // Outcomes wait until the last handler has ended: each that is reported makes room for a message.
+      this.#cut.abort();
+    }
   }
 
   /** The attempts of handlers that have not ended fail. */
   #giveUp() {
     for (const message of [...this.#running.values()]) {
-      message.released.abort();
+      message.release();
       this.#ended(message, "nack");
     }
   }
 
-  async #handle(payload, about) {
+  async #handle(payload, message) {
+    let verdict = "ack";
     try {
       const bytes = Uint8Array.from(atob(payload), (char) => char.charCodeAt(0));
-      await this.#handler(await this.#database.deserialize(bytes), about);
-      return "ack";
+      await this.#handler(await this.#database.deserialize(bytes), message.about);
     } catch (error) {
       console.error("Exception in queue handler", error);
-      return "nack";
+      verdict = "nack";
     }
+    await message.written();
+    return verdict;
   }
 
   /** Reports outcomes until none is left: sent again until answered, whatever becomes of a request. */

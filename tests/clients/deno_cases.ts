@@ -210,7 +210,7 @@ await test("an empty write commits, and one with checks alone may fail", async (
 
 await test("a versionstamp behind a key is that of its write, and in order", async (key) => {
   const stamp = kv.commitVersionstamp() as unknown as Deno.KvKeyPart;
-  const stamps = [];
+  const stamps: string[] = [];
   for (const name of ["b", "c"]) stamps.push((await kv.set(key("log", stamp), name)).versionstamp);
   stamps.push(await committed(kv.atomic().set(key("log", stamp), "d").set(key("other"), 1)));
   const entries = await Array.fromAsync(kv.list({ prefix: key("log") }));

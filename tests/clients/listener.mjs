@@ -400,6 +400,83 @@ await scenario("a write is what it is when it is committed, and no other has its
   assert.equal(gateway.questions, before + 1);
 });
 
+await scenario("a message is done with a write that acknowledges it", async ({ gateway, handler, running }) => {
+  const commits = [];
+  const atomic = () => {
+    const operation = recorded([]);
+    operation.commit = () => new Promise((end, fail) => commits.push({ calls: operation.calls, end, fail }));
+    return operation;
+  };
+  const kv = await complete({ ...client(), atomic }, { url: gateway.url, token: () => "secret" });
+  const over = kv.listenQueue(handler);
+  const first = await gateway.stream();
+  const begin = async (id) => {
+    first.say(message(id));
+    return await running(id);
+  };
+  const reports = async (verdicts) => {
+    const expected = Object.entries(verdicts).map(([id, verdict]) => ({ ...key(id), verdict }));
+    assert.deepEqual((await gateway.reported()).reports, expected);
+  };
+  const a = await begin("a");
+  const write = kv.atomic().set(["effect"], 1).acknowledge(a.about);
+  const committed = write.commit();
+  const [, said, id] = commits[0].calls.map(([key]) => key.slice(1));
+  assert.deepEqual([said, id[0]], [["acknowledge", "a", "1"], "request"]);
+  // The gateway may say first that it is gone.
+  first.say({ type: "release", ...key("a") });
+  const b = await begin("b");
+  assert(!a.about.signal.aborted);
+  commits[0].end({ ok: true });
+  assert((await committed).ok);
+  a.fail(new Error("as the scenario wants it"));
+  // A write that fails, in whatever way, leaves its message undone, though the handler does not throw.
+  const failed = kv.atomic().acknowledge(b.about).commit();
+  commits[1].end({ ok: false });
+  assert(!(await failed).ok);
+  b.end();
+  await reports({ b: "nack" });
+  const c = await begin("c");
+  const broken = assert.rejects(kv.atomic().acknowledge(c.about).commit(), /cut/);
+  commits[2].fail(new Error("cut"));
+  await broken;
+  c.end();
+  await reports({ c: "nack" });
+  // One of two is enough; and a handler that does not wait for its write is waited for.
+  const d = await begin("d");
+  kv.atomic().acknowledge(d.about).commit();
+  kv.atomic().acknowledge(d.about).commit();
+  d.end();
+  (await begin("e")).end();
+  await reports({ e: "ack" });
+  commits[3].end({ ok: false });
+  commits[4].end({ ok: true });
+  const f = await begin("f");
+  kv.atomic().acknowledge(f.about).commit();
+  commits[5].end({ ok: true });
+  await reportsAreRead({ gateway, running }, first);
+  first.cut();
+  const second = await gateway.stream();
+  assert.deepEqual(held(second), [], "neither is done, nor held");
+  for (const other of [undefined, {}, { ...f.about }]) assert.throws(() => kv.atomic().acknowledge(other), TypeError);
+  const large = kv.atomic().acknowledge(f.about);
+  for (let at = 0; at < 999; at++) large.set(["k"], at);
+  await assert.rejects(large.commit(), /has room for an id/);
+  assert.equal(commits.length, 6);
+  // A message that is released, and was not acknowledged.
+  second.say(message("g"));
+  const g = await running("g");
+  second.say({ type: "release", ...key("g") });
+  await new Promise((done) => g.about.signal.addEventListener("abort", done));
+  g.fail(new Error("as the scenario wants it"));
+  await reports({ g: "nack" });
+  // A handler that goes on is waited for, and is no reason for another stream.
+  kv.close();
+  await second.left;
+  f.end();
+  await over;
+});
+
 await scenario("a refusal that stays ends a listener", async ({ gateway, kv, handler }) => {
   const refused = assert.rejects(kv.listenQueue(handler), /401 not you/);
   for (let time = 1; time <= 2; time++) {

@@ -58,6 +58,11 @@ const write = () => kv.atomic().check(check).set(key("beside"), 1).enqueue("besi
 assert((await write()).ok);
 assert(!(await write()).ok);
 const beside = await next();
+// It is done with a write of its handler, once.
+const effect = () => kv.atomic().sum(key("effect"), 1n).acknowledge(beside.about).commit();
+assert((await effect()).ok);
+assert(!(await effect()).ok);
+assert.deepEqual((await kv.get(key("effect"))).value, new KvU64(1n));
 assert.equal(beside.value, "beside");
 beside.end();
 

@@ -108,6 +108,34 @@ await kv.enqueue("only once", { backoffSchedule: [], keysIfUndelivered: [key("on
 (await next()).fail(new Error("as the test wants it"));
 for await (const [{ value }] of kv.watch([key("once")])) if (value === "only once") break;
 
+// A message is done with its handler's write: once, though the client sends that again, and the handler throws.
+const effects = key("effects");
+const effect = (about: QueueMessage) => kv.atomic().sum(effects, 1n).acknowledge(about).commit();
+for (const value of [1, 2]) {
+  await kv.enqueue(value);
+  const message = await next();
+  equal(message.value, value, "a message to acknowledge");
+  writing.swallow = true;
+  equal((await effect(message.about)).ok, true, "a write whose answer was swallowed");
+  equal((await effect(message.about)).ok, false, "another one");
+  message.fail(new Error("as the test wants it"));
+}
+equal(writing.swallowed, 5, "answers that were swallowed");
+equal((await kv.get(effects)).value, new Deno.KvU64(2n), "each took effect once");
+
+// Where the write does not commit, the message comes again, and a write of the earlier attempt is too late.
+await kv.enqueue("again", { backoffSchedule: [10] });
+const early = await next();
+equal((await kv.atomic().check(check).acknowledge(early.about).commit()).ok, false, "a check that fails");
+early.end();
+const again = await next();
+equal([again.value, again.about.attempt], ["again", 2], "what was not acknowledged");
+equal((await effect(early.about)).ok, false, "a write of the first attempt");
+equal((await effect(again.about)).ok, true, "a write of the second");
+equal(again.about.signal.aborted, false, "of a message that is done its handler hears nothing");
+again.end();
+equal((await kv.get(effects)).value, new Deno.KvU64(3n), "once");
+
 // A delay.
 const start = Date.now();
 await kv.enqueue("later", { delay: 300 });

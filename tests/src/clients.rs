@@ -31,6 +31,14 @@ pub fn deno() -> Command {
     command
 }
 
+/// Deno with the module that a gateway serves.
+pub fn deno_with_module(url: &str) -> Command {
+    let mut command = deno();
+    command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
+    command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
+    command
+}
+
 /// Node, which finds `@deno/kv` through `MERIDIAN_NODE_MODULES`.
 pub fn node() -> Command {
     let modules = place("MERIDIAN_NODE_MODULES");

@@ -10,13 +10,16 @@
 //! | `[MARK, "request", id]` | The write has an id: however often the same bytes arrive, through whichever gateways, the write takes effect once. |
 //! | `[MARK, "enqueue", number, schedule]` | The value is enqueued: a byte array is of V8's serializer already, any other value is as the client serialized it. `schedule` is the JSON of [`Schedule`]. |
 //! | `[MARK, "undelivered", number, ...key]` | `key` is set when the message has died. Stands behind the message with this number. |
+//! | `[MARK, "acknowledge", id, due]` | The message is done, as listeners are handed it. The write commits if the message still has this id and due time, as if by a check. |
 //!
 //! `MARK` is the byte array in [`PREFIX`]; `id` is a text of the client's choice, unique for each
 //! write. A write may have several: an atomic operation that is committed again has got another.
 //! `number` is a text that tells the messages of a write apart.
 
+use std::str::FromStr;
+
 use bytes::Bytes;
-use meridian_types::{Mutation, MutationKind, ValueEncoding};
+use meridian_types::{Mutation, MutationKind, Settlement, ValueEncoding, Verdict};
 use serde::Deserialize;
 
 /// The encoded key part `MARK`, a byte array that no program uses by accident.
@@ -61,6 +64,7 @@ pub(crate) struct Reserved {
     /// The write has an id of its client.
     pub(crate) has_request_id: bool,
     pub(crate) messages: Vec<ReservedMessage>,
+    pub(crate) acknowledged: Vec<Settlement>,
 }
 
 impl Reserved {
@@ -104,9 +108,31 @@ impl Reserved {
                 }
                 message.keys_if_undelivered.push(key.slice_ref(rest));
             }
+            b"acknowledge" => {
+                let (id, due_ms) = (parsed(&mut rest)?, digits(&mut rest)?);
+                if !rest.is_empty() {
+                    return Err(Misuse::Unknown);
+                }
+                let verdict = Verdict::Acknowledged;
+                self.acknowledged.push(Settlement { id, due_ms, verdict });
+            }
             _ => return Err(Misuse::Unknown),
         }
         Ok(None)
+    }
+}
+
+/// The value of the text that an encoded key begins with.
+fn parsed<T: FromStr>(key: &mut &[u8]) -> Result<T, Misuse> {
+    let text = text(key).and_then(|text| std::str::from_utf8(text).ok());
+    text.and_then(|text| text.parse().ok()).ok_or(Misuse::Unknown)
+}
+
+/// The same of a number, which has no sign.
+fn digits(key: &mut &[u8]) -> Result<u64, Misuse> {
+    match key {
+        [TEXT, b'+', ..] => Err(Misuse::Unknown),
+        _ => parsed(key),
     }
 }
 
@@ -181,7 +207,31 @@ mod tests {
         let once = Schedule { delay_ms: 7, backoff_ms: Some(Vec::new()) };
         let keys = [&b"\x02dead\x00\x01\x00\xff\x00"[..], b"\x02too\x00"];
         let expected = vec![message(b"0", once, &keys), message(b"1", Schedule::default(), &[])];
-        assert_eq!(taken, Reserved { has_request_id: false, messages: expected });
+        assert_eq!(taken, Reserved { messages: expected, ..Reserved::default() });
+    }
+
+    #[test]
+    fn acknowledgement_is_taken_out_of_the_write() {
+        const KEY: &[u8] =
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x021234567890123\x00";
+        let mut taken = Reserved::default();
+        assert_eq!(taken.take(reserved(KEY)), Ok(None));
+        let id = "0102030405060708090a0b0c".parse().unwrap();
+        let (due_ms, verdict) = (1_234_567_890_123, Verdict::Acknowledged);
+        let acknowledged = vec![Settlement { id, due_ms, verdict }];
+        assert_eq!(taken, Reserved { acknowledged, ..Reserved::default() });
+        for key in [
+            &[KEY, b"\x02more\x00"].concat()[..],
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00",
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x02\x00",
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x02+1\x00",
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x02-1\x00",
+            b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x0218446744073709551616\x00",
+            b"\x02acknowledge\x00\x020102030405060708090a0b\x00\x021\x00",
+            b"\x02acknowledge\x00\x02\xff\x00\x021\x00",
+        ] {
+            assert_eq!(Reserved::default().take(reserved(key)), Err(Misuse::Unknown), "{key:?}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ const RANGES: &str = "The number of ranges of one read";
 const CHECKS: &str = "The number of checks of one atomic write";
 const WATCHED: &str = "The number of keys of one watch";
 const MUTATIONS: &str = "The number of mutations and enqueues of one atomic write";
+const ACKNOWLEDGEMENTS: &str = "The number of acknowledgements of one atomic write";
 
 /// Why a message is refused. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -187,7 +188,9 @@ pub(crate) fn write(
         .chain(reserved.messages.drain(..).map(|it| enqueue::reserved(it, format, now_ms)))
         .collect::<Result<_, _>>()?;
     at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
-    Ok((Transaction { checks, mutations, enqueues, settlements: Vec::new() }, reserved))
+    let settlements = std::mem::take(&mut reserved.acknowledged);
+    at_most(settlements.len(), limits::MAX_ACKNOWLEDGEMENTS, ACKNOWLEDGEMENTS, "")?;
+    Ok((Transaction { checks, mutations, enqueues, settlements }, reserved))
 }
 
 fn misused(index: usize, misuse: Misuse) -> Invalid {

@@ -94,6 +94,7 @@ fn settlement_to_wire(settlement: &Settlement) -> shard::Settlement {
         Verdict::Rescheduled { due_ms } => WireVerdict::RescheduledDueMs(due_ms),
         Verdict::Redriven { number } => WireVerdict::RedrivenNumber(number),
         Verdict::Discarded { number } => WireVerdict::DiscardedNumber(number),
+        Verdict::Acknowledged => WireVerdict::Acknowledged(true),
     };
     shard::Settlement {
         id: Bytes::copy_from_slice(&settlement.id.to_bytes()),
@@ -110,6 +111,7 @@ fn settlement(wire: shard::Settlement) -> Result<Settlement, InvalidTransaction>
         WireVerdict::RescheduledDueMs(due_ms) => Verdict::Rescheduled { due_ms },
         WireVerdict::RedrivenNumber(number) => Verdict::Redriven { number },
         WireVerdict::DiscardedNumber(number) => Verdict::Discarded { number },
+        WireVerdict::Acknowledged(_) => Verdict::Acknowledged,
     };
     let id = MessageId::from_slice(&wire.id).ok_or(InvalidTransaction("id"))?;
     Ok(Settlement { id, due_ms: wire.due_ms, verdict })
@@ -242,6 +244,7 @@ mod tests {
             Verdict::Rescheduled { due_ms: 0 },
             Verdict::Redriven { number: 0 },
             Verdict::Discarded { number: 1 << 40 },
+            Verdict::Acknowledged,
         ];
         let settlements =
             verdicts.map(|verdict| Settlement { id, due_ms: 1 << 41, verdict }).to_vec();
@@ -280,8 +283,8 @@ mod tests {
         assert_eq!(seen_by_old_node(&Transaction { settlements, ..plain }), None);
     }
 
-    /// The message of versions whose operators could take no dead letter out: such a node refuses a
-    /// settlement in which it finds no verdict.
+    /// The message of versions whose operators could take no dead letter out, and whose handlers could
+    /// not acknowledge in a write: such a node refuses a settlement in which it finds no verdict.
     #[derive(prost::Message)]
     struct OldSettlement {
         #[prost(bytes = "bytes", tag = "1")]
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn node_that_takes_out_no_dead_letters_finds_no_verdict_where_that_is_asked_for() {
+    fn older_node_finds_no_verdict_where_one_is_asked_for_that_it_does_not_know() {
         let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
         let seen_by_old_node = |verdict| {
             let wire = settlement_to_wire(&Settlement { id, due_ms: 0, verdict });
@@ -313,6 +316,7 @@ mod tests {
             assert_eq!(seen_by_old_node(Verdict::Redriven { number }), None);
             assert_eq!(seen_by_old_node(Verdict::Discarded { number }), None);
         }
+        assert_eq!(seen_by_old_node(Verdict::Acknowledged), None);
         let cancelled = seen_by_old_node(Verdict::Cancelled);
         assert_eq!(cancelled, Some(OldVerdict::Cancelled(true)));
     }

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use meridian_types::limits::MAX_COMPUTED_BYTES;
 use meridian_types::{
-    DatabaseId, Effect, Mutation, MutationKind, Transaction, Value, Versionstamp,
+    DatabaseId, Effect, Mutation, MutationKind, Settlement, Transaction, Value, Verdict,
+    Versionstamp,
 };
 
 use crate::arithmetic::{U64Operation, sum};
@@ -18,8 +19,9 @@ use crate::write_set::WriteSet;
 pub enum Evaluation {
     /// At most one effect a row: the last. Empty if the transaction only checks, or does nothing.
     Commit(Vec<Effect>),
-    /// Indexes of **all** the checks that failed, ascending. To be answered only once the batches
-    /// that were seen through the overlay have committed.
+    /// Indexes of **all** the checks that failed, ascending; acknowledgements count on behind the
+    /// checks. To be answered only once the batches that were seen through the overlay have
+    /// committed.
     CheckFailed(Vec<u32>),
     /// A mutation cannot be carried out, so none is. The text is for the client.
     Rejected(String),
@@ -28,7 +30,8 @@ pub enum Evaluation {
 /// Evaluates `transaction` against `view`: first its checks, then its mutations in order, each of
 /// which sees the ones before it, then its settlements likewise, then its enqueues. What a message
 /// that dies writes to keys comes behind all mutations. A settlement of a message that was settled
-/// before does nothing, and keeps nothing else from committing.
+/// before does nothing, and keeps nothing else from committing, unless it is an acknowledgement,
+/// which is a check as well: so the effects of a handler commit with the end of its message, once.
 ///
 /// `versionstamp` is the stamp that the transaction will have if it commits, and `time_ms` the time
 /// of its batch. [`MutationKind::SetSuffixVersionstampedKey`] looks at the stamp, and the gateway
@@ -54,6 +57,14 @@ pub fn evaluate<V: View>(
     let mut failed_checks = Vec::new();
     for (index, check) in (0..).zip(&transaction.checks) {
         if view.version(database, &check.key)? != check.versionstamp {
+            failed_checks.push(index);
+        }
+    }
+    let checks = u32::try_from(transaction.checks.len()).unwrap_or(u32::MAX);
+    let is_acknowledged = |it: &&Settlement| it.verdict == Verdict::Acknowledged;
+    let acknowledged = transaction.settlements.iter().filter(is_acknowledged);
+    for (index, Settlement { id, due_ms, .. }) in (checks..).zip(acknowledged) {
+        if view.message(database, *due_ms, *id)?.is_none() {
             failed_checks.push(index);
         }
     }

@@ -54,10 +54,12 @@ impl<'a, V: View> Messages<'a, V> {
     ) -> Result<(), Stop<V::Error>> {
         let Settlement { id, due_ms, verdict } = *settlement;
         match verdict {
-            Verdict::Delivered | Verdict::Cancelled => match self.take(id, due_ms)? {
-                Some(_) => self.leaves(),
-                None => Ok(()),
-            },
+            Verdict::Delivered | Verdict::Acknowledged | Verdict::Cancelled => {
+                match self.take(id, due_ms)? {
+                    Some(_) => self.leaves(),
+                    None => Ok(()),
+                }
+            }
             Verdict::Rescheduled { due_ms: to_ms } => match self.take(id, due_ms)? {
                 Some(message) => self.move_to(to_ms, id, message),
                 None => Ok(()),

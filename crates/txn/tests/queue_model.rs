@@ -172,6 +172,16 @@ impl Model {
         }
     }
 
+    /// Which acknowledgements name no row.
+    fn missing(&self, database: DatabaseId, transaction: &Transaction) -> Vec<u32> {
+        let is_acknowledged = |it: &&Settlement| it.verdict == Verdict::Acknowledged;
+        let acknowledged = (0..).zip(transaction.settlements.iter().filter(is_acknowledged));
+        let row =
+            |it: &Settlement| self.messages.get(&(database, it.id)).map(|(due_ms, _)| *due_ms);
+        let missing = acknowledged.filter(|(_, it)| row(it) != Some(it.due_ms));
+        missing.map(|(index, _)| index).collect()
+    }
+
     fn settle(&mut self, database: DatabaseId, settlement: &Settlement, now_ms: u64) {
         self.take_out(database, settlement, now_ms);
         let at = (database, settlement.id);
@@ -184,7 +194,7 @@ impl Model {
             Verdict::Redriven { .. } | Verdict::Discarded { .. } => {
                 self.messages.insert(at, (due_ms, message));
             }
-            Verdict::Delivered | Verdict::Cancelled => {}
+            Verdict::Delivered | Verdict::Acknowledged | Verdict::Cancelled => {}
             Verdict::Rescheduled { due_ms } => {
                 self.messages.insert(at, (due_ms.max(now_ms), message));
             }
@@ -303,6 +313,11 @@ impl Proposer {
         let transaction = self.transaction(write);
         let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms: 0 };
         let Ok(evaluation) = evaluate(&view, database, stamp, self.now_ms, &transaction);
+        let missing = self.model.missing(database, &transaction);
+        if !missing.is_empty() {
+            prop_assert_eq!(evaluation, Evaluation::CheckFailed(missing));
+            return Ok(());
+        }
         if write.fails {
             prop_assert_eq!(matches!(evaluation, Evaluation::Rejected(_)), true);
             return Ok(());
@@ -397,6 +412,7 @@ fn write() -> impl Strategy<Value = Write> {
         2 => Just(Verdict::Delivered),
         5 => (0_u64..30).prop_map(|retry_at_ms| Verdict::Failed { retry_at_ms }),
         1 => Just(Verdict::Cancelled),
+        1 => Just(Verdict::Acknowledged),
         2 => (0_u64..30).prop_map(|due_ms| Verdict::Rescheduled { due_ms }),
     ];
     let settlement = (any::<usize>(), prop_oneof![4 => Just(false), 1 => Just(true)], verdict);

@@ -27,6 +27,8 @@ pub const MAX_BACKOFF_INTERVALS: usize = 10;
 pub const MAX_BACKOFF_INTERVAL_MS: u32 = 60 * 60 * 1000;
 /// The schedule of a message whose enqueue has none: six attempts in all.
 pub const DEFAULT_BACKOFF_MS: [u32; 5] = [100, 1000, 5000, 30_000, 60_000];
+/// The messages that one atomic write acknowledges. Each of them is read.
+pub const MAX_ACKNOWLEDGEMENTS: usize = 64;
 /// The messages of one database that are not delivered, due or not.
 pub const MAX_UNDELIVERED_MESSAGES: u64 = 2_000_000;
 /// The dead letters of one database that are kept, and for how long.

@@ -208,7 +208,8 @@ impl QueueEffect {
 pub struct Settlement {
     pub id: MessageId,
     /// Of the row that was delivered. Where no such row is left, the message was settled before, or
-    /// has moved, and the settlement does nothing. A dead letter has none: 0.
+    /// has moved, and the settlement does nothing; see [`Verdict::Acknowledged`] for the exception.
+    /// A dead letter has none: 0.
     pub due_ms: u64,
     pub verdict: Verdict,
 }
@@ -217,6 +218,9 @@ pub struct Settlement {
 pub enum Verdict {
     /// The message is done.
     Delivered,
+    /// The message is done by the transaction of its handler. It counts as a check of that
+    /// transaction: where the message does not have the row, nothing of the transaction is done.
+    Acknowledged,
     /// One attempt has failed. The message is due again at this time, if its schedule has an
     /// interval left, which it loses; else it is dead.
     Failed { retry_at_ms: u64 },

@@ -103,7 +103,8 @@ pub struct Transaction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteOutcome {
     Committed(Versionstamp),
-    /// Indexes of **all** the checks that failed, ascending. Nothing was written.
+    /// Indexes of **all** the checks that failed, ascending; acknowledgements count on behind the
+    /// checks. Nothing was written.
     CheckFailed(Vec<u32>),
     /// A mutation cannot be carried out on the value that is stored (a sum on a wrong type).
     /// Nothing was written. The text is for the client.

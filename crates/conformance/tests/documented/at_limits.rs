@@ -49,6 +49,7 @@ fn the_limits_of_the_documentation_are_those_of_the_code() {
             "undelivered messages of a database".to_owned(),
             grouped(usize::try_from(limits::MAX_UNDELIVERED_MESSAGES).unwrap()),
         ],
+        ["acknowledgements of an atomic write".to_owned(), grouped(limits::MAX_ACKNOWLEDGEMENTS)],
     ];
     assert_eq!(document::table(DOCUMENT, "## Limits"), expected);
 }
@@ -69,6 +70,41 @@ async fn a_read_at_each_limit_is_answered() {
         let entries = entries.unwrap().ranges.into_iter().map(|range| range.values.len());
         assert_eq!(entries.sum::<usize>(), found);
     }
+}
+
+/// By a reserved key, of a message that was the enqueue of this index.
+pub(crate) fn acknowledgement(enqueued: &[u8], index: u16, due_ms: u64) -> pb::Mutation {
+    let stamp: String = enqueued.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = format!("\x02acknowledge\0\x02{stamp}{index:04x}\0\x02{due_ms}\0");
+    let key = [&b"\x01\xfdmeridian\xfd\x00"[..], text.as_bytes()].concat();
+    pb::Mutation { key: key.into(), ..sized(1, 1) }
+}
+
+/// A write with all of them, and another one after it, whose message is gone.
+#[tokio::test]
+async fn acknowledgements_at_their_limit_commit_with_their_write_and_once() {
+    let server = Server::start().await;
+    let due_ms = wall_clock_ms() + 3_600_000;
+    let deadline_ms = i64::try_from(due_ms).unwrap();
+    let count = u16::try_from(limits::MAX_ACKNOWLEDGEMENTS).unwrap();
+    let enqueues = vec![pb::Enqueue { deadline_ms, ..Default::default() }; usize::from(count)];
+    let enqueued = server.client.write(pb::AtomicWrite { enqueues, ..Default::default() }).await;
+    let stamp = enqueued.unwrap().versionstamp;
+    let write = |from: u16, effect: usize| {
+        let acks = (from..count).map(|index| acknowledgement(&stamp, index, due_ms));
+        let mutations = acks.chain([sized(effect, 1)]).collect();
+        server.client.write(pb::AtomicWrite {
+            checks: vec![check(9, 0)],
+            mutations,
+            ..Default::default()
+        })
+    };
+    let done = write(0, 1).await.unwrap();
+    assert_eq!(done.failed_checks, [0; 0], "{done:?}");
+    assert!(server.client.get(&key(1)).await.unwrap().is_some());
+    let again = write(count - 1, 2).await.unwrap();
+    assert_eq!(again.failed_checks, [1], "behind the write's own check: {again:?}");
+    assert!(server.client.get(&key(2)).await.unwrap().is_none());
 }
 
 #[tokio::test]

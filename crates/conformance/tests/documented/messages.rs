@@ -9,6 +9,7 @@ use meridian_proto::kv_connect as pb;
 use meridian_types::limits;
 use prost::Message;
 
+use crate::at_limits::acknowledgement;
 use crate::server::{Answered, Server, WATCH};
 
 pub(crate) fn key(length: usize) -> Bytes {
@@ -95,6 +96,10 @@ async fn limits_of_writes(server: &Server) -> Vec<Answered> {
         ("101 checks", (vec![check(1, 0); 101], vec![])),
         ("1,001 mutations and enqueues", (vec![], vec![sized(1, 1); 1001])),
         ("819,201 bytes", of_total(819_201)),
+        (
+            "65 acknowledgements of an atomic write",
+            (vec![], vec![acknowledgement(&[0; 10], 0, 0); 65]),
+        ),
     ] {
         answers.push(Answered::new(case, &server.write(checks, mutations).await));
     }

@@ -71,6 +71,7 @@ fn messages_and_settlements_are_golden() {
         (Verdict::RescheduledDueMs(L + 6), field_varint(6, L + 6)),
         (Verdict::RedrivenNumber(L + 7), field_varint(7, L + 7)),
         (Verdict::DiscardedNumber(L + 8), field_varint(8, L + 8)),
+        (Verdict::Acknowledged(true), field_varint(9, 1)),
     ] {
         let message = shard::Settlement { verdict: Some(verdict), ..message.clone() };
         assert_golden(&message, &[golden[..2].to_vec(), vec![field]].concat());

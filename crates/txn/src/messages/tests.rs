@@ -1,3 +1,5 @@
+mod acknowledgements;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
@@ -140,7 +142,7 @@ fn enqueues_become_rows_under_the_transactions_stamp_and_their_index() {
 
 #[test]
 fn delivered_and_cancelled_messages_are_removed() {
-    for verdict in [Verdict::Delivered, Verdict::Cancelled] {
+    for verdict in [Verdict::Delivered, Verdict::Acknowledged, Verdict::Cancelled] {
         let result = settled(&state(message()), vec![settlement(DUE_MS, verdict)]);
         assert_eq!(result, commit(vec![delete(DUE_MS), totals(4, 3, 4)]));
     }

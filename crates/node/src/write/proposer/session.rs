@@ -421,7 +421,10 @@ fn only_deletes(transaction: &Transaction) -> bool {
         .iter()
         .map(|mutation| matches!(mutation.kind, MutationKind::Delete))
         .chain(settlements.iter().map(|settlement| match settlement.verdict {
-            Verdict::Delivered | Verdict::Cancelled | Verdict::Discarded { .. } => true,
+            Verdict::Delivered
+            | Verdict::Acknowledged
+            | Verdict::Cancelled
+            | Verdict::Discarded { .. } => true,
             Verdict::Failed { .. } | Verdict::Rescheduled { .. } | Verdict::Redriven { .. } => {
                 false
             }
