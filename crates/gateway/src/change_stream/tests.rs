@@ -11,7 +11,8 @@ use meridian_types::{Epoch, Position, WriteOutcome};
 use super::*;
 use crate::changes::{Change, ChangedTransaction};
 use crate::database::{
-    Listen, Listened, Read, ReadOutput, Reports, Unavailable, Watch, Watching, Write, WriteFailure,
+    Listen, Listened, QueueList, QueuePage, Read, ReadOutput, Reports, Unavailable, Watch,
+    Watching, Write, WriteFailure,
 };
 use crate::permission::revocable::Revocable;
 use crate::room::NoRoom;
@@ -69,6 +70,10 @@ impl Database for Outage {
     }
 
     async fn report(&self, _: Reports) -> Result<Vec<Answer>, Unavailable> {
+        Err(outage())
+    }
+
+    async fn list_queue(&self, _: QueueList) -> Result<QueuePage, Unavailable> {
         Err(outage())
     }
 }
