@@ -106,7 +106,14 @@ impl ChangeLogs {
                 gathering.add(&batches);
                 continue;
             }
-            if !timeout_at(until, applied.changed()).await.is_ok_and(|changed| changed.is_ok()) {
+            let has_more = tokio::select! {
+                changed = timeout_at(until, applied.changed()) => {
+                    changed.is_ok_and(|changed| changed.is_ok())
+                }
+                // Others go on with the shard, and this question would wait in vain.
+                () = local.ended() => false,
+            };
+            if !has_more {
                 break;
             }
             sleep_until(next_look).await;

@@ -151,11 +151,13 @@ const _: () = {
 /// How long a node looks through its log for one question, where the caller waits no longer for a
 /// change.
 pub(crate) const CHANGES_LOOK: Duration = Duration::from_millis(500);
+/// How long a node waits for room for its answer to another process.
+pub(crate) const CHANGES_ROOM: Duration = Duration::from_millis(200);
 
 const _: () = {
     // The answer has time to come, whatever the node had to wait for: a gateway would take it for
     // silent.
-    assert!(ms(CHANGES_LOOK) + 100 <= ms(ATTEMPT_TIMEOUT));
+    assert!(ms(CHANGES_ROOM) + ms(CHANGES_LOOK) + 100 <= ms(ATTEMPT_TIMEOUT));
 };
 
 // Queues.

@@ -5,6 +5,7 @@
 //! follow the log want the same ones at the same time.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,12 +25,37 @@ const KEPT_BYTES: usize = 1 << 20;
 /// Nor is one for longer: the log may be purged.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
+/// Batches of one read: all, or those behind a later place.
+pub(super) struct ReadBatches {
+    all: Arc<[DecodedBatch]>,
+    skipped: usize,
+}
+
+impl Deref for ReadBatches {
+    type Target = [DecodedBatch];
+
+    fn deref(&self) -> &[DecodedBatch] {
+        self.all.get(self.skipped..).unwrap_or_default()
+    }
+}
+
 /// The last read of a shard that found something.
 #[derive(Default)]
 pub(super) struct LastRead {
     at: Option<Instant>,
     behind: u64,
     pub(super) batches: Arc<[DecodedBatch]>,
+}
+
+impl LastRead {
+    /// The batches behind a sequence, if the first of them is here, and was read lately.
+    fn behind(&self, sequence: u64) -> Option<ReadBatches> {
+        let is_kept = self.at.is_some_and(|at| at.elapsed() < KEPT_FOR);
+        let skipped = sequence.checked_sub(self.behind).filter(|_| is_kept)?;
+        let skipped = usize::try_from(skipped).ok()?;
+        let all = Arc::clone(&self.batches);
+        (skipped < all.len()).then_some(ReadBatches { all, skipped })
+    }
 }
 
 #[derive(Default)]
@@ -45,14 +71,13 @@ impl LogReads {
         local: &LocalShard,
         history: &EpochHistory,
         sequence: u64,
-    ) -> Result<Option<Arc<[DecodedBatch]>>, NotGiven> {
+    ) -> Result<Option<ReadBatches>, NotGiven> {
         let shard = local.state().shard();
         let last = Arc::clone(self.shards.lock().entry(shard).or_default());
         let mut last = last.lock_owned().await;
         // A read that was kept may have left the history since.
-        let is_kept = last.at.is_some_and(|at| at.elapsed() < KEPT_FOR);
-        if is_kept && last.behind == sequence && follow(history, sequence, &last.batches) {
-            return Ok(Some(Arc::clone(&last.batches)));
+        if let Some(kept) = last.behind(sequence).filter(|kept| follow(history, sequence, kept)) {
+            return Ok(Some(kept));
         }
         let log = local.clone();
         let read = on_disk(move || {
@@ -75,7 +100,7 @@ impl LogReads {
         if batches.as_deref().is_some_and(|batches| !follow(history, sequence, batches)) {
             return Err(ReadRefusal::OtherEpoch.into());
         }
-        Ok(batches)
+        Ok(batches.map(|all| ReadBatches { all, skipped: 0 }))
     }
 }
 

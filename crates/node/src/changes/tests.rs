@@ -145,6 +145,27 @@ async fn question_waits_for_a_change_and_for_none_longer_than_it_says() {
 }
 
 #[tokio::test]
+async fn question_at_a_voter_that_retires_is_answered_at_once() {
+    let stage = Stage::start().await;
+    let first = stage.write("a", "1").await;
+    let after = Versionstamp::behind(first.position());
+    let wanted = ChangesWanted { wait: LONG, ..behind(after) };
+    let mut asked = std::pin::pin!(stage.next(&wanted));
+    let waits = async {
+        while stage.logs.reads.shards.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = &mut asked => panic!("{answer:?}"),
+        () = waits => {}
+    }
+    stage.only.voter.retire().await;
+    let answer = tokio::time::timeout(LONG / 4, asked).await.expect("an answer").unwrap();
+    assert_eq!((answer.transactions.len(), answer.reached), (0, after));
+}
+
+#[tokio::test]
 async fn question_without_a_start_is_told_where_the_state_stands() {
     let stage = Stage::start().await;
     let last = stage.write("a", "1").await;
@@ -153,6 +174,31 @@ async fn question_without_a_start_is_told_where_the_state_stands() {
     let changed = stage.next(&wanted).await.unwrap();
     assert_eq!(changed.reached, Versionstamp::behind(last.position()));
     assert!(changed.transactions.is_empty());
+    // Nor is it told an older place than the gateway has shown.
+    let later = last.position().sequence + 1;
+    let behind = stage.logs.next(&stage.only.local(), &wanted, later).await;
+    assert_eq!(behind, Err(NotGiven::Ahead));
+}
+
+#[tokio::test]
+async fn reader_further_on_shares_the_read_of_a_reader_behind_it() {
+    let stage = Stage::start().await;
+    let first = stage.write("a", "1").await;
+    let second = stage.write("a", "2").await;
+    assert_eq!(stage.values(Versionstamp::behind(first.position()), 1000).await, ["2"]);
+    let last = Arc::clone(&stage.logs.reads.shards.lock()[&ShardId(1)]);
+    let (history, local) = (EpochHistory::first(), stage.only.local());
+    let read = async |sequence| {
+        let read = stage.logs.reads.behind(&local, &history, sequence).await;
+        read.unwrap().unwrap().iter().map(|read| read.batch.position).collect::<Vec<_>>()
+    };
+    let behind = first.position().sequence;
+    assert_eq!(read(behind - 1).await, [first.position(), second.position()]);
+    let kept = Arc::clone(&last.lock().await.batches);
+    assert_eq!(read(behind).await, [second.position()]);
+    assert!(Arc::ptr_eq(&kept, &last.lock().await.batches), "the log was read again");
+    assert_eq!(read(second.position().sequence).await, []);
+    assert_eq!(read(behind - 1).await.len(), 2);
 }
 
 #[tokio::test]

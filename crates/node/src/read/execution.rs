@@ -97,7 +97,16 @@ impl Reads {
 
     /// For the answer of another node, once there is room.
     pub(crate) async fn take(&self, bytes: usize) -> Result<Held, Exhausted> {
-        self.bytes.take(bytes, PATIENCE).await
+        self.take_within(bytes, PATIENCE).await
+    }
+
+    /// For an answer to another node.
+    pub(crate) async fn take_within(
+        &self,
+        bytes: usize,
+        within: Duration,
+    ) -> Result<Held, Exhausted> {
+        self.bytes.take(bytes, within).await
     }
 
     /// Reads all ranges from one state, at its own time: what has expired is a matter of the

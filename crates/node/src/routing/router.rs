@@ -61,6 +61,8 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     leaders: Leaders,
     health: NodeHealth,
     refusals: Refusals,
+    /// Of questions for changes, which say nothing of reads.
+    changes_refusals: Refusals,
     /// The newest position of each shard that this gateway has served: later reads are no older.
     served: Mutex<BTreeMap<ShardId, Position>>,
     /// Watches that look for another node.
@@ -86,6 +88,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             leaders: Leaders::default(),
             health: NodeHealth::new(local_node),
             refusals: Refusals::default(),
+            changes_refusals: Refusals::default(),
             served: Mutex::default(),
             watches_moving: Arc::default(),
         }
@@ -178,14 +181,19 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         result
     }
 
-    /// Keeps in mind how a try ended: whether the node answered at all, and which node leads.
-    fn record(&self, shard: ShardId, node: NodeId, result: Result<(), &Failed>) {
+    /// Keeps in mind whether a node answered at all.
+    fn record_health(&self, node: NodeId, result: Result<(), &Failed>) {
         let now = self.clock.now();
         match result {
             Err(Failed::Unreachable(_)) => self.health.was_cut_off(now, node),
             Err(Failed::Unknown(_)) => self.health.was_silent(now, node),
             _ => self.health.received(now, node),
         }
+    }
+
+    /// Keeps in mind how a try ended: whether the node answered at all, and which node leads.
+    fn record(&self, shard: ShardId, node: NodeId, result: Result<(), &Failed>) {
+        self.record_health(node, result);
         match result {
             Err(Failed::NotLeader(Some(hint))) if *hint != node => self.leaders.named(shard, *hint),
             Err(_) => self.leaders.failed(shard, node),

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use crate::changes::{ChangeLogs, NotGiven, wire};
 use crate::read::execution::Reads;
 use crate::shard::table::ShardTable;
+use crate::time_budget::CHANGES_ROOM;
 
 /// Questions of other processes' gateways at a time, most of which wait for changes.
 const MAX_QUESTIONS: usize = 4096;
@@ -53,7 +54,7 @@ impl Changes for ChangesService {
             return refused("too many change feeds are served here".to_owned());
         };
         let held = match wanted.max_bytes > SMALL_BYTES {
-            true => match self.reads.take(wanted.max_bytes).await {
+            true => match self.reads.take_within(wanted.max_bytes, CHANGES_ROOM).await {
                 Ok(held) => Some(held),
                 Err(exhausted) => return refused(exhausted.to_string()),
             },

@@ -86,6 +86,15 @@ impl LocalShard {
         }
     }
 
+    /// Once this part has come to its end: nothing more is applied here.
+    pub(crate) async fn ended(&self) {
+        match self {
+            Self::Voter(voter) => voter.stop.cancelled().await,
+            // The sender of what it has applied ends with it.
+            Self::Replica(_) => std::future::pending().await,
+        }
+    }
+
     /// Waits until the state may be shown, and is no older than `min_sequence`.
     pub(crate) async fn reaches(&self, min_sequence: u64) -> Result<(), NotServed> {
         let has_caught_up = match self {

@@ -298,7 +298,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         state.apply(&[decode_batch(stored).unwrap()], RaftApplied::default()).unwrap();
     }
     engine.sync().unwrap();
-    let maintenance = maintenance(folder.path());
+    let mut maintenance = maintenance(folder.path());
     let replica = Replica::start(ReplicaParts {
         node_id: NodeId(4),
         history: EpochHistory::first(),
@@ -316,9 +316,13 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     });
     maintenance.shards.add(Arc::clone(&state), followers);
     maintenance.shards.set(shard, Some(LocalShard::Replica(Arc::new(replica.unwrap()))));
+    let first = || log.first().unwrap().unwrap().sequence;
+    maintenance.change_retention_bytes = 1 << 20;
     Purge::new(&maintenance).purge().await;
-    let first = log.first().unwrap().unwrap().sequence;
-    assert_eq!(first, batches - KEEP_BATCHES + 1, "the log is purged");
+    assert_eq!(first(), 1, "change feeds that come back want all of it");
+    maintenance.change_retention_bytes = 0;
+    Purge::new(&maintenance).purge().await;
+    assert_eq!(first(), batches - KEEP_BATCHES + 1, "the log is purged");
     for seed in 0..100 {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
         let state = ShardState::open(Arc::clone(&after), shard).unwrap();

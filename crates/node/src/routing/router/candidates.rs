@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use meridian_types::{Consistency, NodeId, ShardId};
 
 use super::Router;
+use super::refusals::Refusals;
 use crate::host::clock::Clock;
 use crate::routing::nodes::Nodes;
 
@@ -42,13 +43,20 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             });
             return voters;
         }
+        self.nearest(shard, &self.refusals)
+    }
+
+    /// All nodes for what each can answer: this node, then those of this region, then any. Those
+    /// last that do not answer, or have refused it lately.
+    pub(super) fn nearest(&self, shard: ShardId, refusals: &Refusals) -> Vec<NodeId> {
+        let (now, consistency) = (self.clock.now(), Consistency::Eventual);
         let known = self.directory.known();
         let mut nodes: Vec<_> = known.cluster.present_nodes().collect();
         nodes.sort_by_cached_key(|(id, node)| {
             let far = self.health.measured(*id).unwrap_or_default();
             let elsewhere = node.region != self.region;
             let avoided =
-                self.refusals.avoid(now, *id, shard, consistency) || self.health.avoid(now, *id);
+                refusals.avoid(now, *id, shard, consistency) || self.health.avoid(now, *id);
             (avoided, Some(*id) != self.local_node, elsewhere, far, *id)
         });
         nodes.into_iter().map(|(id, _)| id).collect()

@@ -1,5 +1,7 @@
 //! Changes: which nodes are asked, and what is said when none has them.
 
+use std::sync::atomic::Ordering;
+
 use meridian_gateway::{Changed, ChangesWanted, NoChanges};
 use meridian_types::Versionstamp;
 
@@ -34,6 +36,11 @@ fn behind(after: Versionstamp) -> ChangesWanted {
         max_bytes: 1000,
         wait: Duration::from_secs(2),
     }
+}
+
+/// The question that opens a feed.
+fn opening(after: Versionstamp) -> ChangesWanted {
+    ChangesWanted { wait: Duration::ZERO, ..behind(after) }
 }
 
 fn reached(stamp: Versionstamp) -> Result<Changed, NotGiven> {
@@ -126,10 +133,21 @@ fn what_a_failover_lost_is_of_no_history_whatever_nodes_say() {
 fn what_is_ahead_of_the_database_is_told_from_what_a_node_lags_behind() {
     run(Duration::ZERO, |world| async move {
         world.all_answer(&Err(NotGiven::Ahead));
-        assert!(matches!(world.changes(stamp(1, 1 << 40)).await, Err(NoChanges::Ahead { .. })));
-        assert!(matches!(world.changes(stamp(9, 1)).await, Err(NoChanges::Ahead { .. })));
+        for ahead in [stamp(1, 1 << 40), stamp(9, 1)] {
+            let refused = world.router.changes(opening(ahead)).await;
+            assert!(matches!(refused, Err(NoChanges::Ahead { .. })), "{ahead}");
+        }
+        // A feed that goes on was told of it; and where no strong read answers, that cannot be told.
+        let reads = world.voters.calls();
+        let waiting = world.changes(stamp(1, 1 << 40)).await;
+        assert!(matches!(waiting, Err(NoChanges::Unavailable(_))));
+        assert_eq!(world.voters.calls(), reads);
+        world.voters.refusing.lock().extend([1, 2, 3].map(NodeId));
+        let waiting = world.router.changes(opening(stamp(1, 1 << 40))).await;
+        assert!(matches!(waiting, Err(NoChanges::Unavailable(_))));
+        assert!(world.voters.calls() > reads);
         world.answers([Err(NotGiven::Ahead), reached(stamp(1, 0))]);
-        assert!(world.changes(stamp(1, 0)).await.is_ok());
+        assert!(world.router.changes(opening(stamp(1, 0))).await.is_ok());
     });
 }
 
@@ -143,5 +161,91 @@ fn silent_node_is_left_for_another_and_none_is_waited_for_beyond_the_deadline() 
         let began = world.time.now();
         assert!(matches!(world.changes(stamp(1, 7)).await, Err(NoChanges::Unavailable(_))));
         assert!(world.time.now() - began < 2 * DEADLINE);
+    });
+}
+
+#[test]
+fn node_that_lags_costs_no_strong_read_and_others_are_asked_first_for_a_while() {
+    run(Duration::ZERO, |world| async move {
+        world.answers([Err(NotGiven::Ahead), reached(stamp(1, 9))]);
+        // Each strong read takes three seconds.
+        world.voters.working.store(true, Ordering::SeqCst);
+        let began = world.time.now();
+        let found = world.router.changes(opening(stamp(1, 7))).await.unwrap();
+        assert_eq!(found.reached, stamp(1, 9));
+        assert!(world.time.now() - began < Duration::from_secs(2));
+        assert_eq!(world.asked_for_changes(), [1, 2]);
+        world.changes(stamp(1, 7)).await.unwrap();
+        assert_eq!(world.asked_for_changes(), [2]);
+        world.time.sleep(Duration::from_secs(1)).await;
+        world.changes(stamp(1, 7)).await.unwrap();
+        assert_eq!(world.asked_for_changes(), [1, 2]);
+    });
+}
+
+#[test]
+fn log_is_not_said_to_be_gone_while_a_node_only_refuses_for_now() {
+    run(Duration::ZERO, |world| async move {
+        let gone = || Err(NotGiven::Gone(stamp(1, 50)));
+        let busy = || Err(NotGiven::Refused("too many change feeds".to_owned()));
+        world.answers([gone(), busy(), busy(), busy(), busy(), busy(), busy()]);
+        let (time, voters) = (world.time.clone(), Arc::clone(&world.voters));
+        let heals = async move {
+            time.sleep(Duration::from_secs(2)).await;
+            voters.changing.answers.lock().insert(NodeId(3), reached(stamp(1, 9)));
+        };
+        let (found, ()) = futures::join!(world.changes(stamp(1, 7)), heals);
+        assert_eq!(found.unwrap().reached, stamp(1, 9));
+        world.answers([gone(), busy()]);
+        let refused = world.changes(stamp(1, 7)).await;
+        assert!(matches!(refused, Err(NoChanges::Unavailable(_))), "{refused:?}");
+    });
+}
+
+#[test]
+fn log_is_said_to_be_gone_though_other_nodes_do_not_answer_or_lag_behind() {
+    run(Duration::ZERO, |world| async move {
+        let gone = Err(NotGiven::Gone(stamp(1, 50)));
+        for others in [Link::Refused, Link::Up] {
+            world.answers([gone.clone()].into_iter().chain(vec![Err(NotGiven::Ahead); 6]));
+            (2..=7).for_each(|node| world.voters.link(node, others));
+            let began = world.time.now();
+            let refused = world.changes(stamp(1, 7)).await;
+            assert!(matches!(refused, Err(NoChanges::Gone { floor }) if floor == stamp(1, 50)));
+            assert!(world.time.now() - began < Duration::from_secs(2));
+            assert_eq!(world.asked_for_changes().len(), 21, "each three times");
+        }
+    });
+}
+
+#[test]
+fn nodes_are_asked_one_after_another_until_the_deadline_and_no_longer() {
+    run(Duration::ZERO, |world| async move {
+        (1..=7).for_each(|node| world.voters.link(node, Link::Silent));
+        let began = world.time.now();
+        assert!(matches!(world.changes(stamp(1, 7)).await, Err(NoChanges::Unavailable(_))));
+        let took = world.time.now() - began;
+        assert!(took < DEADLINE + Duration::from_secs(5), "{took:?}");
+    });
+}
+
+#[test]
+fn question_for_changes_takes_no_turn_of_reads_at_a_node_that_refused_one() {
+    run(Duration::ZERO, |world| async move {
+        world.voters.refusing.lock().insert(NodeId(1));
+        world.router.read(eventual()).await.unwrap();
+        world.voters.refusing.lock().clear();
+        world.time.sleep(Duration::from_secs(1)).await;
+        world.all_answer(&reached(stamp(1, 1)));
+        world.changes(stamp(1, 0)).await.unwrap();
+        let before = world.voters.calls();
+        world.router.read(eventual()).await.unwrap();
+        assert_eq!(world.voters.asked()[before], 1);
+        // Nor does a node that refuses changes, or is slow with them, lose its place for writes.
+        world.answers([Err(NotGiven::Refused("no room".to_owned())), reached(stamp(1, 1))]);
+        world.changes(stamp(1, 0)).await.unwrap();
+        let before = world.voters.calls();
+        assert!(world.commits().await);
+        assert_eq!(world.voters.asked()[before], 1);
     });
 }
