@@ -270,7 +270,9 @@ async fn operator_sees_cancels_and_moves_messages_over_a_change_of_leaders() {
     assert_eq!(done(&near.url, &["ls", "--limit", "1"]).await[0]["leased"], true);
     assert_eq!(
         done(&near.url, &["count"]).await,
-        [json!({ "undelivered": 3, "leased": 1, "dead": 0 })]
+        [
+            json!({ "undelivered": 3, "leased": 1, "dead": 0, "firstDue": listed[0]["due"], "paused": false })
+        ]
     );
     let cancelled = done(&near.url, &["cancel", id(&now), id(&latest)]).await;
     assert_eq!(cancelled, [json!({ "cancelled": 2 })]);
@@ -287,7 +289,8 @@ async fn operator_sees_cancels_and_moves_messages_over_a_change_of_leaders() {
     assert_eq!((&message["id"], &message["attempt"]), (&later["id"], &json!(1)));
     let queue = Queue::at(url.clone());
     assert_eq!(queue.report(&lines.listener, &message, "ack").await, "done");
-    assert_eq!(done(&url, &["count"]).await, [json!({ "undelivered": 0, "leased": 0, "dead": 0 })]);
+    let none = json!({ "undelivered": 0, "leased": 0, "dead": 0, "paused": false });
+    assert_eq!(done(&url, &["count"]).await, [none]);
     let (succeeded, out, error) = operator(&url, &["cancel", id(&later)]).await;
     assert!(!succeeded && error.contains(id(&later)), "{error}");
     assert_eq!(out, "{\"cancelled\":0}\n");
@@ -380,4 +383,46 @@ async fn killed_handler_has_done_its_message_with_its_write_or_not_at_all() {
     }
     let effects = clients::run(command("after", &["before", "behind"])).await;
     assert_eq!(effects.trim(), "1 1");
+}
+
+async fn counts(url: &str, wanted: Value) {
+    poll::until("the leader knows", DEADLINE, async || {
+        let counted = operator(url, &["count"]).await;
+        let mut figures: Value = serde_json::from_str(&counted.1).unwrap_or_default();
+        figures.as_object_mut().map(|figures| figures.remove("firstDue"));
+        if figures == wanted { Ok(()) } else { Err(counted) }
+    })
+    .await;
+}
+
+/// Its listener's stream goes on through both.
+#[tokio::test]
+async fn paused_queue_hands_out_nothing_over_a_change_of_leaders_until_it_is_resumed() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let far = Queue::at(cluster.url(6));
+    let mut lines = far.listen(5).await;
+    let said = cluster.order(6, &["queue", "pause", "default", "--output", "inspect"]).await;
+    assert!(said.starts_with("the queue of database default is paused"), "{said}");
+    let empty = json!({ "undelivered": 0, "leased": 0, "dead": 0, "paused": true });
+    counts(&far.url, empty).await;
+    let enqueued = far.call("enqueue", json!({ "payload": PAYLOAD })).await;
+    let waits = json!({ "undelivered": 1, "leased": 0, "dead": 0, "paused": true });
+    counts(&far.url, waits.clone()).await;
+
+    let leader = cluster.leader(1).await;
+    cluster.kill(leader);
+    // The next leader has a session of the listener, and has waited for claims.
+    far.call("enqueue", json!({ "payload": PAYLOAD, "delayMs": 3_600_000 })).await;
+    let polled = far.call("poll", json!({ "waitMs": 7000 })).await;
+    assert_eq!(polled["messages"], json!([]));
+    counts(&far.url, json!({ "undelivered": 2, "leased": 0, "dead": 0, "paused": true })).await;
+    let listed = cluster.order(6, &["databases", "list"]).await;
+    assert!(listed.contains("paused"), "{listed}");
+
+    let said = cluster.order(6, &["queue", "resume", "default", "--json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["paused"], false);
+    let message = lines.message().await;
+    assert_eq!((&message["id"], &message["attempt"]), (&enqueued["id"], &json!(1)));
+    assert_eq!(far.report(&lines.listener, &message, "ack").await, "done");
+    counts(&far.url, json!({ "undelivered": 1, "leased": 0, "dead": 0, "paused": false })).await;
 }

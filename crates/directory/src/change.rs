@@ -139,6 +139,8 @@ pub enum Change {
         primary_region: Option<String>,
         #[serde(default)]
         v8_format: Option<V8Format>,
+        #[serde(default)]
+        queue_paused: Option<bool>,
     },
     CreateToken {
         token: Token,
@@ -301,8 +303,9 @@ impl Cluster {
             }
             Change::DeleteDatabase { id } => self.delete_database(*id),
             Change::EndDeletion { id } => self.end_deletion(*id),
-            Change::SetDatabase { id, failover, rpo, primary_region, v8_format } => {
-                self.set_database(*id, *failover, *rpo, primary_region.as_deref(), *v8_format)
+            Change::SetDatabase { id, failover, rpo, primary_region, v8_format, queue_paused } => {
+                let region = primary_region.as_deref();
+                self.set_database(*id, *failover, *rpo, region, *v8_format, *queue_paused)
             }
             Change::CreateToken { token } => self.create_token(token),
             Change::RevokeToken { id } => self.revoke_token(*id),

@@ -15,6 +15,9 @@ pub struct Database {
     pub rpo: Rpo,
     #[serde(default)]
     pub v8_format: V8Format,
+    /// Its queue hands out no messages.
+    #[serde(default)]
+    pub queue_paused: bool,
 }
 
 /// A database that is being deleted.

@@ -75,6 +75,7 @@ impl Cluster {
                 failover: FailoverMode::default(),
                 rpo: Rpo { mode, ..Rpo::default() },
                 v8_format: V8Format::default(),
+                queue_paused: false,
             };
             (id, database)
         };

@@ -37,6 +37,7 @@ pub fn database(name: &str, region: &str) -> Database {
         failover: FailoverMode::Auto,
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
+        queue_paused: false,
     }
 }
 

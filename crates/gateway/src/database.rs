@@ -149,6 +149,8 @@ pub struct QueuePage {
     pub messages: Vec<ListedMessage>,
     pub dead_letters: Vec<ListedLetter>,
     pub totals: ListedTotals,
+    /// Nothing of the queue is handed out.
+    pub is_paused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -107,11 +107,12 @@ pub(crate) struct Figures {
     pub(crate) due_for: Duration,
 }
 
-/// The leases of a database, as the dispatcher knows them.
+/// The queue of a database, as the dispatcher knows it.
 struct Looked {
     /// For each message that was asked for.
     leased: Vec<bool>,
     in_all: usize,
+    is_paused: bool,
 }
 
 /// The term that a session is for.

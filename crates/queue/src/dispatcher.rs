@@ -22,6 +22,7 @@ pub struct Dispatcher {
     alarms: BTreeSet<(Duration, DatabaseId)>,
     hold: Hold,
     moved: Moved,
+    paused: BTreeSet<DatabaseId>,
     leases: usize,
     listeners: usize,
 }
@@ -41,6 +42,7 @@ impl Dispatcher {
             alarms: BTreeSet::new(),
             hold: Hold { began, until: moment.now + HOLD },
             moved: Moved::default(),
+            paused: BTreeSet::new(),
             leases: 0,
             listeners: 0,
         }
@@ -71,6 +73,11 @@ impl Dispatcher {
         self.queues.get(&database).is_some_and(|entry| entry.queue.is_leased(key))
     }
 
+    /// Whether the queue of the database hands out nothing.
+    pub fn is_paused(&self, database: DatabaseId) -> bool {
+        self.paused.contains(&database)
+    }
+
     /// Deals with what has happened, and with what is due by now.
     pub fn step(&mut self, moment: Moment, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -95,6 +102,7 @@ impl Dispatcher {
     ) -> Vec<DatabaseId> {
         let database = match event {
             Event::Tick => return Vec::new(),
+            Event::Paused(paused) => return self.pause(paused),
             Event::Applied(changes) => return self.applied(moment, changes, actions),
             Event::Read { database, rows, next } => {
                 self.with(moment, database, actions, |queue, _| queue.read(&rows, next));
@@ -146,6 +154,12 @@ impl Dispatcher {
             }
         };
         vec![database]
+    }
+
+    fn pause(&mut self, paused: BTreeSet<DatabaseId>) -> Vec<DatabaseId> {
+        let before = std::mem::replace(&mut self.paused, paused);
+        let changed = before.symmetric_difference(&self.paused);
+        changed.filter(|database| self.queues.contains_key(database)).copied().collect()
     }
 
     /// A listener that comes back takes its own place.
@@ -205,7 +219,9 @@ impl Dispatcher {
         let listeners = self.listeners - queue.listeners();
         let room = MAX_LEASES_IN_ALL.saturating_sub(self.leases);
         let (hold, moved) = (self.hold, &mut self.moved);
-        let result = change(queue, &mut Context { moment, hold, room, moved, actions });
+        let is_paused = self.paused.contains(&database);
+        let context = &mut Context { moment, hold, is_paused, room, moved, actions };
+        let result = change(queue, context);
         self.leases = others + queue.leases();
         self.listeners = listeners + queue.listeners();
         result

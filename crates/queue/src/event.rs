@@ -1,5 +1,6 @@
 //! Events for the dispatcher, and actions that it asks for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_types::{DatabaseId, MessageId, Versionstamp};
@@ -135,6 +136,8 @@ pub enum Event {
         database: DatabaseId,
         lane: Lane,
     },
+    /// The queues of these databases hand out nothing from now on, and those of all others do.
+    Paused(BTreeSet<DatabaseId>),
     /// Time has passed.
     Tick,
 }

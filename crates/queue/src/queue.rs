@@ -42,6 +42,8 @@ pub(crate) struct Hold {
 pub(crate) struct Context<'a> {
     pub(crate) moment: Moment,
     pub(crate) hold: Hold,
+    /// The queue hands out nothing.
+    pub(crate) is_paused: bool,
     /// Leases that the shard may give beyond those that there are.
     pub(crate) room: usize,
     pub(crate) moved: &'a mut Moved,
@@ -245,7 +247,9 @@ impl Queue {
         {
             self.settle(id, Outcome::Failed { retry_after: None }, Vec::new());
         }
-        self.hand_out(context);
+        if !context.is_paused {
+            self.hand_out(context);
+        }
         let credit = usize::try_from(self.listeners.credit()).unwrap_or(usize::MAX);
         if credit > 0 && self.window.wants_read(context.moment.time_ms) {
             let wanted = credit.saturating_mul(2).clamp(8, READ_ROWS);
@@ -308,7 +312,8 @@ impl Queue {
                 now
             }
         };
-        let free = self.next_free(context).next().map(|key| at(key.due_ms));
+        let free = self.next_free(context).next().filter(|_| !context.is_paused);
+        let free = free.map(|key| at(key.due_ms));
         // Rows that are due and unread are read when there is room for them.
         let unread = self.window.unread().filter(|key| key.due_ms > time_ms);
         let unread = unread.map(|key| at(key.due_ms));

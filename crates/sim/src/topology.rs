@@ -51,6 +51,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         failover: if rng.chance(60) { FailoverMode::Manual } else { FailoverMode::Auto },
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
+        queue_paused: false,
     };
     let mut cluster = Cluster {
         version: 1,

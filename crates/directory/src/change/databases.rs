@@ -95,6 +95,7 @@ impl Cluster {
         rpo: Option<Rpo>,
         primary_region: Option<&str>,
         v8_format: Option<V8Format>,
+        queue_paused: Option<bool>,
     ) -> Result<(), Refused> {
         if let Some(region) = primary_region {
             self.check_region_with_nodes(region)?;
@@ -106,6 +107,7 @@ impl Cluster {
         database.failover = failover.unwrap_or(database.failover);
         database.rpo = rpo.unwrap_or(database.rpo);
         database.v8_format = v8_format.unwrap_or(database.v8_format);
+        database.queue_paused = queue_paused.unwrap_or(database.queue_paused);
         check_rpo(database.rpo)?;
         if let Some(region) = primary_region {
             region.clone_into(&mut database.primary_region);

@@ -284,6 +284,7 @@ fn a_database_is_changed_and_deleted_and_its_shard_stays() {
         rpo,
         primary_region: primary_region.map(str::to_owned),
         v8_format: None,
+        queue_paused: None,
     };
     let next = done(&cluster, &set(Some(FailoverMode::Manual), None, Some("b")));
     let changed = &next.databases[&DATABASE];
@@ -297,8 +298,23 @@ fn a_database_is_changed_and_deleted_and_its_shard_stays() {
         rpo: None,
         primary_region: None,
         v8_format: Some(V8Format::AsSent),
+        queue_paused: None,
     };
-    assert_eq!(done(&next, &as_sent).databases[&DATABASE].v8_format, V8Format::AsSent);
+    let next = done(&next, &as_sent);
+    assert_eq!(next.databases[&DATABASE].v8_format, V8Format::AsSent);
+    let paused = |paused| Change::SetDatabase {
+        id: DATABASE,
+        failover: None,
+        rpo: None,
+        primary_region: None,
+        v8_format: None,
+        queue_paused: Some(paused),
+    };
+    assert_eq!(refused(&next, &paused(false)), "that is how it is already");
+    let is_paused = |cluster: &Cluster| cluster.databases[&DATABASE].queue_paused;
+    let next = done(&next, &paused(true));
+    let next = done(&next, &set(Some(FailoverMode::Auto), None, None));
+    assert!(is_paused(&next) && !is_paused(&done(&next, &paused(false))));
     let rpo = Rpo { soft_ms: 2, max_ms: 1, ..Rpo::default() };
     assert_eq!(
         refused(&cluster, &set(None, Some(rpo), None)),

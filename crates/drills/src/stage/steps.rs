@@ -230,6 +230,7 @@ impl Stage<'_> {
                 failover: FailoverMode::Auto,
                 rpo: Rpo::default(),
                 v8_format: V8Format::default(),
+                queue_paused: false,
             };
             let id = DatabaseId(Uuid::new_v4().into_bytes());
             let change = Change::CreateDatabase { id, database, own_shard: true };

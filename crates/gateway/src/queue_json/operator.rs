@@ -137,13 +137,14 @@ struct PageBody {
     messages: Vec<MessageItem>,
     dead_letters: Vec<LetterItem>,
     totals: Totals,
+    paused: bool,
     /// The last of the page, behind which the next one begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<After>,
 }
 
 pub(crate) fn page(page: &QueuePage) -> Vec<u8> {
-    let QueuePage { messages, dead_letters, totals } = page;
+    let QueuePage { messages, dead_letters, totals, is_paused } = page;
     let message = messages.last().map(|message| After::Message(Key::new(&message.key)));
     let number = dead_letters.last().map(|letter| After::Number(letter.number));
     json(&PageBody {
@@ -154,6 +155,7 @@ pub(crate) fn page(page: &QueuePage) -> Vec<u8> {
             leased: totals.leased,
             dead: totals.dead,
         },
+        paused: *is_paused,
         after: message.or(number),
     })
 }
@@ -273,9 +275,10 @@ mod tests {
     fn pages_of_queues_are_golden() {
         let totals = ListedTotals { undelivered: 8, leased: 2, dead: 1 };
         let text = |messages, dead_letters| {
-            String::from_utf8(page(&QueuePage { messages, dead_letters, totals })).unwrap()
+            let page = page(&QueuePage { messages, dead_letters, totals, is_paused: true });
+            String::from_utf8(page).unwrap()
         };
-        let totals = r#""totals":{"undelivered":8,"leased":2,"dead":1}"#;
+        let totals = r#""totals":{"undelivered":8,"leased":2,"dead":1},"paused":true"#;
         assert_eq!(
             text(vec![], vec![]),
             format!("{{\"messages\":[],\"deadLetters\":[],{totals}}}")

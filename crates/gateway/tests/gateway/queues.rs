@@ -332,11 +332,12 @@ async fn reader_sees_what_is_in_a_queue() {
     };
     let totals = ListedTotals { undelivered: 8, leased: 2, dead: 1 };
     *server.memory.queues.page.lock().unwrap() =
-        QueuePage { messages: vec![], dead_letters: vec![letter], totals };
+        QueuePage { messages: vec![], dead_letters: vec![letter], totals, is_paused: true };
     let asked = json!({ "dead": true, "after": 3, "limit": 7, "payload": true });
     let answer = ask(&mut client, "list", READER, &asked).await.json();
     assert_eq!((&answer["totals"]["leased"], &answer["after"]), (&json!(2), &json!(4)));
     assert_eq!(answer["deadLetters"][0]["payload"], "/w8w");
+    assert_eq!(answer["paused"], true);
     let QueueList { database, from, limit, whole } =
         server.memory.queues.lists.lock().unwrap().pop().unwrap();
     assert_eq!((database, limit, whole), (MAIN, 7, true));

@@ -234,6 +234,7 @@ impl Databases {
                     failover: settings.failover().unwrap_or_default(),
                     rpo: settings.rpo(Rpo::default()).unwrap_or_default(),
                     v8_format: settings.v8_format().unwrap_or_default(),
+                    queue_paused: false,
                 };
                 let cluster =
                     directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
@@ -261,7 +262,14 @@ impl Databases {
                         "nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms, --rpo-max-ms or --v8-format"
                     );
                 }
-                let change = Change::SetDatabase { id, failover, rpo, primary_region, v8_format };
+                let change = Change::SetDatabase {
+                    id,
+                    failover,
+                    rpo,
+                    primary_region,
+                    v8_format,
+                    queue_paused: None,
+                };
                 let cluster = directory.execute(&change).await?;
                 show(&cluster, id, "set", json)
             }
@@ -321,7 +329,7 @@ fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()>
 
 fn table(databases: &[Listed<'_>]) -> Table {
     let mut table =
-        Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO", "V8 FORMAT"]);
+        Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO", "V8 FORMAT", "QUEUE"]);
     for Listed { id, is_default, present_region, database } in databases {
         let primary = match present_region {
             Some(present) if *present != database.primary_region => {
@@ -341,6 +349,7 @@ fn table(databases: &[Listed<'_>]) -> Table {
             change_text::failover(database.failover).to_owned(),
             change_text::rpo(&database.rpo),
             change_text::v8_format(database.v8_format).to_owned(),
+            change_text::queue(database.queue_paused).to_owned(),
         ]);
     }
     table
@@ -443,16 +452,18 @@ mod tests {
     fn databases_are_listed_with_their_regions() {
         let mut view = view();
         view.cluster.shards.get_mut(&ShardId(2)).unwrap().primary_region = "region-2".to_owned();
+        view.cluster.databases.values_mut().last().unwrap().queue_paused = true;
         let databases = view.cluster.databases.iter();
         let listed: Vec<_> =
             databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
         let text = table(&listed).to_string();
+        assert!(text.contains("portable   runs") && text.contains("portable   paused"), "{text}");
         assert!(
             text.contains("default (default)") && text.contains("region-1 (now in region-2)"),
             "{text}"
         );
         let json = serde_json::to_value(&listed).unwrap();
-        assert_eq!(json[1]["name"], "second");
+        assert_eq!((&json[1]["name"], &json[1]["queue_paused"]), (&"second".into(), &true.into()));
         assert_eq!(json[1]["present_region"], "region-2");
     }
 }

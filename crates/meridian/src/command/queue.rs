@@ -7,11 +7,13 @@
 //! | `show` | messages and dead letters as lines |
 //! | `ls`, `count`, `peek` | the commands that read |
 //! | `cancel`, `redrive`, `purge` | the commands that change |
+//! | `pause` | the setting of the directory that keeps a queue from handing out |
 
 mod api;
 mod cancel;
 mod count;
 mod ls;
+mod pause;
 mod peek;
 mod purge;
 mod redrive;
@@ -30,7 +32,8 @@ use super::kv::output::{Form, Output};
 /// last delivery failed and that has no keys to be kept under is a dead letter, with a number.
 ///
 /// The access token comes from DENO_KV_ACCESS_TOKEN or --token-file. It must be allowed to read, and
-/// to write for all that changes something.
+/// to write for all that changes something. `pause` and `resume` take no token: they ask the nodes of
+/// the cluster, as `meridian databases` does.
 #[derive(Args)]
 pub(crate) struct Queue {
     #[command(flatten)]
@@ -52,6 +55,8 @@ enum Command {
     RunNow(cancel::RunNow),
     Redrive(redrive::Redrive),
     Purge(purge::Purge),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
 }
 
 impl Queue {
@@ -66,6 +71,8 @@ impl Queue {
             Command::RunNow(run_now) => run_now.run(connection, &mut output).await,
             Command::Redrive(redrive) => redrive.run(connection, &mut output).await,
             Command::Purge(purge) => purge.run(connection, &mut output).await,
+            Command::Pause(pause) => pause.run(&mut output).await,
+            Command::Resume(resume) => resume.run(&mut output).await,
         };
         // Also of a command that fails half-way.
         output.end()?;

@@ -4,7 +4,7 @@
 //! The view may be old, and does not say so. Answers that must not rest on an old view are guarded
 //! by a lease: [`EpochLease`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -199,6 +199,14 @@ impl Directory {
             .databases
             .get(&database)
             .is_some_and(|known| known.shard == shard)
+    }
+
+    /// The databases of the shard whose queues hand out nothing.
+    pub(crate) fn paused_queues(&self, shard: ShardId) -> BTreeSet<DatabaseId> {
+        let known = self.known.borrow();
+        let databases = known.cluster.databases.iter();
+        let paused = databases.filter(|(_, known)| known.shard == shard && known.queue_paused);
+        paused.map(|(id, _)| *id).collect()
     }
 
     /// The databases of the shard that are being deleted.

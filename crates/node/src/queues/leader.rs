@@ -1,6 +1,6 @@
 //! The task that drives the dispatcher of a shard, for as long as this node leads in a term.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use meridian_queue::{Action, Dispatcher, Event, Lane, MessageKey, Moment, SessionId};
 use meridian_storage::{ShardState, or_fatal};
 use meridian_types::{DatabaseId, NodeId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::feed::{Feed, Overrun};
@@ -16,12 +16,18 @@ use super::inbox::Outbox;
 use super::reports::Reports;
 use super::settling::settle;
 use super::{Command, Figures, Handout, Looked, NotListening, Notice, QueueParts, place};
+use crate::cluster_view::view::Known;
 use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
 
 impl QueueParts {
     /// The shard's time: what is due by it is handed out.
     pub(super) fn time_ms(&self) -> u64 {
         self.shown.state.time_ms().max(self.proposer.time_ms(self.shown.time.now()))
+    }
+
+    /// The databases whose queues hand out nothing.
+    fn paused(&self) -> BTreeSet<DatabaseId> {
+        self.directory.paused_queues(self.shown.group.id().shard)
     }
 
     fn moment(&self) -> Moment {
@@ -101,15 +107,20 @@ impl LeaderTask for Leader {
         // Changes that are applied between are told, too: a message that is taken for an old one
         // waits a little longer.
         let began = self.parts.shown.state.position();
-        Term {
+        let mut term = Term {
             term,
             dispatcher: Dispatcher::new(self.parts.moment(), began),
             feed,
             outboxes: HashMap::new(),
             reports: Reports::default(),
             jobs: JoinSet::new(),
+            // News from now on are told as such.
+            known: self.parts.directory.watch(),
             leader: self,
-        }
+        };
+        let paused = term.leader.parts.paused();
+        term.step(Event::Paused(paused));
+        term
     }
 }
 
@@ -125,6 +136,7 @@ pub(super) enum Input {
     Command(Command),
     Notice(Notice),
     Done(Done),
+    Paused(BTreeSet<DatabaseId>),
     Woken,
 }
 
@@ -137,6 +149,7 @@ pub(super) struct Term<'a> {
     outboxes: HashMap<SessionId, Outbox>,
     reports: Reports,
     jobs: JoinSet<Done>,
+    known: watch::Receiver<Arc<Known>>,
 }
 
 impl TermSession for Term<'_> {
@@ -144,7 +157,7 @@ impl TermSession for Term<'_> {
     type End = ();
 
     async fn next(&mut self) -> Option<Input> {
-        let Self { leader, dispatcher, feed, jobs, .. } = self;
+        let Self { leader, dispatcher, feed, jobs, known, .. } = self;
         let Leader { parts, commands, notices } = &mut **leader;
         let wakes = dispatcher.wake_at().map(|at| at.saturating_sub(parts.shown.time.now()));
         Some(tokio::select! {
@@ -153,6 +166,8 @@ impl TermSession for Term<'_> {
             Some(notice) = notices.recv() => Input::Notice(notice),
             // A job that panicked has ended the process; a job that is cut off ends with the node.
             Some(Ok(done)) = jobs.join_next(), if !jobs.is_empty() => Input::Done(done),
+            // The directory is among the parts, and lives as long as they do.
+            Ok(()) = known.changed() => Input::Paused(parts.paused()),
             () = tokio::time::sleep(wakes.unwrap_or_default()), if wakes.is_some() => Input::Woken,
         })
     }
@@ -187,6 +202,7 @@ impl Term<'_> {
                 self.step(Event::Closed { database, listener, session });
             }
             Input::Done(done) => self.done(done)?,
+            Input::Paused(paused) => self.step(Event::Paused(paused)),
             Input::Woken => self.step(Event::Tick),
         }
         Ok(())
@@ -211,8 +227,9 @@ impl Term<'_> {
                 let is_leased = |key| self.dispatcher.is_leased(database, key);
                 let leased = keys.iter().map(is_leased).collect();
                 let in_all = self.dispatcher.leases(database);
+                let is_paused = self.dispatcher.is_paused(database);
                 // A caller that has left wants no answer.
-                drop(looked.send(Ok(Looked { leased, in_all })));
+                drop(looked.send(Ok(Looked { leased, in_all, is_paused })));
             }
             Command::Measure(measured) => {
                 let leased = self.dispatcher.leases_in_all();

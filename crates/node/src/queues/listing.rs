@@ -43,9 +43,9 @@ impl Queues {
         let keys = page.messages.iter().map(|message| message.key).collect();
         let (looked, looks) = oneshot::channel();
         self.command(Command::Look { database, keys, looked })?;
-        let Looked { leased, in_all } =
+        let Looked { leased, in_all, is_paused } =
             looks.await.unwrap_or(Err(NotListening::NotLeader(None)))?;
-        page.totals.leased = in_all as u64;
+        (page.totals.leased, page.is_paused) = (in_all as u64, is_paused);
         for (message, leased) in page.messages.iter_mut().zip(leased) {
             message.leased = leased;
         }

@@ -36,10 +36,14 @@ impl Alone {
     /// It leads, and holds a lease of the directory's.
     async fn start() -> Self {
         let alone = Self::start_following().await;
-        let peers: Arc<dyn Peers> = alone.only.peers.clone();
-        alone.voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, true).await.unwrap();
-        drop(alone.listening(Listener { credits: 0, ..listener(200) }).await);
+        alone.lead().await;
         alone
+    }
+
+    async fn lead(&self) {
+        let peers: Arc<dyn Peers> = self.only.peers.clone();
+        self.voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, true).await.unwrap();
+        drop(self.listening(Listener { credits: 0, ..listener(200) }).await);
     }
 
     async fn start_following() -> Self {

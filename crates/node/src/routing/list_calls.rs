@@ -44,7 +44,7 @@ pub(crate) fn list(request: wire::ListRequest) -> Result<QueueList, &'static str
 }
 
 pub(crate) fn page_to_wire(page: QueuePage) -> wire::Page {
-    let QueuePage { messages, dead_letters, totals } = page;
+    let QueuePage { messages, dead_letters, totals, is_paused } = page;
     let ListedTotals { undelivered, leased, dead } = totals;
     wire::Page {
         messages: messages.into_iter().map(message_to_wire).collect(),
@@ -52,6 +52,7 @@ pub(crate) fn page_to_wire(page: QueuePage) -> wire::Page {
         undelivered,
         leased,
         dead,
+        paused: is_paused,
     }
 }
 
@@ -84,11 +85,12 @@ pub(crate) fn page(response: wire::ListResponse) -> Result<QueuePage, Failed> {
 }
 
 fn page_from_wire(page: wire::Page) -> Option<QueuePage> {
-    let wire::Page { messages, dead_letters, undelivered, leased, dead } = page;
+    let wire::Page { messages, dead_letters, undelivered, leased, dead, paused } = page;
     Some(QueuePage {
         messages: messages.into_iter().map(message_from_wire).collect::<Option<_>>()?,
         dead_letters: dead_letters.into_iter().map(letter_from_wire).collect::<Option<_>>()?,
         totals: ListedTotals { undelivered, leased, dead },
+        is_paused: paused,
     })
 }
 
@@ -171,6 +173,7 @@ mod tests {
             messages: vec![ListedMessage { whole: None, ..message.clone() }, message],
             dead_letters: vec![ListedLetter { payload: None, ..letter.clone() }, letter],
             totals: ListedTotals { undelivered: 1, leased: 2, dead: 3 },
+            is_paused: true,
         };
         let answered = |page| {
             let result = Some(list_response::Result::Page(page));

@@ -213,6 +213,7 @@ fn pages_of_queues_are_golden() {
         undelivered: L + 12,
         leased: L + 13,
         dead: L + 14,
+        paused: true,
     };
     let page_fields = [
         field_message(1, &message_fields),
@@ -220,6 +221,7 @@ fn pages_of_queues_are_golden() {
         field_varint(3, L + 12),
         field_varint(4, L + 13),
         field_varint(5, L + 14),
+        field_varint(6, 1),
     ];
     let not_leader = shard::NotLeader { leader: L + 6 };
     for (result, field) in [

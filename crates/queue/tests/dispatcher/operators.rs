@@ -1,10 +1,14 @@
 //! Messages that operators cancel, move or take out of the dead letters, also while listeners hold
-//! them.
+//! them; and queues that they pause.
 
-use meridian_queue::{Action, Answer, Event, MessageKey, Outcome, Report, RowChange, SessionId};
+use std::collections::BTreeSet;
+
+use meridian_queue::{
+    Action, Answer, Event, MessageKey, Opening, Outcome, Report, RowChange, SessionId,
+};
 
 use super::scenarios::{AGAIN, Leader, answers, delivered, settlements};
-use super::{DATABASE, key, opening};
+use super::{DATABASE, OTHER, key, ms, opening};
 
 /// Two listeners, of which the first holds a message.
 fn held() -> Leader {
@@ -41,7 +45,7 @@ fn held_message_that_is_cancelled_is_released_and_a_late_report_changes_nothing(
     leader.rows.clear();
     let cancelled = leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 101))]));
     assert_eq!(cancelled, [release(1, key(0, 101))]);
-    for late in [AGAIN, Report::Extended { by: super::ms(1000) }] {
+    for late in [AGAIN, Report::Extended { by: ms(1000) }] {
         assert_eq!(answers(&leader.report(1, key(0, 101), late)), [Answer::Late]);
     }
     // It cannot be told from a success that is reported again.
@@ -118,8 +122,63 @@ fn message_counts_as_leased_while_a_listener_holds_it() {
     let first_due = leader.dispatcher.first_due_ms();
     assert_eq!((leader.dispatcher.leases_in_all(), first_due), (0, Some(900)));
     assert!(!leased(&leader, key(0, 101)) && !leased(&leader, key(900, 101)));
+    assert_eq!((leader.dispatcher.leases(DATABASE), leader.dispatcher.leases(OTHER)), (0, 0));
+}
+
+fn pause(leader: &mut Leader) -> Vec<Action> {
+    leader.step(Event::Paused(BTreeSet::from([DATABASE])))
+}
+
+fn resume(leader: &mut Leader) -> Vec<Action> {
+    leader.step(Event::Paused(BTreeSet::new()))
+}
+
+#[test]
+fn paused_queue_hands_out_nothing_and_takes_all_else() {
+    let mut leader = held();
+    assert_eq!(pause(&mut leader), []);
+    assert!(leader.dispatcher.is_paused(DATABASE) && !leader.dispatcher.is_paused(OTHER));
+    assert_eq!(delivered(&leader.enqueue(DATABASE, &[key(0, 102), key(500, 103)])), []);
+    assert_eq!(delivered(&leader.open(opening(DATABASE, 3, 3, 1))), [], "a new listener");
+    assert_eq!(delivered(&leader.at(6000)), [], "neither what was due nor what is by now");
+    assert_eq!(leader.dispatcher.wake_at(), None, "there is nothing to try again");
+    assert_eq!(leader.dispatcher.first_due_ms(), Some(0), "it waits, and that is seen");
+    let done = leader.report(1, key(0, 101), Report::Done);
+    assert_eq!(answers(&leader.commit(&done)), [Answer::Done]);
+    leader.open(opening(OTHER, 4, 4, 1));
+    let other = leader.enqueue(OTHER, &[key(0, 104)]);
+    assert_eq!(delivered(&other), [(4, key(0, 104))], "of another database");
+    let mut resumed = delivered(&resume(&mut leader));
+    resumed.sort_by_key(|(_, key)| *key);
     assert_eq!(
-        (leader.dispatcher.leases(DATABASE), leader.dispatcher.leases(super::OTHER)),
-        (0, 0)
+        resumed.iter().map(|(_, key)| *key).collect::<Vec<_>>(),
+        [key(0, 102), key(500, 103)]
     );
+}
+
+/// It costs the attempt, as ever.
+#[test]
+fn lease_that_ends_while_its_queue_is_paused_has_failed() {
+    let mut leader = held();
+    pause(&mut leader);
+    leader.close(1, 1);
+    let failed = leader.at(70_000);
+    let outcome = Outcome::Failed { retry_after: None };
+    assert_eq!(settlements(&failed), Some(vec![(key(0, 101), outcome)]));
+    assert_eq!(delivered(&leader.commit(&failed)), []);
+    assert_eq!(delivered(&leader.at(100_000)), []);
+    assert_eq!(delivered(&resume(&mut leader)), [(2, key(71_000, 101))]);
+}
+
+#[test]
+fn listeners_of_a_paused_queue_go_on_at_the_next_leader_with_what_they_hold() {
+    let mut leader = Leader::new(&[key(0, 50), key(0, 51)]);
+    pause(&mut leader);
+    let held = vec![key(0, 50)];
+    leader.open(Opening { held, ..opening(DATABASE, 1, 1, 2) });
+    assert!(leader.dispatcher.is_leased(DATABASE, &key(0, 50)));
+    assert_eq!(delivered(&leader.at(100_000)), [], "also once the leader has waited for claims");
+    let done = leader.report(1, key(0, 50), Report::Done);
+    assert_eq!(answers(&leader.commit(&done)), [Answer::Done]);
+    assert_eq!(delivered(&resume(&mut leader)), [(1, key(0, 51))]);
 }

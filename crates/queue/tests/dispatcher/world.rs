@@ -1,6 +1,7 @@
 //! A shard's leader, its log and its listeners, all from a seed: what the driver does, late or in
 //! vain, and what must hold whatever happens.
 
+mod lies;
 mod operator;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,6 +74,7 @@ pub(crate) struct World {
     done: BTreeSet<MessageId>,
     /// Rows that an operator has moved: their listeners do not hold them any more.
     taken: BTreeSet<MessageKey>,
+    paused: BTreeSet<DatabaseId>,
     /// How often an attempt of the message may have failed.
     failures: BTreeMap<MessageId, u32>,
     pub(crate) delivered: usize,
@@ -118,6 +120,7 @@ impl World {
             told: BTreeSet::new(),
             done: BTreeSet::new(),
             taken: BTreeSet::new(),
+            paused: BTreeSet::new(),
             failures: BTreeMap::new(),
             delivered: 0,
         }
@@ -134,11 +137,14 @@ impl World {
                 34 if self.rng.chance(300) => self.change_leaders(),
                 35 => self.cancel(),
                 39 => self.run_now(),
+                40 => self.pause_or_resume()?,
                 36..39 => self.extend_without_a_row(),
                 _ => {}
             }
             self.happen()?;
         }
+        self.paused.clear();
+        self.step(Event::Paused(BTreeSet::new()))?;
         let end = self.now_ms + 300_000;
         while self.now_ms < end && !(self.rows.is_empty() && self.commits.is_empty()) {
             self.now_ms += 20;
@@ -223,6 +229,7 @@ impl World {
         self.term_began = (self.now_ms, began);
         let began = if self.bug == Some(Bug::NoHold) { Position::ZERO } else { began };
         self.dispatcher = Dispatcher::new(self.moment(), began);
+        self.dispatcher.step(self.moment(), Event::Paused(self.paused.clone()));
         self.told = self.rows.keys().map(|(_, key)| key.id).collect();
         self.tickets.clear();
         for client in &mut self.clients {
@@ -291,42 +298,6 @@ impl World {
         }
         (0..CLIENTS).try_for_each(|number| self.client_acts(number))?;
         self.step(Event::Tick)
-    }
-
-    /// A message at a place where it may have been, and is not.
-    fn stale(&mut self, database: DatabaseId) -> Option<MessageKey> {
-        let (nth, before) = (self.rng.below(30), 1 + self.rng.below(100));
-        let rows = self.rows.range((database, MessageKey::FIRST)..);
-        let mut rows = rows.take_while(|((of, _), _)| *of == database).map(|((_, key), _)| *key);
-        let key = rows.nth(usize::try_from(nth).unwrap())?;
-        Some(MessageKey { due_ms: key.due_ms - before, ..key })
-    }
-
-    /// Claims of a listener that is not told the truth: of places that messages have left, and of
-    /// messages that another listener has claimed or got.
-    fn false_claims(&mut self, number: usize) -> Vec<MessageKey> {
-        let database = self.clients[number].database;
-        let mut claims = Vec::new();
-        while self.rng.chance(500) {
-            claims.extend(self.stale(database));
-            let other = usize::try_from(self.rng.below(CLIENTS as u64)).unwrap();
-            let other = &self.clients[other];
-            if other.session.is_some() && other.database == database {
-                claims.extend(other.held.keys().next());
-            }
-        }
-        claims
-    }
-
-    fn extend_without_a_row(&mut self) {
-        let number = usize::try_from(self.rng.below(CLIENTS as u64)).unwrap();
-        let (database, listener) = (self.clients[number].database, self.clients[number].listener);
-        let Some(key) = self.stale(database) else { return };
-        let ticket = Ticket(self.number());
-        self.hollow.insert(ticket);
-        let by = ms(self.rng.below(2000));
-        let reports = vec![(ticket, key, Report::Extended { by })];
-        self.later(30, Event::Reported { database, listener, reports });
     }
 
     fn client_acts(&mut self, number: usize) -> Checked {
@@ -447,6 +418,7 @@ impl World {
         };
         let database = self.clients[number].database;
         check(key.due_ms <= self.now_ms, "a message is handed out before it is due")?;
+        check(!self.paused.contains(&database), "a paused queue hands out a message")?;
         if !self.rows.contains_key(&(database, key)) {
             self.later(30, Event::Gone { database, keys: vec![key] });
             return Ok(());

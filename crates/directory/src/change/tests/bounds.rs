@@ -93,6 +93,7 @@ fn unnamed_settings_of_a_database_stay_and_slowing_may_begin_where_refusing_does
         rpo,
         primary_region: None,
         v8_format: None,
+        queue_paused: None,
     };
     let rpo = Rpo { soft_ms: 700, max_ms: 700, ..Rpo::default() };
     let next = done(&cluster(), &set(None, Some(rpo)));

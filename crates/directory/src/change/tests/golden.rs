@@ -83,7 +83,7 @@ fn fields_that_were_added_may_be_absent() {
     json["databases"][DATABASE.to_string()]
         .as_object_mut()
         .unwrap()
-        .retain(|key, _| key != "failover" && key != "rpo" && key != "v8_format");
+        .retain(|key, _| !["failover", "rpo", "v8_format", "queue_paused"].contains(&key.as_str()));
     json["shards"]["3"].as_object_mut().unwrap().remove("changing").unwrap();
     let read: Cluster = serde_json::from_value(json).unwrap();
     assert!(read.shards[&SHARD].reports[0].old_voters.is_empty());
@@ -140,6 +140,7 @@ fn every_change_survives_being_written_and_read() {
             rpo: Some(Rpo::default()),
             primary_region: None,
             v8_format: Some(V8Format::AsSent),
+            queue_paused: Some(true),
         },
         Change::CreateToken { token },
         Change::RevokeToken { id: 1 },

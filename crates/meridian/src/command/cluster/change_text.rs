@@ -59,9 +59,10 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         Change::CreateDatabase { id, database, own_shard } => created(*id, database, *own_shard),
         Change::DeleteDatabase { id } => format!("{} deleted", name_of(cluster, id)),
         Change::EndDeletion { id } => format!("{} is gone from every node", name_of(cluster, id)),
-        Change::SetDatabase { id, failover, rpo, primary_region, v8_format } => {
-            let settings = settings(*failover, *rpo, primary_region.as_deref(), *v8_format);
-            format!("{} set: {settings}", name_of(cluster, id))
+        Change::SetDatabase { id, failover, rpo, primary_region, v8_format, queue_paused } => {
+            let mut settings = settings(*failover, *rpo, primary_region.as_deref(), *v8_format);
+            settings.extend(queue_paused.map(|paused| format!("queue {}", queue(paused))));
+            format!("{} set: {}", name_of(cluster, id), settings.join(", "))
         }
         Change::CreateToken { token } => token_created(cluster, token),
         Change::RevokeToken { id } => format!("token {id} revoked"),
@@ -109,14 +110,14 @@ fn settings(
     bound: Option<Rpo>,
     region: Option<&str>,
     format: Option<V8Format>,
-) -> String {
+) -> Vec<String> {
     let settings = [
         mode.map(|mode| format!("failover {}", failover(mode))),
         bound.map(|bound| format!("RPO {}", rpo(&bound))),
         region.map(|region| format!("primary region {region}")),
         format.map(|format| format!("V8 format {}", v8_format(format))),
     ];
-    settings.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    settings.into_iter().flatten().collect()
 }
 
 fn token_created(cluster: &Cluster, token: &Token) -> String {
@@ -163,6 +164,10 @@ pub(crate) fn v8_format(format: V8Format) -> &'static str {
     }
 }
 
+pub(crate) fn queue(paused: bool) -> &'static str {
+    if paused { "paused" } else { "runs" }
+}
+
 pub(crate) fn rpo(rpo: &Rpo) -> String {
     let (soft, max) = (format::duration(rpo.soft_ms), format::duration(rpo.max_ms));
     match rpo.mode {
@@ -193,10 +198,11 @@ mod tests {
             rpo: Some(Rpo::default()),
             primary_region: None,
             v8_format: Some(V8Format::AsSent),
+            queue_paused: Some(true),
         };
         assert_eq!(
             text(&set),
-            "database default set: failover manual, RPO enforce, slowed from 500 ms, refused from 1.0 s, V8 format as-sent"
+            "database default set: failover manual, RPO enforce, slowed from 500 ms, refused from 1.0 s, V8 format as-sent, queue paused"
         );
         let seal = Change::Seal {
             shard: ShardId(1),

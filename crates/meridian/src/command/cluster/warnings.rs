@@ -30,6 +30,7 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     directory_warnings(view, &mut warnings);
     refusal_warnings(view, &mut warnings);
     node_warnings(view, &mut warnings);
+    queue_warnings(&view.cluster, &mut warnings);
     for (id, shard) in &view.cluster.shards {
         lasting_warnings(&view.cluster, *id, shard, &mut warnings);
     }
@@ -151,6 +152,16 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
             format::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
         warnings
             .push(format!("RPO of database {name} exceeded: the closest region is {lag} behind, bound {bound}; {effect}"));
+    }
+}
+
+/// A queue whose pause was forgotten fills up.
+fn queue_warnings(cluster: &Cluster, warnings: &mut Vec<String>) {
+    for database in cluster.databases.values().filter(|database| database.queue_paused) {
+        let name = &database.name;
+        warnings.push(format!(
+            "the queue of database {name} is paused: `meridian queue resume {name}` ends that"
+        ));
     }
 }
 
@@ -326,6 +337,13 @@ mod tests {
         alone.contacts.remove(&NodeId(6));
         has(&alone, "no other region replicates shard 1");
         has(&alone, "region-3-a has not contacted the directory's present leader");
+    }
+
+    #[test]
+    fn queue_that_is_paused_is_named() {
+        let mut view = view();
+        view.cluster.databases.values_mut().next().unwrap().queue_paused = true;
+        has(&view, "the queue of database default is paused");
     }
 
     #[test]

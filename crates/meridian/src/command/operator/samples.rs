@@ -44,6 +44,7 @@ pub(crate) fn cluster() -> Cluster {
         failover: FailoverMode::Auto,
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
+        queue_paused: false,
     };
     Cluster {
         version: 7,

@@ -28,6 +28,7 @@ pub(super) struct Page {
     pub(super) messages: Vec<Message>,
     pub(super) dead_letters: Vec<Letter>,
     pub(super) totals: Totals,
+    pub(super) paused: bool,
     pub(super) after: Option<Value>,
 }
 

@@ -5,8 +5,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use meridian_proto::kv_connect as pb;
 use meridian_values::{Key, inspect, json};
+use serde::Serialize;
 
-use super::api::{Letter, Message, Totals};
+use super::api::{Letter, Message, Page, Totals};
 use crate::command::kv::output::{Form, Output, hex, json_value};
 use crate::command::operator::format;
 
@@ -49,21 +50,46 @@ fn state(message: &Message, now_ms: u64) -> String {
     if message.leased {
         return "held".to_owned();
     }
-    match message.due.checked_sub(now_ms) {
+    waits(message.due, now_ms)
+}
+
+fn waits(due_ms: u64, now_ms: u64) -> String {
+    match due_ms.checked_sub(now_ms) {
         Some(left) if left > 0 => format!("in {}", format::duration(left)),
-        _ => format!("due for {}", format::duration(now_ms.saturating_sub(message.due))),
+        _ => format!("due for {}", format::duration(now_ms.saturating_sub(due_ms))),
     }
 }
 
-pub(super) fn totals(totals: Totals, form: Form) -> Result<String> {
-    let Totals { undelivered, leased, dead } = totals;
+/// The figures of a whole queue.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Counted {
+    #[serde(flatten)]
+    totals: Totals,
+    /// When the first message was or is due, held or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_due: Option<u64>,
+    paused: bool,
+}
+
+/// Of the queue whose first page this is.
+pub(super) fn totals(first: &Page, form: Form, now_ms: u64) -> Result<String> {
+    let Page { messages, totals, paused, .. } = first;
+    let first_due = messages.first().map(|message| message.due);
+    let counted = Counted { totals: *totals, first_due, paused: *paused };
+    let Totals { undelivered, leased, dead } = *totals;
     Ok(match form {
-        Form::Json => serde_json::to_string(&totals)?,
-        Form::Inspect => format!(
-            "{} undelivered, {leased} of them held by listeners; {}",
-            format::count(undelivered, "message"),
-            format::count(dead, "dead letter")
-        ),
+        Form::Json => serde_json::to_string(&counted)?,
+        Form::Inspect => {
+            let waits = first_due.map(|due_ms| format!(", the first {}", waits(due_ms, now_ms)));
+            format!(
+                "{} undelivered, {leased} of them held by listeners{}; {}{}",
+                format::count(undelivered, "message"),
+                waits.unwrap_or_default(),
+                format::count(dead, "dead letter"),
+                if *paused { "; the queue is paused" } else { "" }
+            )
+        }
     })
 }
 
@@ -183,6 +209,29 @@ mod tests {
         assert_eq!(at(false, 10_000), "due for 0 ms");
         assert_eq!(at(false, 12_500), "due for 2.5 s");
         assert_eq!(at(false, 0), "in 10.0 s");
+    }
+
+    #[test]
+    fn totals_are_shown_with_the_wait_of_the_first_message_and_whether_the_queue_is_paused() {
+        let totals = Totals { undelivered: 3, leased: 1, dead: 1 };
+        let message = Message { due: 10_000, ..sample() };
+        let page =
+            |messages, paused| Page { messages, dead_letters: vec![], totals, paused, after: None };
+        let text = |page: &Page, form| super::totals(page, form, 12_500).unwrap();
+        let full = page(vec![message], true);
+        assert_eq!(
+            text(&full, Form::Inspect),
+            "3 messages undelivered, 1 of them held by listeners, the first due for 2.5 s; \
+             1 dead letter; the queue is paused"
+        );
+        assert_eq!(
+            text(&full, Form::Json),
+            r#"{"undelivered":3,"leased":1,"dead":1,"firstDue":10000,"paused":true}"#
+        );
+        assert_eq!(
+            text(&page(vec![], false), Form::Inspect),
+            "3 messages undelivered, 1 of them held by listeners; 1 dead letter"
+        );
     }
 
     #[test]

@@ -171,3 +171,55 @@ async fn dead_letter_that_is_redriven_is_delivered_again_and_another_is_discarde
     assert_eq!(alone.totals().await, (0, 0, 0));
     assert_eq!(alone.listed(page(DEAD, 10)).await.dead_letters, []);
 }
+
+fn pause(alone: &Alone, paused: bool) {
+    let directory = &alone.only.directory;
+    let change = Change::SetDatabase {
+        id: DATABASE,
+        failover: None,
+        rpo: None,
+        primary_region: None,
+        v8_format: None,
+        queue_paused: Some(paused),
+    };
+    directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
+}
+
+/// The dispatcher knows a message that is due and that no listener gets.
+async fn is_kept_back(alone: &Alone) {
+    until("a message has been due for some time", async || {
+        let Figures { leased, due_for } = alone.voter.queues().figures().await;
+        assert_eq!(leased, 0);
+        due_for > Duration::from_millis(50)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queue_that_is_paused_hands_out_nothing_to_any_listener_until_it_is_resumed() {
+    let alone = Alone::start().await;
+    let mut first = alone.listening(listener(1)).await;
+    pause(&alone, true);
+    until("the leader knows", async || alone.listed(page(ALL, 1)).await.is_paused).await;
+    alone.enqueue(message("a")).await;
+    is_kept_back(&alone).await;
+    let _second = alone.listening(Listener { credits: 0, ..listener(2) }).await;
+    is_kept_back(&alone).await;
+    pause(&alone, false);
+    let handed = tokio::time::timeout(LONG, handed(&mut first)).await.unwrap();
+    assert_eq!((handed.len(), handed[0].message.attempts), (1, 0));
+    assert!(!alone.listed(page(ALL, 1)).await.is_paused);
+    assert_eq!(alone.report(1, handed[0].key, Report::Done).await, [Answer::Done]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_is_new_knows_which_queues_are_paused_before_it_hands_out_anything() {
+    let alone = Alone::start_following().await;
+    pause(&alone, true);
+    alone.lead().await;
+    alone.enqueue(message("a")).await;
+    let mut parts = alone.listening(listener(1)).await;
+    is_kept_back(&alone).await;
+    pause(&alone, false);
+    assert_eq!(tokio::time::timeout(LONG, handed(&mut parts)).await.unwrap().len(), 1);
+}

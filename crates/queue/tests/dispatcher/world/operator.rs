@@ -1,8 +1,8 @@
 //! The operator of the queues.
 
-use meridian_queue::{MessageKey, RowChange};
+use meridian_queue::{Event, MessageKey, RowChange};
 
-use super::World;
+use super::{Checked, DATABASE, OTHER, World};
 
 impl World {
     /// Removes a message.
@@ -27,5 +27,13 @@ impl World {
         self.told.remove(&key.id);
         let deleted = RowChange::Deleted(database, key);
         self.tell_applied(vec![deleted, RowChange::Moved(database, moved)]);
+    }
+
+    pub(super) fn pause_or_resume(&mut self) -> Checked {
+        let database = if self.rng.chance(300) { OTHER } else { DATABASE };
+        if !self.paused.remove(&database) {
+            self.paused.insert(database);
+        }
+        self.step(Event::Paused(self.paused.clone()))
     }
 }
