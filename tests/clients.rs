@@ -91,6 +91,15 @@ async fn native_deno_with_the_module_finds_nothing_missing_of_deno_kv() {
     cluster.assert_all_run();
 }
 
+#[tokio::test]
+async fn native_deno_with_the_module_follows_the_changes_of_a_database() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for url in &gateways(&cluster)[..2] {
+        run_cases(clients::deno_with_module(url), "module_changes.ts", url).await;
+    }
+    cluster.assert_all_run();
+}
+
 /// Messages go in at one region and come out at another.
 #[tokio::test]
 async fn native_deno_with_the_module_enqueues_and_listens() {

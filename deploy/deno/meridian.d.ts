@@ -23,6 +23,36 @@ export interface QueueOptions {
 // deno-lint-ignore no-explicit-any
 export type QueueHandler = (value: any, message: QueueMessage) => Promise<void> | void;
 
+export interface KvChange {
+  /** `expire`: the value had expired, and reads have not shown it since. `drop`: the database is deleted. */
+  readonly op: "set" | "delete" | "expire" | "drop";
+  readonly key?: (Uint8Array | string | number | bigint | boolean)[];
+  /** In place of `key`, of a key that another client has made, and that is no tuple. */
+  readonly rawKey?: Uint8Array;
+  /** Of a `set`: the value from then on. */
+  // deno-lint-ignore no-explicit-any
+  readonly value?: any;
+  readonly expireAt?: Date;
+}
+
+/** What one transaction has done to keys with the prefix; a place in the feed alone where `changes` is empty. */
+export interface KvChanges {
+  /** The place to go on from, as `after`. */
+  readonly versionstamp: string;
+  readonly changes: KvChange[];
+}
+
+export interface ChangesOptions {
+  /** Only changes of this key and those below it. */
+  prefix?: readonly (Uint8Array | string | number | bigint | boolean)[];
+  /** The versionstamp behind which the feed begins; 20 zeros for all that is kept. From now on if left out. */
+  after?: string;
+  /** Whether the feed goes on once it has told what was committed when it was asked for. True if left out. */
+  follow?: boolean;
+  /** Ends the feed, as the close of the database does. */
+  signal?: AbortSignal;
+}
+
 declare global {
   namespace Deno {
     interface AtomicOperation {
@@ -34,6 +64,12 @@ declare global {
     }
 
     interface Kv {
+      /**
+       * The change feed of the database. It goes on over connections that break, and leaves nothing
+       * out. Throws an error with `status` 410 where `after` is no longer kept, or of commits that a
+       * failover has lost: a copy is to be made anew.
+       */
+      changes(options?: ChangesOptions): AsyncIterableIterator<KvChanges>;
       listenQueue(handler: QueueHandler, options?: QueueOptions): Promise<void>;
     }
   }

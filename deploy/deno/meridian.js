@@ -12,6 +12,7 @@
 // - queues. The native client refuses `enqueue` at a server, and its `listenQueue` hears nothing
 //   there; here messages travel in the atomic write, and listeners hear them from the gateway.
 // - `atomic().acknowledge(message)`: the message of a handler is done with the write, or neither is.
+// - `changes()`: the change feed, transaction by transaction.
 //
 // Everything else (SQLite files, other servers) stays as it is: the module asks the server first.
 // `node.js` beside this file completes `@deno/kv` by the same means.
@@ -84,10 +85,11 @@ function install() {
 /**
  * Completes an open database if the server at `url` is Meridian or does not tell yet.
  *
- * `token` returns the access token, and `deserialize` reads what V8's serializer made.
+ * `token` returns the access token, `deserialize` reads what V8's serializer made, and `KvU64` is the
+ * client's class.
  */
-export async function complete(kv, { url, token, deserialize }) {
-  const database = new Database(new URL(url), token, deserialize);
+export async function complete(kv, { url, token, deserialize, KvU64 }) {
+  const database = new Database(new URL(url), token, deserialize, KvU64);
   if (await database.asked() !== false) completeDatabase(kv, database);
   return kv;
 }
@@ -106,6 +108,7 @@ function completeDatabase(kv, database) {
     if (isMeridian === false) return await listenQueue.call(kv, handler);
     if (isMeridian) await new Listener(database, handler, options).run();
   });
+  define(kv, "changes", (options) => changes(database, options));
   define(kv, "close", () => {
     database.close();
     return close.call(kv);
@@ -233,6 +236,7 @@ class Database {
   #url;
   #token;
   #deserialize;
+  #KvU64;
   /** Whether the server is a Meridian gateway, as `ask` says. */
   #answer;
   /** The question under way: one at a time. */
@@ -240,10 +244,11 @@ class Database {
   #connection;
   #closing = new AbortController();
 
-  constructor(url, token, deserialize) {
+  constructor(url, token, deserialize, KvU64) {
     this.#url = url;
     this.#token = token;
     this.#deserialize = deserialize;
+    this.#KvU64 = KvU64;
   }
 
   /** Whether the server is Meridian, as far as it has told. */
@@ -288,11 +293,40 @@ class Database {
     return this.#deserialize(bytes);
   }
 
-  /** Sends a request about the queue. An answer that stays the same is a `Refused`. */
-  async post(operation, body, signal) {
+  /** A value by its encoding in the protocol. */
+  async value(bytes, encoding) {
+    if (encoding === "V8") return await this.deserialize(bytes);
+    if (encoding !== "LE64") return bytes;
+    const KvU64 = this.#KvU64 ?? Deno.KvU64;
+    return new KvU64(new DataView(bytes.buffer).getBigUint64(0, true));
+  }
+
+  /** The lines of an answer, each a JSON object, until it ends, or is silent for too long while it is read. */
+  async *lines(path, body, cut) {
+    let watchdog;
+    const heard = () => {
+      clearTimeout(watchdog);
+      watchdog = setTimeout(() => cut.abort(), SILENCE_MS);
+    };
+    heard();
+    try {
+      const answer = await this.ask(path, body, cut.signal);
+      for await (const line of lines(answer.body, heard)) {
+        clearTimeout(watchdog);
+        yield line;
+        heard();
+      }
+    } finally {
+      clearTimeout(watchdog);
+      cut.abort();
+    }
+  }
+
+  /** Sends a request; one without a body is a GET. An answer that stays the same is a `Refused`. */
+  async ask(path, body, signal) {
     try {
       const { endpoint, headers } = await (this.#connection ??= this.#connect());
-      return await send(new URL(`queue/${operation}`, endpoint), headers, body, signal);
+      return await send(new URL(path, endpoint), headers, body, signal);
     } catch (error) {
       // A refusal may be of a token or an address that is the server's no more.
       this.#connection = undefined;
@@ -304,8 +338,8 @@ class Database {
     const token = this.#token();
     if (!token) {
       throw new Refused(
-        "listenQueue() needs the access token: set DENO_KV_ACCESS_TOKEN and let the program read it " +
-          "(--allow-env=DENO_KV_ACCESS_TOKEN)",
+        "listenQueue() and changes() need the access token: set DENO_KV_ACCESS_TOKEN and let the program " +
+          "read it (--allow-env=DENO_KV_ACCESS_TOKEN)",
       );
     }
     const headers = { authorization: `Bearer ${token}` };
@@ -327,19 +361,25 @@ class Database {
 /** An answer that does not change when the request is sent again. */
 class Refused extends Error {
   name = "Refused";
+
+  /** `status` is that of HTTP. */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
 }
 
 async function send(url, headers, body, signal) {
   const answer = await request(url, {
-    method: "POST",
-    headers: { ...headers, "content-type": "application/json" },
-    body: JSON.stringify(body),
+    method: body ? "POST" : "GET",
+    headers: body ? { ...headers, "content-type": "application/json" } : headers,
+    body: body && JSON.stringify(body),
     signal,
   });
   if (answer.ok) return answer;
   const text = `${url.pathname}: ${answer.status} ${await answer.text()}`;
   const isFinal = answer.status < 500 && answer.status !== 408 && answer.status !== 429;
-  throw isFinal ? new Refused(text) : new Error(text);
+  throw isFinal ? new Refused(text, answer.status) : new Error(text);
 }
 
 /** Messages by what their handlers were told of them. */
@@ -451,29 +491,17 @@ export class Listener {
   /** One stream, to its end. */
   async #hear() {
     const cut = this.#cut;
-    let watchdog;
-    const heard = () => {
-      clearTimeout(watchdog);
-      watchdog = setTimeout(() => cut.abort(), SILENCE_MS);
-    };
-    heard();
-    try {
-      const isHeld = ({ isAcknowledged }) => !isAcknowledged;
-      const working = [...this.#running.values()].filter(isHeld).length;
-      // While the database is being closed, nothing new is to come: all credits are in use.
-      const credits = this.#database.isClosed ? working : this.#concurrency;
-      if (credits === 0) return await new Promise((done) => cut.signal.addEventListener("abort", done));
-      const held = [...this.#held.values()].filter(isHeld).map(({ id, due }) => ({ id, due }));
-      const body = { listener: this.#id, credits, held };
-      const answer = await this.#database.post("listen", body, cut.signal);
-      for await (const line of lines(answer.body, heard)) {
-        if (line.type === "message") this.#begin(line);
-        if (line.type === "release") this.#released(line);
-        if (line.type === "end") break;
-      }
-    } finally {
-      clearTimeout(watchdog);
-      cut.abort();
+    const isHeld = ({ isAcknowledged }) => !isAcknowledged;
+    const working = [...this.#running.values()].filter(isHeld).length;
+    // While the database is being closed, nothing new is to come: all credits are in use.
+    const credits = this.#database.isClosed ? working : this.#concurrency;
+    if (credits === 0) return await new Promise((done) => cut.signal.addEventListener("abort", done));
+    const held = [...this.#held.values()].filter(isHeld).map(({ id, due }) => ({ id, due }));
+    const body = { listener: this.#id, credits, held };
+    for await (const line of this.#database.lines("queue/listen", body, cut)) {
+      if (line.type === "message") this.#begin(line);
+      if (line.type === "release") this.#released(line);
+      if (line.type === "end") break;
     }
   }
 
@@ -517,8 +545,7 @@ export class Listener {
   async #handle(payload, message) {
     let verdict = "ack";
     try {
-      const bytes = Uint8Array.from(atob(payload), (char) => char.charCodeAt(0));
-      await this.#handler(await this.#database.deserialize(bytes), message.about);
+      await this.#handler(await this.#database.deserialize(fromBase64(payload)), message.about);
     } catch (error) {
       console.error("Exception in queue handler", error);
       verdict = "nack";
@@ -537,7 +564,7 @@ export class Listener {
       const reports = some.map(([, report]) => report);
       const body = { listener: this.#id, reports };
       try {
-        const answer = await this.#database.post("report", body, AbortSignal.timeout(ANSWER_MS));
+        const answer = await this.#database.ask("queue/report", body, AbortSignal.timeout(ANSWER_MS));
         await answer.text();
         attempt = refusals = 0;
       } catch (error) {
@@ -558,6 +585,153 @@ export class Listener {
 
 function name(id, due) {
   return `${id} ${due}`;
+}
+
+/** HTTP statuses of the reasons for which a feed ends. */
+const END_STATUS = { gone: 410, not_of_history: 410, ahead: 400, no_access: 401 };
+
+/**
+ * Transactions that have changed keys with a prefix, in the order of their commits, and at times the
+ * place that the feed has come to: `changes` is empty then.
+ */
+async function* changes(database, { prefix = [], after, follow = true, signal } = {}) {
+  const query = new URLSearchParams({ prefix: toBase64(encodeKey(prefix)), follow });
+  if (after !== undefined) query.set("after", after);
+  if (await database.isMeridian() === false) throw new TypeError("Change feeds are Meridian's");
+  const over = signal ? AbortSignal.any([database.closing, signal]) : database.closing;
+  for await (const line of feed(database, query, over)) {
+    const changes = (line.changes ?? []).map((change) => readChange(database, change));
+    yield { versionstamp: place(line), changes: await Promise.all(changes) };
+  }
+}
+
+/** The lines of a feed, over connections that break, until it is `over` or there is a reason to end. */
+async function* feed(database, query, over) {
+  let [attempt, refusals] = [0, 0];
+  while (!over.aborted) {
+    const cut = new AbortController();
+    const end = () => cut.abort();
+    over.addEventListener("abort", end);
+    try {
+      for await (const line of database.lines(`changes?${query}`, undefined, cut)) {
+        if (line.end === "told" || over.aborted) return;
+        if (line.end) throw new Refused(line.message, END_STATUS[line.end]);
+        yield line;
+        query.set("after", place(line));
+        attempt = refusals = 0;
+      }
+    } catch (error) {
+      // The first may be of a token or a gateway of before; a place that is gone stays gone.
+      if (error instanceof Refused && (error.status === 410 || ++refusals > 1)) throw error;
+    } finally {
+      over.removeEventListener("abort", end);
+      cut.abort();
+    }
+    await pause(++attempt, over);
+  }
+}
+
+/** The place that a feed has come to with a line. */
+function place({ versionstamp, bookmark }) {
+  return versionstamp ?? bookmark;
+}
+
+async function readChange(database, { op, key, encoding, value, expireAt }) {
+  const change = { op };
+  if (key !== undefined) {
+    const bytes = fromBase64(key);
+    try {
+      change.key = decodeKey(bytes);
+    } catch {
+      change.rawKey = bytes;
+    }
+  }
+  if (value !== undefined) change.value = await database.value(fromBase64(value), encoding);
+  if (expireAt !== undefined) change.expireAt = new Date(expireAt);
+  return change;
+}
+
+/** A key as Deno's clients encode it, which sorts as its parts do: each is a byte of its type, and then its own. */
+export function encodeKey(key) {
+  return Uint8Array.from(key.flatMap(encodePart));
+}
+
+function encodePart(part) {
+  const escaped = (bytes) => [...bytes].flatMap((byte) => byte === 0 ? [0, 0xff] : [byte]);
+  if (part instanceof Uint8Array) return [1, ...escaped(part), 0];
+  if (typeof part === "string") return [2, ...escaped(new TextEncoder().encode(part)), 0];
+  if (typeof part === "boolean") return [part ? 0x27 : 0x26];
+  if (typeof part === "number") {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setFloat64(0, part);
+    const isNegative = bytes[0] > 0x7f;
+    return [0x21, ...bytes.map((byte, at) => isNegative ? ~byte : at === 0 ? byte ^ 0x80 : byte)];
+  }
+  if (typeof part !== "bigint") {
+    throw new TypeError("A part of a key is a Uint8Array, a string, a number, a bigint or a boolean");
+  }
+  const isNegative = part < 0n;
+  const digits = part === 0n ? "" : (isNegative ? -part : part).toString(16);
+  const magnitude = (digits.padStart(digits.length + digits.length % 2, "0").match(/../g) ?? []).map((hex) => {
+    const byte = parseInt(hex, 16);
+    return isNegative ? 0xff - byte : byte;
+  });
+  const { length } = magnitude;
+  if (length > 0xff) throw new RangeError("A bigint of a key has at most 255 bytes");
+  if (length <= 8) return [0x14 + (isNegative ? -length : length), ...magnitude];
+  return [...(isNegative ? [0x0b, 0xff - length] : [0x1d, length]), ...magnitude];
+}
+
+/** The inverse of `encodeKey`. */
+export function decodeKey(bytes) {
+  let at = 0;
+  const take = (length) => {
+    if (at + length > bytes.length) throw new RangeError("The key is cut off");
+    return bytes.subarray(at, at += length);
+  };
+  const unescaped = () => {
+    const output = [];
+    for (;;) {
+      const [byte] = take(1);
+      if (byte === 0 && bytes[at++] !== 0xff) {
+        at -= 1;
+        return Uint8Array.from(output);
+      }
+      output.push(byte);
+    }
+  };
+  const bigint = (length, isNegative) => {
+    let magnitude = 0n;
+    for (const byte of take(length)) magnitude = magnitude << 8n | BigInt(isNegative ? 0xff - byte : byte);
+    return isNegative ? -magnitude : magnitude;
+  };
+  const key = [];
+  while (at < bytes.length) {
+    const [type] = take(1);
+    if (type === 1) key.push(unescaped());
+    else if (type === 2) key.push(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(unescaped()));
+    else if (type === 0x26 || type === 0x27) key.push(type === 0x27);
+    else if (type === 0x21) {
+      const sorted = take(8);
+      const isNegative = sorted[0] <= 0x7f;
+      const number = sorted.map((byte, at) => isNegative ? ~byte : at === 0 ? byte ^ 0x80 : byte);
+      key.push(new DataView(number.buffer).getFloat64(0));
+    } else if (type === 0x0b) key.push(bigint(0xff - take(1)[0], true));
+    else if (type === 0x1d) key.push(bigint(take(1)[0], false));
+    else if (type > 0x0b && type < 0x1d) key.push(bigint(Math.abs(type - 0x14), type < 0x14));
+    else throw new TypeError(`Byte ${at - 1} of the key begins no part: ${type}`);
+  }
+  return key;
+}
+
+function toBase64(bytes) {
+  const text = btoa(String.fromCharCode(...bytes));
+  return text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+/** The bytes of base64, also of base64url. */
+function fromBase64(text) {
+  return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
 }
 
 /** The lines of a stream, each a JSON object. Calls `heard` whenever bytes come. */

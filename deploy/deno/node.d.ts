@@ -1,10 +1,10 @@
 // Types of `node.js`.
 
 import type { AtomicOperation as NpmOperation, Kv as NpmKv, openKv as open } from "@deno/kv";
-import type { QueueHandler, QueueMessage, QueueOptions } from "./meridian.d.ts";
+import type { ChangesOptions, KvChanges, QueueHandler, QueueMessage, QueueOptions } from "./meridian.d.ts";
 
 export * from "@deno/kv";
-export type { QueueOptions, QueueHandler, QueueMessage } from "./meridian.d.ts";
+export type { ChangesOptions, KvChange, KvChanges, QueueHandler, QueueMessage, QueueOptions } from "./meridian.d.ts";
 
 export interface AtomicOperation extends NpmOperation {
   /** As `Deno.AtomicOperation` has it in `meridian.d.ts`. */
@@ -13,6 +13,8 @@ export interface AtomicOperation extends NpmOperation {
 
 export interface Kv extends NpmKv {
   atomic(): AtomicOperation;
+  /** As `Deno.Kv` has it in `meridian.d.ts`. */
+  changes(options?: ChangesOptions): AsyncIterableIterator<KvChanges>;
   listenQueue(handler: QueueHandler, options?: QueueOptions): Promise<void>;
 }
 

@@ -86,7 +86,10 @@ impl Changes {
                     bail!("the connection broke before the feed said where it begins")
                 }
                 // Another gateway, or the same one later, goes on behind what was shown.
-                Ok(Ok(None) | Err(_)) | Err(_) => feed = None,
+                Ok(Ok(None) | Err(_)) | Err(_) => {
+                    eprintln!("the feed broke off, and is opened again");
+                    feed = None;
+                }
             }
             output.flush()?;
             if output.is_closed() {
