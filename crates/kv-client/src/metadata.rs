@@ -102,7 +102,8 @@ impl Metadata {
         })
     }
 
-    fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, ClientError> {
+    /// The metadata in the answer to an exchange with this URL.
+    pub fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, ClientError> {
         let answer: Answer = serde_json::from_slice(body).map_err(|error| {
             ClientError::Unsuccessful(format!("the answer is not KV Connect metadata: {error}"))
         })?;
