@@ -10,9 +10,12 @@
 //! | `schedule` | [`Schedule`]: when a cron ticks |
 //! | `row` | [`Row`]: the state of a cron, as it is stored |
 //! | `step` | [`Step`] and [`Event`]: the questions of a ticker, and the answers that it gets |
+//! | `phase` | the states of a ticker |
+//! | `ticks` | the ticks of a schedule that have come |
 //! | `ticker` | [`Ticker`]: the decisions for one cron of one program; pure |
 //! | `lines` | the lines that a program and its socket exchange |
 //! | `rows` | rows in a database, over KV Connect |
+//! | `boot_clock` | the clock that goes on while a machine is suspended |
 //! | `program` | one connected program, with its crons |
 //! | `server` | [`CronServer`]: the socket |
 //!
@@ -25,7 +28,9 @@
 //!
 //! Absent on purpose: ticks that came while no program was there. They are not made up.
 
+mod boot_clock;
 mod lines;
+mod phase;
 mod program;
 mod row;
 mod rows;
@@ -33,9 +38,10 @@ mod schedule;
 mod server;
 mod step;
 mod ticker;
+mod ticks;
 
 pub use row::{Row, State};
 pub use schedule::{InvalidSchedule, Schedule};
 pub use server::{CronError, CronServer};
-pub use step::{Event, Now, Sight, Step, Version, Write};
+pub use step::{Event, Now, Sight, Step, Version, Warning, Write};
 pub use ticker::{LEASE, Ticker};

@@ -13,7 +13,6 @@ const MAX_NAME_BYTES: usize = 64;
 
 /// The state of a cron. Times are milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Row {
     /// The latest tick that was claimed. It is never ahead of the time that the cluster logs.
     pub tick: u64,
@@ -82,7 +81,8 @@ impl Row {
         data.into()
     }
 
-    /// `None`: the bytes are no row. Another program has written them.
+    /// `None`: the bytes are no row. Another program has written them. Fields of later versions are
+    /// passed over.
     pub(crate) fn decode(data: &[u8]) -> Option<Self> {
         let rest = data.strip_prefix(&STRING)?;
         let length_bytes = rest.iter().take_while(|byte| **byte >= 0x80).count() + 1;
@@ -114,6 +114,16 @@ mod tests {
         let json = br#"{"tick":0,"next":0,"failures":0,"state":"done"}"#;
         assert_eq!(done.encode(), [&b"\xff\x0f\"\x2f"[..], json].concat());
         assert_eq!(Row::decode(&done.encode()), Some(done));
+    }
+
+    #[test]
+    fn row_of_a_later_version_with_another_field_is_read() {
+        let json = br#"{"tick":7,"next":8,"failures":1,"state":"running","holder":"a","later":{}}"#;
+        let bytes = [&b"\xff\x0f\"\x49"[..], json].concat();
+        let row = Row::decode(&bytes).unwrap();
+        assert_eq!((row.tick, row.state, row.holder.as_deref()), (7, State::Running, Some("a")));
+        let unknown = br#"{"tick":7,"next":8,"failures":1,"state":"later"}"#;
+        assert_eq!(Row::decode(&[&b"\xff\x0f\"\x30"[..], unknown].concat()), None);
     }
 
     #[test]

@@ -1,23 +1,25 @@
 //! Rows in a database, over KV Connect.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use meridian_kv_client::message::{mutation, point};
 use meridian_kv_client::{CallError, ClientError, Endpoint, HttpVersion, KvClient, Metadata};
 use meridian_proto::kv_connect as pb;
 use meridian_types::Consistency;
-use tokio::sync::Mutex;
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::row::{Keys, Row};
 use crate::step::{Event, Sight, Version, Write};
+use crate::ticker::TIMEOUT;
 
-/// For one request. A gateway holds a request for as long as ten seconds by itself.
-const TIMEOUT: Duration = Duration::from_secs(12);
+/// Requests of all crons of a process at once, over a connection each.
+const MAX_REQUESTS: usize = 32;
 
 /// `true` in V8's serialization, as the value of the key that expires.
 const TRUE: &[u8] = b"\xff\x0fT";
+
+/// `["meridian", "cron"]`, which is no cron's key.
+const PROBE: &[u8] = b"\x02meridian\0\x02cron\0";
 
 /// The rows of one database, through one gateway. Cheap to clone.
 #[derive(Clone)]
@@ -26,6 +28,7 @@ pub(crate) struct Rows {
     token: Arc<str>,
     /// `None`: the gateway has not told the database yet.
     client: Arc<Mutex<Option<KvClient>>>,
+    room: Arc<Semaphore>,
 }
 
 /// Why rows are not read or written.
@@ -39,12 +42,17 @@ pub enum RowsError {
     Call(#[from] CallError),
     #[error("the gateway answered the write with {0}")]
     Refused(&'static str),
+    #[error(
+        "the value at the key of its row is none of this version: if it is of no other, delete it"
+    )]
+    NoRow,
 }
 
 impl Rows {
     /// The URL of a database as clients open it.
     pub(crate) fn new(url: String, token: String) -> Self {
-        Self { url: url.into(), token: token.into(), client: Arc::default() }
+        let room = Arc::new(Semaphore::new(MAX_REQUESTS));
+        Self { url: url.into(), token: token.into(), client: Arc::default(), room }
     }
 
     /// Asks the gateway for the database, unless it has told.
@@ -65,12 +73,17 @@ impl Rows {
 
     pub(crate) async fn read(&self, keys: &Keys) -> Result<Sight, RowsError> {
         let ranges = vec![point(&keys.row), point(&keys.due)];
-        let output = self.client().await?.read(Consistency::Strong, ranges).await?;
+        let _room = self.room.acquire().await;
+        let read = self.client().await?.read(Consistency::Strong, ranges).await;
+        let output = self.known(read).await?;
         let mut entries = output.ranges.into_iter().map(|range| range.values.into_iter().next());
-        let row = entries.next().flatten().map(|entry| {
-            let row = Row::decode(&entry.value).unwrap_or_default();
-            (row, entry.versionstamp)
-        });
+        let row = match entries.next().flatten() {
+            Some(entry) => {
+                let row = Row::decode(&entry.value).ok_or(RowsError::NoRow)?;
+                Some((row, entry.versionstamp))
+            }
+            None => None,
+        };
         Ok(Sight { row, is_due: entries.next().flatten().is_none() })
     }
 
@@ -92,11 +105,39 @@ impl Rows {
             mutations.push(pb::Mutation { expire_at_ms, ..set(&keys.due, TRUE) });
         }
         let write = pb::AtomicWrite { checks, mutations, ..Default::default() };
-        let output = self.client().await?.write(write).await?;
+        let output = self.send(write).await?;
         match output.status() {
             pb::AtomicWriteStatus::AwSuccess => Ok(Event::Written(output.versionstamp)),
             pb::AtomicWriteStatus::AwCheckFailure => Ok(Event::Conflict),
             other => Err(RowsError::Refused(other.as_str_name())),
         }
     }
+
+    async fn send(&self, write: pb::AtomicWrite) -> Result<pb::AtomicWriteOutput, RowsError> {
+        let _room = self.room.acquire().await;
+        let written = self.client().await?.write(write).await;
+        self.known(written).await
+    }
+
+    /// A gateway that refuses the database is asked for it again: one of its name may have been made
+    /// anew.
+    async fn known<T>(&self, answer: Result<T, CallError>) -> Result<T, RowsError> {
+        if matches!(&answer, Err(CallError::Refused { status, .. }) if is_refusal(status.as_u16()))
+        {
+            *self.client.lock().await = None;
+        }
+        Ok(answer?)
+    }
+
+    /// Asks for the database and for a write that changes nothing: no key has this version.
+    pub(crate) async fn may_write(&self) -> Result<(), RowsError> {
+        let key = Bytes::from_static(PROBE);
+        let check = pb::Check { key, versionstamp: Bytes::from_static(&[0xff; 10]) };
+        self.send(pb::AtomicWrite { checks: vec![check], ..Default::default() }).await.map(drop)
+    }
+}
+
+/// Whether a status says that this token does not have this database.
+pub(crate) fn is_refusal(status: u16) -> bool {
+    matches!(status, 401 | 403 | 404)
 }

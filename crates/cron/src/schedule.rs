@@ -1,6 +1,6 @@
 //! When a cron ticks: minutes in UTC, as Deno reads them.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Days, Utc};
 use saffron::Cron;
 
 /// Longer schedules are refused unread. The longest that says something new has about 400 bytes.
@@ -8,6 +8,12 @@ const MAX_BYTES: usize = 1024;
 const MINUTE_MS: u64 = 60_000;
 /// A tick is looked for this far back. An earlier tick has been missed.
 const MISSED_MS: u64 = 3_600_000;
+
+/// Days in which a schedule has a tick, from some day on. The rarest, a 29 February that is a certain
+/// day of the week, comes after 40 years at most.
+const MAX_DAYS: u64 = 50 * 366;
+/// 2020-01-01.
+const FIRST_DAY_S: i64 = 1_577_836_800;
 
 /// A schedule that ticks some day.
 #[derive(Debug, Clone)]
@@ -30,7 +36,7 @@ impl Schedule {
             return Err(InvalidSchedule::Long);
         }
         let cron: Cron = text.parse().map_err(|_| InvalidSchedule::Malformed)?;
-        if cron.any() { Ok(Self(cron)) } else { Err(InvalidSchedule::Never) }
+        if ticks_some_day(text)? { Ok(Self(cron)) } else { Err(InvalidSchedule::Never) }
     }
 
     /// The first tick behind a time, both in milliseconds since the Unix epoch. Without one it is
@@ -54,6 +60,18 @@ impl Schedule {
         }
         latest
     }
+}
+
+/// The search of the library for the next tick goes to the end of its calendar.
+fn ticks_some_day(text: &str) -> Result<bool, InvalidSchedule> {
+    let fields: Vec<&str> = text.split([' ', '\t']).filter(|field| !field.is_empty()).collect();
+    let [_, _, days @ ..] = &*fields else { return Err(InvalidSchedule::Malformed) };
+    // Its minutes and hours are on any day.
+    let days: Cron =
+        format!("* * {}", days.join(" ")).parse().map_err(|_| InvalidSchedule::Malformed)?;
+    let Some(first) = DateTime::from_timestamp(FIRST_DAY_S, 0) else { return Ok(false) };
+    let mut some = (0..MAX_DAYS).filter_map(|day| first.checked_add_days(Days::new(day)));
+    Ok(some.any(|day| days.contains(day)))
 }
 
 /// `None`: so far away that no calendar counts it.
@@ -85,6 +103,7 @@ mod tests {
             ("0 0 1 1 *", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"),
             ("0 0 29 2 *", "2026-01-01T00:00:00Z", "2028-02-29T00:00:00Z"),
             ("0 0 L * *", "2026-02-01T00:00:00Z", "2026-02-28T00:00:00Z"),
+            ("0 0 * 2 2#5", "2026-02-01T00:00:00Z", "2044-02-29T00:00:00Z"),
             // Days of the week count from Sunday, which is 1.
             ("0 12 * * 1", "2026-11-25T00:00:00Z", "2026-11-29T12:00:00Z"),
             ("0 12 * * MON-TUE", "2026-11-25T00:00:00Z", "2026-11-30T12:00:00Z"),
@@ -102,6 +121,9 @@ mod tests {
             ("60 * * * *", InvalidSchedule::Malformed),
             ("@daily", InvalidSchedule::Malformed),
             ("0 0 30 2 *", InvalidSchedule::Never),
+            // The library's own look would search 260,000 years for each of these.
+            ("0 0 31W 2 *", InvalidSchedule::Never),
+            ("0 0 L-30 2 *", InvalidSchedule::Never),
         ] {
             assert_eq!(Schedule::parse(text).unwrap_err(), expected, "{text}");
         }

@@ -1,17 +1,21 @@
 //! The socket that Deno finds by `DENO_UNSTABLE_CRON_SOCK`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use meridian_kv_client::ClientError;
+use meridian_kv_client::{CallError, ClientError};
 use meridian_net::Listener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::program;
-use crate::rows::{Rows, RowsError};
+use crate::rows::{self, Rows, RowsError};
 
 /// Each is a program of this machine, or a worker of one.
 const MAX_PROGRAMS: usize = 1024;
+
+/// Handlers that run have so long to end when this process does, as the requests of a gateway have.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -62,12 +66,10 @@ impl CronServer {
     pub async fn start(address: &str, url: String, token: String) -> Result<Self, CronError> {
         let address = Self::check(address)?;
         let rows = Rows::new(url, token);
-        match rows.client().await {
-            Err(RowsError::Open(error)) if !is_refusal(&error) => {
-                tracing::warn!(%error, "crons wait for their gateway");
-            }
-            Err(error) => return Err(CronError::Database(error)),
-            Ok(_) => {}
+        match rows.may_write().await {
+            Err(error) if is_for_good(&error) => return Err(CronError::Database(error)),
+            Err(error) => tracing::warn!(%error, "crons wait for their gateway"),
+            Ok(()) => {}
         }
         let listen = |cause| CronError::Listen { address, cause };
         let listener = Listener::bind(&address.to_string()).await.map_err(listen)?;
@@ -86,11 +88,22 @@ impl CronServer {
         format!("tcp:{}", self.address)
     }
 
-    /// Ends the connections. What programs run now is left to others.
+    /// Begins no handler, waits ten seconds for those that run, and ends the connections. Others run
+    /// again what has not ended by then, when its lease has run out.
     pub async fn stop(self) {
         self.stop.cancel();
         // A task that failed has said so.
         drop(self.task.await);
+    }
+}
+
+/// Whether it is no use to ask again.
+fn is_for_good(error: &RowsError) -> bool {
+    match error {
+        RowsError::Open(error) => is_refusal(error),
+        RowsError::Call(CallError::Refused { status, .. }) => rows::is_refusal(status.as_u16()),
+        RowsError::Database { .. } => true,
+        RowsError::Call(_) | RowsError::Refused(_) | RowsError::NoRow => false,
     }
 }
 
@@ -116,7 +129,10 @@ async fn accept(mut listener: Listener, rows: Rows, stop: CancellationToken) {
         }
     }
     drop(listener);
-    while programs.join_next().await.is_some() {}
+    let ended = async { while programs.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        tracing::warn!("a handler of a cron has not ended: it may be run again elsewhere");
+    }
 }
 
 #[cfg(test)]

@@ -30,14 +30,28 @@ pub enum Event {
     Ended {
         success: bool,
     },
-    /// The program is gone, or does not have the cron any more.
+    /// The program is gone.
     Left,
+}
+
+/// A reason why ticks do not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    #[error(
+        "this machine's clock is ahead of the cluster's time by more than a minute: ticks run when \
+         the cluster's time has reached them"
+    )]
+    ClockAhead,
+    #[error(
+        "the row of the cron says that a tick has run which is more than an hour ahead of this \
+         machine's clock: no tick runs before it. If the clock is right, delete the row"
+    )]
+    TickAhead,
 }
 
 /// A row as it was read.
 #[derive(Debug, Clone, Default)]
 pub struct Sight {
-    /// `Row::default()` stands for bytes that are no row.
     pub row: Option<(Row, Version)>,
     /// The tick [`Row::next`] has come by the cluster's time.
     pub is_due: bool,

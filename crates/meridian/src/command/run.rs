@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_cron::CronServer;
 use rustix::process::{Pid, Signal, kill_process};
@@ -57,6 +57,12 @@ impl Run {
         let status = {
             let (cluster, url, token) = match &self.url {
                 Some(url) => {
+                    if url.starts_with("https:") {
+                        bail!(
+                            "--url takes http: alone, since this program speaks no TLS to a \
+                             gateway; let a proxy of this machine do it"
+                        );
+                    }
                     let token = self.dev.given_token()?;
                     let token = token.context(
                         "there is no access token: set DENO_KV_ACCESS_TOKEN, or give \
@@ -78,8 +84,11 @@ impl Run {
                 }
             };
             let ended = self.run_program(&url, &token).await;
-            if let Some(cluster) = cluster {
-                cluster.stop().await?;
+            if let Some(cluster) = cluster
+                && let Err(error) = cluster.stop().await
+            {
+                // The program's end is what counts.
+                tracing::warn!(%error, "the cluster did not end as it should");
             }
             ended?
         };
@@ -89,6 +98,8 @@ impl Run {
 
     /// From the program's start to its end.
     async fn run_program(&self, url: &str, token: &str) -> Result<ExitStatus> {
+        // From here on no signal ends this process, which would leave the module behind.
+        let signals = Signals::new()?;
         let mut module = tempfile::Builder::new().prefix("meridian-").suffix(".js").tempfile()?;
         module.write_all(MODULE.as_bytes())?;
         let crons = match std::env::var_os(CRON_SOCKET) {
@@ -100,7 +111,8 @@ impl Run {
         if let Some(crons) = &crons {
             command.env(CRON_SOCKET, crons.variable());
         }
-        let ended = run_to_end(command, &self.deno).await;
+        let ended = run_to_end(command, &self.deno, signals).await;
+        drop(module);
         if let Some(crons) = crons {
             crons.stop().await;
         }
@@ -121,26 +133,59 @@ fn url_of(running: &Running) -> String {
     gateway.map(|(_, address)| format!("http://{address}")).unwrap_or_default()
 }
 
+/// The signals that this process passes on.
+struct Signals([(Signal, tokio::signal::unix::Signal); 6]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let of = |number: Signal| -> Result<_> {
+            Ok((number, signal(SignalKind::from_raw(number.as_raw()))?))
+        };
+        Ok(Self([
+            of(Signal::INT)?,
+            of(Signal::TERM)?,
+            of(Signal::HUP)?,
+            of(Signal::QUIT)?,
+            of(Signal::USR1)?,
+            of(Signal::USR2)?,
+        ]))
+    }
+
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|context| {
+            let mut come = None;
+            for (number, one) in &mut self.0 {
+                if come.is_none() && one.poll_recv(context).is_ready() {
+                    come = Some(*number);
+                }
+            }
+            come.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
+    }
+
+    /// When the program has ended, the next one ends this process.
+    fn end_this_process(mut self) {
+        tokio::spawn(async move {
+            let signal = self.next().await;
+            crate::log_writer::finish();
+            std::process::exit(BY_SIGNAL + signal.as_raw());
+        });
+    }
+}
+
 /// Passes on the signals that this process gets.
-async fn run_to_end(mut command: Command, name: &Path) -> Result<ExitStatus> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut first = signal(SignalKind::user_defined1())?;
-    let mut second = signal(SignalKind::user_defined2())?;
+async fn run_to_end(mut command: Command, name: &Path, mut signals: Signals) -> Result<ExitStatus> {
     let mut child = command.spawn().with_context(|| {
         format!("cannot start `{}` (is Deno installed? --deno names it)", name.display())
     })?;
     loop {
         let signal = tokio::select! {
-            status = child.wait() => return Ok(status?),
-            _ = interrupt.recv() => Signal::INT,
-            _ = terminate.recv() => Signal::TERM,
-            _ = hangup.recv() => Signal::HUP,
-            _ = quit.recv() => Signal::QUIT,
-            _ = first.recv() => Signal::USR1,
-            _ = second.recv() => Signal::USR2,
+            status = child.wait() => {
+                signals.end_this_process();
+                return Ok(status?);
+            }
+            signal = signals.next() => signal,
         };
         let is_of_terminal = matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
         if !is_of_terminal {
