@@ -160,6 +160,8 @@ function completeOperation(operation, database) {
     return operation;
   });
   define(operation, "commit", async () => {
+    // Also where nothing is sent: its handler has failed then, though it may return.
+    for (const message of acknowledged) message.isLeftToWrites = true;
     // Keys and byte arrays are taken as they are when the client's own commit is called: nothing is awaited before,
     // but where the server has not told yet what it is and there are messages, which no other server may get.
     if ((messages > 0 || acknowledged.length > 0) && database.answer !== true) {
@@ -404,7 +406,6 @@ class Message {
   }
 
   leaveTo(write) {
-    this.isLeftToWrites = true;
     const over = write.then(({ ok }) => this.isAcknowledged ||= ok, () => {}).then(() => this.#writes.delete(over));
     this.#writes.add(over);
   }
@@ -478,7 +479,9 @@ export class Listener {
         if (error instanceof Refused && ++refusals > 1) throw error;
       }
       attempt = performance.now() - began >= STEADY_MS ? 0 : attempt + 1;
-      await pause(attempt, this.#cut.signal);
+      // Cut by the close of the database and the last handler behind it: the stream's own end has cut the one before.
+      this.#cut = new AbortController();
+      if (!closing.aborted || this.#running.size > 0) await pause(attempt, this.#cut.signal);
     }
     closing.removeEventListener("abort", close);
     clearTimeout(closed);

@@ -400,6 +400,16 @@ await scenario("a write is what it is when it is committed, and no other has its
   assert.equal(gateway.questions, before + 1);
 });
 
+await scenario("streams that end at once are opened again more and more seldom", async ({ gateway, kv, handler }) => {
+  const over = kv.listenQueue(handler);
+  const began = performance.now();
+  for (let stream = 0; stream < 8; stream++) (await gateway.stream()).end();
+  // At least half of 100, 200, 400, 800, 1600, 2000 and 2000 ms.
+  assert(performance.now() - began > 3550 / 50);
+  kv.close();
+  await over;
+});
+
 await scenario("a message is done with a write that acknowledges it", async ({ gateway, handler, running }) => {
   const commits = [];
   const atomic = () => {
@@ -442,6 +452,13 @@ await scenario("a message is done with a write that acknowledges it", async ({ g
   await broken;
   c.end();
   await reports({ c: "nack" });
+  // So does one that is refused before it is sent.
+  const unsent = await begin("unsent");
+  const refused = kv.atomic().acknowledge(unsent.about);
+  for (let at = 0; at < 999; at++) refused.sum(["c"], 1n);
+  await assert.rejects(refused.commit(), /room for an id/);
+  unsent.end();
+  await reports({ unsent: "nack" });
   // One of two is enough; and a handler that does not wait for its write is waited for.
   const d = await begin("d");
   kv.atomic().acknowledge(d.about).commit();

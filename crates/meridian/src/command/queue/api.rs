@@ -28,6 +28,7 @@ pub(super) struct Page {
     pub(super) messages: Vec<Message>,
     pub(super) dead_letters: Vec<Letter>,
     pub(super) totals: Totals,
+    #[serde(default)]
     pub(super) paused: bool,
     pub(super) after: Option<Value>,
 }
@@ -89,6 +90,13 @@ pub(super) struct Row {
 pub(super) struct Buried {
     id: String,
     number: u64,
+}
+
+impl Row {
+    /// Of no message: its cancellation changes nothing, and is taken wherever messages can be.
+    pub(super) fn none() -> Self {
+        Self { id: "0".repeat(24), due: 0 }
+    }
 }
 
 impl From<&Message> for Row {

@@ -34,9 +34,10 @@ pub(crate) struct Purge {
 impl Purge {
     pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
         let mut session = connection.open(Consistency::Strong).await?;
-        // Changes nothing, and is ordered among all writes: a message with a later id came behind
-        // it. A token that may only read fails here.
-        let began = api::change(&mut session, &Change::default()).await?;
+        // Ordered among all writes, so that a message with a later id came behind it; and no put,
+        // which a node with a full disk would refuse. A token that may only read fails here.
+        let marker = Change { cancel: vec![Row::none()], ..Change::default() };
+        let began = api::change(&mut session, &marker).await?;
         let of = |totals: Totals| if self.dead { totals.dead } else { totals.undelivered };
         let noun = if self.dead { "dead letter" } else { "message" };
         let found = of(totals(&mut session).await?);
@@ -82,6 +83,9 @@ impl Purge {
             let change = removal(&page, began);
             let count = change.cancel.len() + change.discard.len();
             let so_far = || format!("{removed} of {found} are removed");
+            if count == 0 {
+                continue;
+            }
             api::change(walk.session(), &change).await.with_context(so_far)?;
             removed = removed.saturating_add(count as u64);
             progress.show(|| format!("{removed} of {} removed", format::count(found, noun)));
@@ -110,6 +114,16 @@ fn removal(page: &Page, began: &str) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marker_of_the_beginning_is_a_cancellation_of_no_message() {
+        let marker = Change { cancel: vec![Row::none()], ..Change::default() };
+        assert_eq!(
+            serde_json::to_string(&marker).unwrap(),
+            "{\"cancel\":[{\"id\":\"000000000000000000000000\",\"due\":0}],\"runNow\":[],\
+             \"redrive\":[],\"discard\":[]}"
+        );
+    }
 
     #[test]
     fn messages_that_were_enqueued_since_are_left() {
