@@ -177,7 +177,7 @@ mod tests {
             enqueued: 5,
             died: 1_787_227_201_123,
             bytes: 9,
-            payload: Some("/w94".to_owned()),
+            payload: Some("/w8=".to_owned()),
         }
     }
 
