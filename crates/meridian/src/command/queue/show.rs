@@ -251,7 +251,7 @@ mod tests {
         );
         let line = whole_letter(&dead(), &output).unwrap();
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&read["number"], &read["raw"]["data"]), (&17.into(), &"_w94".into()));
+        assert_eq!((&read["number"], &read["raw"]["data"]), (&17.into(), &"_w8".into()));
     }
 
     #[test]
