@@ -129,7 +129,7 @@ async fn message_that_is_run_now_goes_from_its_listener_to_another_and_costs_no_
     alone.enqueue(message("a")).await;
     let key = handed(&mut first).await[0].key;
     let mut second = alone.listening(listener(2)).await;
-    alone.settle(key, Verdict::Rescheduled { due_ms: 0 }).await;
+    alone.settle(key, Verdict::Rescheduled { due_ms: key.due_ms + 1 }).await;
     assert_eq!(released(&mut first).await, [key]);
     let again = tokio::time::timeout(LONG, handed(&mut second)).await.unwrap();
     assert_eq!((again[0].key.id, again[0].message.attempts), (key.id, 0));
