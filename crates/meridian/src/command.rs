@@ -14,6 +14,7 @@ pub(crate) mod latency;
 pub(crate) mod nodes;
 mod operator;
 pub(crate) mod orphans;
+mod pieces;
 pub(crate) mod queue;
 pub(crate) mod regions;
 pub(crate) mod run;

@@ -9,7 +9,7 @@ use meridian_types::limits::{MAX_MUTATIONS, MAX_TRANSACTION_BYTES};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::operator::format;
-use crate::command::{Hangup, asked_to_stop};
+use crate::command::{Hangup, asked_to_stop, pieces};
 
 use super::confirm::confirm;
 use super::connection::Connection;
@@ -117,18 +117,8 @@ async fn delete_all(session: &mut Session, bounds: Bounds, found: u64) -> Result
 
 /// Keys in pieces that one atomic write takes each.
 fn batches<'a>(keys: &'a [&'a [u8]]) -> Vec<&'a [&'a [u8]]> {
-    let (mut batches, mut rest) = (Vec::new(), keys);
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fitting = rest.iter().take(MAX_MUTATIONS / 2).take_while(|key| {
-            bytes += key.len();
-            bytes <= MAX_TRANSACTION_BYTES / 2
-        });
-        let (batch, behind) = rest.split_at(fitting.count().max(1));
-        batches.push(batch);
-        rest = behind;
-    }
-    batches
+    let max_bytes = MAX_TRANSACTION_BYTES as u64 / 2;
+    pieces::of(keys, MAX_MUTATIONS / 2, max_bytes, |key| key.len() as u64)
 }
 
 #[cfg(test)]

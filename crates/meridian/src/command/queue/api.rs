@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::command::kv::session::Session;
+use crate::command::pieces;
 
 /// Messages or dead letters of one page, and of one change, at most.
 pub(super) const MAX_AT_ONCE: usize = 1000;
@@ -131,18 +132,7 @@ pub(super) async fn change(session: &mut Session, change: &Change) -> Result<Str
 
 /// Pieces that one change may write again each, by the bytes of their payloads.
 pub(super) fn pieces<T>(all: &[T], bytes: impl Fn(&T) -> u64) -> Vec<&[T]> {
-    let (mut pieces, mut rest) = (Vec::new(), all);
-    while !rest.is_empty() {
-        let mut sum: u64 = 0;
-        let fitting = rest.iter().take(MAX_AT_ONCE).take_while(|item| {
-            sum = sum.saturating_add(bytes(item));
-            sum <= CHANGED_BYTES
-        });
-        let (piece, behind) = rest.split_at(fitting.count().max(1));
-        pieces.push(piece);
-        rest = behind;
-    }
-    pieces
+    pieces::of(all, MAX_AT_ONCE, CHANGED_BYTES, bytes)
 }
 
 #[cfg(test)]

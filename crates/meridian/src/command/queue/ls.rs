@@ -27,11 +27,7 @@ pub(crate) struct Ls {
 impl Ls {
     pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
         let mut session = connection.open(Consistency::Strong).await?;
-        let walk = match self.dead {
-            true => Walk::dead_letters(&mut session),
-            false => Walk::messages(&mut session),
-        };
-        let mut walk = walk.limit(self.limit);
+        let mut walk = Walk::new(&mut session, self.dead).limit(self.limit);
         let form = output.form();
         let mut is_first = true;
         while !output.is_closed()

@@ -53,8 +53,7 @@ impl Peek {
 }
 
 async fn first(session: &mut Session, dead: bool, limit: u64, output: &mut Output) -> Result<()> {
-    let walk = if dead { Walk::dead_letters(session) } else { Walk::messages(session) };
-    let mut walk = walk.limit(Some(limit)).with_payloads();
+    let mut walk = Walk::new(session, dead).limit(Some(limit)).with_payloads();
     while !output.is_closed()
         && let Some(page) = walk.next().await?
     {

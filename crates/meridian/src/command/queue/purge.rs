@@ -70,10 +70,7 @@ impl Purge {
             asked_to_stop(Hangup::Stop).await;
             stopping.cancel();
         });
-        let mut walk = match self.dead {
-            true => Walk::dead_letters(session),
-            false => Walk::messages(session),
-        };
+        let mut walk = Walk::new(session, self.dead);
         let mut progress = Progress::new();
         let mut removed: u64 = 0;
         while let Some(page) = walk.next().await? {

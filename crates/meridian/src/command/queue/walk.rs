@@ -27,7 +27,8 @@ impl<'a> Walk<'a> {
         Self::new(session, true)
     }
 
-    fn new(session: &'a mut Session, dead: bool) -> Self {
+    /// Of the dead letters, or of the messages.
+    pub(super) fn new(session: &'a mut Session, dead: bool) -> Self {
         let list = List { dead, after: None, limit: MAX_AT_ONCE as u64, payload: false };
         Self { session, list, remaining: u64::MAX, is_over: false }
     }
