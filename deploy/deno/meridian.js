@@ -628,7 +628,6 @@ async function* feed(database, query, over) {
       if (error instanceof Refused && (error.status === 410 || ++refusals > 1)) throw error;
     } finally {
       over.removeEventListener("abort", end);
-      cut.abort();
     }
     await pause(++attempt, over);
   }
