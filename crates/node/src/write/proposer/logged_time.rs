@@ -30,6 +30,9 @@ const SETTLING_ALONE: Duration = Duration::from_secs(5 * 60);
 const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
 /// By a new shard, when there is no clock but this node's: others have not been heard yet.
 const FOUNDING_ALONE: Duration = Duration::from_secs(1);
+/// The first leader of a shard proposes nothing before it has a time to log, or so long has passed:
+/// the clocks of all nodes may say that it is before [`EARLIEST`].
+const FOUNDING: Duration = Duration::from_secs(3);
 
 /// The shard's time as its leader would log it, for others at this node. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +64,8 @@ pub(super) struct LoggedTime {
     ahead: Option<Ahead>,
     /// The newest time that is in the log, and when that was known here.
     logged: (Duration, Duration),
+    /// When this node began to lead, on the monotonic clock.
+    began: Duration,
     clock: ShardClock,
 }
 
@@ -76,7 +81,7 @@ impl LoggedTime {
     pub(super) fn new(logged_ms: u64, now: Duration) -> Self {
         let logged = Duration::from_millis(logged_ms);
         let clock = ShardClock::default();
-        Self { time: logged, at: now, ahead: None, logged: (logged, now), clock }
+        Self { time: logged, at: now, ahead: None, logged: (logged, now), began: now, clock }
     }
 
     pub(super) fn clock(&self) -> ShardClock {
@@ -101,7 +106,14 @@ impl LoggedTime {
         self.learn(logged_ms, now);
         (self.time, self.at) = self.logged;
         self.ahead = None;
+        self.began = now;
         *self.clock.0.lock() = self.logged;
+    }
+
+    /// Whether there is a time to log. A new shard has none until clocks were heard: what it wrote
+    /// would count as older than all that is ever compared with it.
+    pub(super) fn is_known(&self, now: Duration) -> bool {
+        self.time >= EARLIEST || now.saturating_sub(self.began) >= FOUNDING
     }
 
     /// The time to be logged now, in milliseconds since the Unix epoch. To be asked often while
@@ -137,7 +149,7 @@ impl LoggedTime {
     fn is_settled(&mut self, clock: Duration, reading: Reading, now: Duration) -> bool {
         let settling = match (self.time < EARLIEST, reading.others) {
             (true, 0) => FOUNDING_ALONE,
-            (true, _) => Duration::ZERO,
+            (true, _) => return true,
             (false, 0) => SETTLING_ALONE,
             (false, _) => SETTLING,
         };
@@ -193,6 +205,10 @@ mod tests {
             self.time.advance(reading, Duration::from_millis(self.passed_ms))
         }
 
+        fn is_known(&self) -> bool {
+            self.time.is_known(Duration::from_millis(self.passed_ms))
+        }
+
         fn right_ms(&self) -> u64 {
             START_MS + self.passed_ms
         }
@@ -201,13 +217,28 @@ mod tests {
     #[test]
     fn a_new_shard_takes_what_the_clocks_say() {
         let mut leader = Leader::new(0, 2);
-        leader.run(200, 0);
+        assert!(!leader.is_known());
         assert_eq!(leader.once(0), leader.right_ms());
+        assert!(leader.is_known());
         let mut alone = Leader::new(0, 0);
         alone.run(900, 0);
-        assert!(alone.once(0) < START_MS);
+        assert!(alone.once(0) < START_MS && !alone.is_known());
         alone.run(400, 0);
         assert_eq!(alone.once(0), alone.right_ms());
+        assert!(alone.is_known());
+    }
+
+    #[test]
+    fn a_new_shard_whose_clocks_all_begin_in_1970_waits_for_a_while_and_no_longer() {
+        let since_1970 = -i64::try_from(START_MS).unwrap();
+        let mut leader = Leader::new(0, 2);
+        leader.run(2900, since_1970);
+        assert!(!leader.is_known());
+        leader.run(100, since_1970);
+        assert!(leader.is_known());
+        // The next leader waits anew, should its clock be right.
+        leader.time.begin(3000, Duration::from_millis(leader.passed_ms));
+        assert!(!leader.is_known());
     }
 
     #[test]

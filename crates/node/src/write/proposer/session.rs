@@ -136,7 +136,8 @@ impl<'a> Session<'a> {
 
     /// Whether another batch may be proposed now.
     pub(super) fn has_room(&self) -> bool {
-        self.in_flight.len() < BATCHES_IN_FLIGHT && !self.is_slowed()
+        let knows_time = self.time.is_known(self.parts.time.now());
+        self.in_flight.len() < BATCHES_IN_FLIGHT && !self.is_slowed() && knows_time
     }
 
     /// Whether a batch begins with what waits, or else when: at once if nothing is in flight, and

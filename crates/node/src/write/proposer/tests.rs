@@ -70,6 +70,8 @@ struct TestTime {
     skipped_ms: AtomicU64,
     /// How far wall clocks are ahead.
     ahead_ms: AtomicI64,
+    /// No clock of another node is heard.
+    alone: bool,
 }
 
 impl TimeSource for TestTime {
@@ -81,12 +83,16 @@ impl TimeSource for TestTime {
     fn reading(&self) -> Reading {
         let ms = wall_ms() + self.skipped_ms.load(Ordering::Relaxed);
         let ms = ms.checked_add_signed(self.ahead_ms.load(Ordering::Relaxed)).unwrap();
-        Reading { median_ms: ms, own_ms: ms, others: 2 }
+        Reading { median_ms: ms, own_ms: ms, others: if self.alone { 0 } else { 2 } }
     }
 }
 
 impl Leader {
     async fn start(engine: Arc<MemoryEngine>) -> Self {
+        Self::start_at(engine, TestTime::default()).await
+    }
+
+    async fn start_at(engine: Arc<MemoryEngine>, time: TestTime) -> Self {
         let syncer = Arc::new(Syncer::start(engine.clone()).unwrap());
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
         let state = Arc::new(ShardState::open(engine, group.shard).unwrap());
@@ -122,7 +128,7 @@ impl Leader {
         let disk_is_low = Arc::new(AtomicBool::new(false));
         let (proposed, evaluations) = (Arc::default(), Arc::default());
         let writes = ByteBudget::new("writes that wait", 8 << 20);
-        let time = Arc::new(TestTime::default());
+        let time = Arc::new(time);
         let parts = ProposerParts {
             group: group.clone(),
             state: Arc::clone(&state),

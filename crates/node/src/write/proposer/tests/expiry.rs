@@ -288,3 +288,11 @@ async fn states_at_the_same_position_show_the_same() {
     }
     assert!(shown.len() > 100);
 }
+
+#[tokio::test]
+async fn the_first_batch_of_a_new_shard_waits_until_there_is_a_time_to_log() {
+    let alone = TestTime { alone: true, ..TestTime::default() };
+    let leader = Leader::start_at(Arc::default(), alone).await;
+    leader.commit(set("a", "1")).await;
+    assert!(leader.state.applied().time_ms.abs_diff(wall_ms()) < HOUR_MS);
+}
