@@ -185,13 +185,15 @@ install_clients() {
   say "installing the pinned clients into $folder"
   rm -rf "$folder/node_modules" "$folder/venv"
   cp "$pins/package.json" "$pins/package-lock.json" "$folder/" || fail "cannot write to $folder"
-  # npm is about to stop running install scripts, and asks before it does. The only one here, Deno's, links
-  # the binary of the platform's own package (a part of the lock file) to where it is looked for.
+  # npm is about to stop running install scripts, and asks before it does. Those here, of Deno and Bun, link the
+  # binary of the platform's own package (a part of the lock file) to where it is looked for.
   (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
     fail "npm could not install the clients"
   node "$folder/node_modules/deno/install.cjs" || fail "Deno's binary could not be put in place"
+  (cd "$folder/node_modules/bun" && node install.js) || fail "Bun's binary could not be put in place"
   # Asked for their versions, so that a broken install shows here and not in some test.
   DENO_NO_UPDATE_CHECK=1 "$folder/node_modules/deno/deno" --version >/dev/null || fail "Deno does not run"
+  "$folder/node_modules/.bin/bun" --version >/dev/null || fail "Bun does not run"
   (cd "$folder" && node -e 'require("@deno/kv").openKv') || fail "@deno/kv cannot be loaded"
   python3 -m venv "$folder/venv" || fail "no Python venv could be made"
   "$folder/venv/bin/python" -m pip install -q --disable-pip-version-check -r "$pins/requirements.txt" >&2 ||

@@ -1,19 +1,9 @@
-// The package for Node: `deploy/deno/node.js` over `@deno/kv`. Arguments: the URL of a gateway.
+// The package for Node and Bun: `deploy/deno/node.js` over `@deno/kv`. Arguments: the URL of a gateway.
 // Ends with an error at the first wrong result.
 
 import assert from "node:assert/strict";
-import { cp, mkdtemp, rm, symlink } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { randomUUID } from "node:crypto";
-import { fileURLToPath, pathToFileURL } from "node:url";
-
-// As it lies in a program's node_modules, beside `@deno/kv`.
-const folder = await mkdtemp(join(tmpdir(), "meridian-kv-"));
-await symlink(process.env.MERIDIAN_NODE_MODULES, join(folder, "node_modules"));
-await cp(fileURLToPath(new URL("../../deploy/deno", import.meta.url)), join(folder, "meridian-kv"), { recursive: true });
-const { openKv, KvU64 } = await import(pathToFileURL(join(folder, "meridian-kv", "node.js")));
-await rm(folder, { recursive: true });
+import { KvU64, openKv } from "./package.mjs";
 
 const late = setTimeout(() => assert.fail("a message did not come"), 60_000);
 const [url] = process.argv.slice(2);

@@ -41,8 +41,17 @@ pub fn deno_with_module(url: &str) -> Command {
 
 /// Node, which finds `@deno/kv` through `MERIDIAN_NODE_MODULES`.
 pub fn node() -> Command {
+    with_modules("node".into())
+}
+
+/// Bun, likewise.
+pub fn bun() -> Command {
+    with_modules(Path::new(&place("MERIDIAN_NODE_MODULES")).join(".bin/bun"))
+}
+
+fn with_modules(runtime: PathBuf) -> Command {
+    let mut command = Command::new(runtime);
     let modules = place("MERIDIAN_NODE_MODULES");
-    let mut command = Command::new("node");
     command.env("MERIDIAN_NODE_MODULES", modules).env("DENO_KV_ACCESS_TOKEN", TOKEN);
     command
 }

@@ -279,12 +279,6 @@ impl Builder {
         }
     }
 
-    /// Objects are counted from 0, in the order in which they were added.
-    pub(crate) fn find(&self, number: u32) -> Option<(ObjectId, &Object)> {
-        let number = usize::try_from(number).ok()?;
-        Some((ObjectId(number), self.objects.get(number)?))
-    }
-
     pub(crate) fn get(&self, id: ObjectId) -> &Object {
         self.objects.get(id.0).unwrap_or(&NOTHING)
     }

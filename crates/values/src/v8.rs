@@ -18,6 +18,8 @@ mod portable;
 mod read;
 mod write;
 
+use crate::graph::ViewKind;
+
 pub use numeric::{DecodeError, Numeric, decode, encode};
 pub use portable::portable;
 pub use read::{MAX_DEPTH, ReadError, read};
@@ -67,6 +69,8 @@ mod tag {
     pub(super) const BUFFER: u8 = b'B';
     pub(super) const RESIZABLE_BUFFER: u8 = b'~';
     pub(super) const VIEW: u8 = b'V';
+    /// Of an object of V8's host, which is Node here.
+    pub(super) const NODE_VIEW: u8 = b'\\';
     pub(super) const ERROR: u8 = b'r';
 }
 
@@ -82,3 +86,21 @@ mod error_tag {
 
 /// In the order of `ViewKind::ALL`.
 const VIEW_TAGS: [u8; 13] = *b"bBCwWdDhfFqQ?";
+
+/// By Node's numbers. The eleventh is its `Buffer`.
+const NODE_VIEWS: [ViewKind; 14] = [
+    ViewKind::Int8,
+    ViewKind::Uint8,
+    ViewKind::Uint8Clamped,
+    ViewKind::Int16,
+    ViewKind::Uint16,
+    ViewKind::Int32,
+    ViewKind::Uint32,
+    ViewKind::Float32,
+    ViewKind::Float64,
+    ViewKind::DataView,
+    ViewKind::Uint8,
+    ViewKind::BigInt64,
+    ViewKind::BigUint64,
+    ViewKind::Float16,
+];
