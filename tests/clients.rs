@@ -28,7 +28,8 @@ use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use meridian_tests::kv_connect::{DEFAULT_DATABASE, mutation, point};
+use meridian_proto::kv_connect as pb;
+use meridian_tests::kv_connect::{DEFAULT_DATABASE, mutation, point, set};
 use meridian_tests::{Cluster, ClusterOptions, TOKEN, clients, poll};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use url::Url;
@@ -89,6 +90,63 @@ async fn native_deno_with_the_module_finds_nothing_missing_of_deno_kv() {
         run_cases(clients::deno_with_module(url), "queue_cases.ts", url).await;
     }
     cluster.assert_all_run();
+}
+
+/// The data center of the leader is lost in the midst of the cases, through the gateways of another
+/// voter and of the farthest replica, or, as they share one queue, of the replica alone.
+/// Versionstamps say how many writes were before.
+async fn cases_over_the_loss_of_the_leader(cluster: &mut Cluster, program: &str, shares: bool) {
+    let leader = cluster.leader(1).await;
+    let others: Vec<_> = cluster.node_ids().into_iter().filter(|id| *id != leader).collect();
+    let [near, far] = [others[0], others[others.len() - 1]].map(|id| cluster.url(id));
+    let urls = if shares { vec![far] } else { vec![near, far] };
+    let mut runs = Vec::new();
+    for url in &urls {
+        let mut command = clients::deno_with_module(url);
+        command.arg(clients::program(program)).arg(url);
+        runs.push(tokio::spawn(clients::run(command)));
+    }
+    let client = cluster.client(others[0], DEFAULT_DATABASE);
+    let sequence = async || {
+        let write =
+            pb::AtomicWrite { mutations: vec![set(b"\x02beside\0", b"v")], ..Default::default() };
+        let stamp = client.write(write).await.unwrap().versionstamp;
+        u64::from_be_bytes(stamp[..8].try_into().unwrap()) & 0xffff_ffff_ffff
+    };
+    let begin = sequence().await;
+    let mut own = 0;
+    poll::until("the cases are at work", clients::DEADLINE, async || {
+        own += 1;
+        // Its own may be of the same batch.
+        let others = sequence().await.saturating_sub(begin + own);
+        if others > 50 { Ok(()) } else { Err(others) }
+    })
+    .await;
+    cluster.kill(leader);
+    for run in runs {
+        println!("{program} while node {leader} is lost: {}", run.await.unwrap().trim());
+    }
+    cluster.restart(leader);
+    cluster.node_ready(leader).await;
+}
+
+#[tokio::test]
+async fn native_deno_finds_nothing_missing_while_a_data_center_and_a_region_are_lost() {
+    // Two data centers in each replica region: enough for a failover by itself.
+    let options = ClusterOptions { topology: &[3, 2, 2], ..Default::default() };
+    let mut cluster = Cluster::start(options).await;
+    cases_over_the_loss_of_the_leader(&mut cluster, "deno_cases.ts", false).await;
+    cases_over_the_loss_of_the_leader(&mut cluster, "queue_cases.ts", true).await;
+    // Behind the failover, through the gateways of the new primary's region and of the other one.
+    for node in cluster.region(0) {
+        cluster.kill(node);
+    }
+    let urls = gateways(&cluster);
+    for url in &urls[1..] {
+        for program in ["deno_cases.ts", "queue_cases.ts"] {
+            run_cases(clients::deno_with_module(url), program, url).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -401,7 +459,6 @@ async fn denokv_remote_in_rust() {
 /// `@deno/kv` sends no versionstamped keys: here they are sent by hand, through every gateway.
 #[tokio::test]
 async fn versionstamped_keys_by_hand() {
-    use meridian_proto::kv_connect as pb;
     let cluster = Cluster::start(ClusterOptions::default()).await;
     for id in cluster.node_ids() {
         let client = cluster.client(id, DEFAULT_DATABASE);
