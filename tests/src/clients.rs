@@ -13,13 +13,17 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Deno itself, with its native client.
 pub fn deno() -> Command {
+    deno_by("run")
+}
+
+fn deno_by(subcommand: &str) -> Command {
     let mut command = Command::new(place("MERIDIAN_DENO"));
     command
         .env("DENO_NO_UPDATE_CHECK", "1")
         .env("DENO_KV_ACCESS_TOKEN", TOKEN)
         .env("NO_COLOR", "1");
     command.args([
-        "run",
+        subcommand,
         "--quiet",
         "--no-config",
         "--no-lock",
@@ -33,7 +37,12 @@ pub fn deno() -> Command {
 
 /// Deno with the module that a gateway serves.
 pub fn deno_with_module(url: &str) -> Command {
-    let mut command = deno();
+    deno_with_module_by("run", url)
+}
+
+/// As [`deno_with_module`], by another subcommand of Deno.
+pub fn deno_with_module_by(subcommand: &str, url: &str) -> Command {
+    let mut command = deno_by(subcommand);
     command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
     command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
     command
