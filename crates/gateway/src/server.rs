@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode, Version};
+use hyper::{HeaderMap, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_net::{Listener, Stream, http};
@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::activity::{Activity, CLOSE_GRACE};
+use self::activity::{Activity, CLOSE_GRACE, NotBegun};
 use self::admission::{Admission, Origin, Ticket};
 use self::sending::Sending;
 use self::strangers::Strangers;
@@ -44,6 +44,11 @@ const EVICTION_GRACE: Duration = Duration::from_millis(50);
 /// The search for connections to evict goes through all of them: a flood of connections makes it
 /// take no more than a tenth of the time.
 const EVICTION_TAKES_ONE_IN: u32 = 10;
+
+/// The requests that a connection without a valid token may have, answered ones included that its
+/// client has not taken. Each is a kilobyte or so, of what [`Options::CONNECTION_BYTES`] has for a
+/// connection's task.
+const STRANGER_REQUESTS: u32 = 16;
 
 /// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior
 /// knowledge, told apart by the first bytes of each connection. Then lets requests in progress end,
@@ -195,6 +200,17 @@ trait Handle: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Answer, Unanswered>> + Send;
 
     fn options(&self) -> &Options;
+
+    fn caller(&self, headers: &HeaderMap) -> Caller;
+}
+
+/// The sender of a request, by its head.
+pub(crate) enum Caller {
+    /// It has a valid token, of this hash.
+    Known(u64),
+    Stranger,
+    /// The token may be valid: the cluster was not heard yet.
+    Unclear,
 }
 
 impl<D: Database, C: Catalogue> Handle for Gateway<D, C> {
@@ -208,6 +224,10 @@ impl<D: Database, C: Catalogue> Handle for Gateway<D, C> {
     fn options(&self) -> &Options {
         Gateway::options(self)
     }
+
+    fn caller(&self, headers: &HeaderMap) -> Caller {
+        Gateway::caller(self, headers)
+    }
 }
 
 struct Connection<G> {
@@ -218,6 +238,22 @@ struct Connection<G> {
 }
 
 impl<G: Handle> Connection<G> {
+    /// The requests that the connection may have as one without a valid token. Looks for one in the
+    /// head, so that a client with many requests is known by its first.
+    fn max_of_stranger(&self, headers: &HeaderMap) -> u32 {
+        if self.activity.holder().is_some() {
+            return u32::MAX;
+        }
+        match self.shared.gateway.caller(headers) {
+            Caller::Known(holder) => {
+                self.activity.carried(holder);
+                u32::MAX
+            }
+            Caller::Stranger => STRANGER_REQUESTS,
+            Caller::Unclear => self.shared.gateway.options().max_streams_per_connection,
+        }
+    }
+
     /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
     /// server's.
     async fn serve(&self, stream: Stream, mut stopping: watch::Receiver<()>) {
@@ -233,15 +269,24 @@ impl<G: Handle> Connection<G> {
             }
             let (shared, activity, origin) =
                 (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
-            let busy = activity.begin(Instant::now(), options.max_streams_per_connection);
+            let max_of_stranger = self.max_of_stranger(request.headers());
+            let busy = activity.begin(Instant::now(), max_of_stranger);
+            let is_multiplexed = request.version() == Version::HTTP_2;
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.
             Box::pin(async move {
                 let idle_timeout = shared.gateway.options().idle_timeout;
                 let send = |answer: Answer, busy| {
-                    answer.map(|body| Sending::new(body, busy, &activity, idle_timeout))
+                    answer.map(|body| {
+                        Sending::new(body, busy, &activity, idle_timeout, is_multiplexed)
+                    })
                 };
-                let Some(busy) = busy else { return Ok(send(refused(), None)) };
+                let busy = match busy {
+                    Ok(busy) => busy,
+                    Err(NotBegun::Closing) => return Ok(send(refused(), None)),
+                    // Its connection ends, and it with that.
+                    Err(NotBegun::Overrun) => return Err(Unanswered),
+                };
                 let answer = shared.gateway.handle(request).await;
                 let is_stranger = answer
                     .as_ref()
@@ -270,6 +315,9 @@ impl<G: Handle> Connection<G> {
             ended = served.as_mut() => return report(ended),
             () = &mut watchdog => CLOSE_GRACE,
             () = self.evicted.cancelled() => EVICTION_GRACE,
+            () = self.activity.overrun() => {
+                return debug!(origin = %self.origin, "a stranger had too many requests");
+            }
             _ = stopping.changed() => {
                 // Requests in progress are answered first; the server's drain timeout bounds that.
                 self.activity.end_streams();
@@ -287,8 +335,7 @@ impl<G: Handle> Connection<G> {
     }
 }
 
-/// The answer to a request that came long after its client was told that the connection closes, or
-/// beside too many others without a token.
+/// The answer to a request that came long after its client was told that the connection closes.
 fn refused() -> Answer {
     let text = "This connection takes no more requests. Send the request over another.";
     Refusal::Unavailable(text.to_owned()).into()

@@ -1,7 +1,9 @@
 //! The token, the database and the shard of a request, looked up in the catalogue.
 
+use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
+use hyper::HeaderMap;
 use hyper::http::request::Parts;
 use meridian_types::{DatabaseId, ShardId};
 
@@ -9,6 +11,7 @@ use super::Gateway;
 use crate::database::Database;
 use crate::refusal::Refusal;
 use crate::route::Target;
+use crate::server::Caller;
 use crate::{Catalogue, Grant, head};
 
 /// Between two looks whether the cluster is known.
@@ -24,6 +27,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         // absent.
         let is_current = self.catalogue.is_current();
         look().map_err(|refusal| refusal.unless_current(is_current))
+    }
+
+    /// The sender of a request with these headers.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Caller {
+        let is_current = self.catalogue.is_current();
+        match head::bearer(headers) {
+            Ok(token) if self.catalogue.authorize(token).is_some() => {
+                Caller::Known(self.holders.hash_one(token).max(1))
+            }
+            Ok(_) if !is_current => Caller::Unclear,
+            _ => Caller::Stranger,
+        }
     }
 
     /// The token of a metadata request, and the database that it opens. Held for a time while that

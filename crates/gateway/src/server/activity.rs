@@ -1,4 +1,5 @@
-//! When a connection may be closed: idle, too slow to take its answers, or asked to close and done.
+//! When a connection may be closed: idle, too slow to take its answers, asked to close and done, or
+//! with more requests than a stranger may have.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,11 +10,15 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Answers below this size fit into the buffers of the socket: they count as sent once they are
-/// handed over.
+/// Over HTTP/1.1 answers below this size fit into the buffers of the socket: they count as sent once
+/// they are handed over. Over HTTP/2 the client says when each may be sent.
 const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 /// The pace at which a client must take a large answer, on top of the idle timeout.
 const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
+
+/// Whole answers that a client with a token may leave untaken. Each is a kilobyte or so beside its
+/// bytes, which have shares.
+const MAX_UNTAKEN_ANSWERS: usize = 4096;
 
 /// After a connection was asked to close, the time for requests that were already on their way, and
 /// for their answers.
@@ -25,6 +30,10 @@ pub(super) struct Activity {
     opened: Instant,
     /// Requests in progress.
     busy: AtomicUsize,
+    /// Those of them whose answers stream.
+    streaming: AtomicUsize,
+    /// The token that it carried first, as a hash; 0: none yet that is known.
+    holder: AtomicU64,
     /// Milliseconds from `opened` to the last beginning or end of a request; 0: no request came.
     last_ms: AtomicU64,
     /// Milliseconds from `opened` to the moment when the connection was asked to close; 0: it was
@@ -34,33 +43,75 @@ pub(super) struct Activity {
     unsent: Mutex<Unsent>,
     /// Cancelled when streaming answers are to end.
     streams_end: CancellationToken,
+    /// Cancelled when the connection has more requests than it may.
+    overrun: CancellationToken,
 }
 
-/// Large answers that the client has not taken yet: by number, the time until which each is kept.
+/// Why a request does not begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotBegun {
+    /// Its client was told long ago that the connection closes, and new requests do not keep it open.
+    Closing,
+    /// The connection has more requests than it may: it ends.
+    Overrun,
+}
+
+/// Answers that the client has not taken yet: by number, the time until which each is kept.
 #[derive(Default)]
 struct Unsent {
     next: u64,
     until: BTreeMap<u64, Instant>,
+    /// How many of them are whole answers, and not frames of streams.
+    whole: usize,
 }
 
 impl Activity {
     pub(super) fn new(opened: Instant) -> Self {
-        let [last_ms, closing_ms] = [0; 2].map(AtomicU64::new);
-        let (busy, authorized) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (unsent, streams_end) = (Mutex::default(), CancellationToken::new());
-        Self { opened, busy, last_ms, closing_ms, authorized, unsent, streams_end }
+        let [last_ms, closing_ms, holder] = [0; 3].map(AtomicU64::new);
+        let [busy, streaming] = [0; 2].map(AtomicUsize::new);
+        let (authorized, unsent) = (AtomicBool::new(false), Mutex::default());
+        let [streams_end, overrun] = [(); 2].map(|()| CancellationToken::new());
+        Self {
+            opened,
+            busy,
+            streaming,
+            holder,
+            last_ms,
+            closing_ms,
+            authorized,
+            unsent,
+            streams_end,
+            overrun,
+        }
     }
 
-    /// A request begins. `None`: its client was told long ago that the connection closes, and new
-    /// requests do not keep it open; or the connection has not carried a valid token, and has
-    /// `max_of_stranger` requests in progress.
-    pub(super) fn begin(self: &Arc<Self>, now: Instant, max_of_stranger: u32) -> Option<Busy> {
-        let busy = self.busy.load(Ordering::Relaxed);
-        match self.moment(&self.closing_ms) {
-            Some(closing) if now > closing + CLOSE_GRACE => None,
-            _ if !self.is_authorized() && busy >= max_of_stranger as usize => None,
-            _ => Some(Busy::new(self)),
+    /// A request begins, unless too many answers were not taken, or the connection has not carried a
+    /// valid token, and has `max_of_stranger` requests already: in progress, or with answers that the
+    /// client has not taken. Each of them is memory.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        now: Instant,
+        max_of_stranger: u32,
+    ) -> Result<Busy, NotBegun> {
+        if self.moment(&self.closing_ms).is_some_and(|closing| now > closing + CLOSE_GRACE) {
+            return Err(NotBegun::Closing);
         }
+        let is_overrun = if self.is_authorized() {
+            self.unsent().whole >= MAX_UNTAKEN_ANSWERS
+        } else {
+            let begun = self.busy.load(Ordering::Relaxed) + self.unsent().until.len();
+            begun >= max_of_stranger as usize
+        };
+        if is_overrun {
+            self.overrun.cancel();
+            return Err(NotBegun::Overrun);
+        }
+        Ok(Busy::new(self))
+    }
+
+    /// Ready when the connection ends for [`NotBegun::Overrun`].
+    pub(super) async fn overrun(&self) {
+        self.overrun.cancelled().await;
     }
 
     /// When a request last began or ended.
@@ -92,6 +143,8 @@ impl Activity {
         let closing = self.moment(&self.closing_ms).unwrap_or(now);
         let unsent = self.unsent().until.values().min().copied();
         let cut_at = match (unsent, self.last_used()) {
+            // A stranger's answers are worth no wait.
+            (Some(_), _) if !self.is_authorized() => closing,
             // A client that takes no answers is cut, whatever else is in progress.
             (Some(until), _) => until.min(now + grace),
             (None, _) if self.busy.load(Ordering::Relaxed) > 0 => now + grace,
@@ -107,13 +160,35 @@ impl Activity {
         self.authorized.store(true, Ordering::Relaxed);
     }
 
+    /// ... which is this one.
+    pub(super) fn carried(&self, holder: u64) {
+        self.authorized();
+        self.holder.store(holder, Ordering::Relaxed);
+    }
+
+    /// The token that the connection carried first.
+    pub(super) fn holder(&self) -> Option<u64> {
+        Some(self.holder.load(Ordering::Relaxed)).filter(|holder| *holder != 0)
+    }
+
     pub(super) fn is_authorized(&self) -> bool {
         self.authorized.load(Ordering::Relaxed)
     }
 
     /// Whether a request is in progress, or an answer is on its way.
     pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0 || !self.unsent().until.is_empty()
+        self.has_requests() || !self.unsent().until.is_empty()
+    }
+
+    /// Whether a request is in progress.
+    pub(super) fn has_requests(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a request is in progress whose answer does not stream: streams end between any two
+    /// frames, and their clients open them again.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > self.streaming.load(Ordering::Relaxed)
     }
 
     /// Ready when the first request did not come in time, when no request was in progress for
@@ -140,21 +215,28 @@ impl Activity {
         match unsent {
             // Only the earliest deadline counts; later answers are looked at when the earliest
             // should be gone.
-            Some(until) => until,
+            Some(until) if self.is_authorized() => until,
+            None if self.is_authorized() => since_last(idle),
             // A connection without a valid token gets less patience.
-            None if !self.is_authorized() => since_last(first_request),
-            None => since_last(idle),
+            Some(until) => until.min(since_last(first_request)),
+            None => since_last(first_request),
         }
     }
 
-    /// The bytes of an answer, watched if they are many: a client that does not read them loses its
-    /// connection.
-    pub(super) fn sending(self: &Arc<Self>, answer: Bytes, idle: Duration) -> Bytes {
-        if answer.len() < LARGE_ANSWER_BYTES {
+    /// The bytes of an answer, watched if they are many, or have a stream of their own
+    /// (`is_multiplexed`): a client that does not take them loses its connection.
+    pub(super) fn sending(
+        self: &Arc<Self>,
+        answer: Bytes,
+        idle: Duration,
+        is_multiplexed: bool,
+    ) -> Bytes {
+        if answer.is_empty() || (answer.len() < LARGE_ANSWER_BYTES && !is_multiplexed) {
             return answer;
         }
         let untaken = self.untaken(answer.len(), idle);
-        Bytes::from_owner(Watched { answer, _untaken: untaken })
+        self.unsent().whole += 1;
+        Bytes::from_owner(Watched { answer, untaken })
     }
 
     /// Watches `length` bytes that are handed to the connection, until the guard is dropped: a client
@@ -200,10 +282,16 @@ impl Activity {
     }
 }
 
-/// A large answer, until its last byte has left.
+/// An answer, until its last byte has left.
 struct Watched {
     answer: Bytes,
-    _untaken: Untaken,
+    untaken: Untaken,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.untaken.activity.unsent().whole -= 1;
+    }
 }
 
 impl AsRef<[u8]> for Watched {
@@ -226,20 +314,33 @@ impl Drop for Untaken {
 }
 
 /// A request in progress, until it is dropped.
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy {
+    activity: Arc<Activity>,
+    streams: bool,
+}
 
 impl Busy {
     pub(super) fn new(activity: &Arc<Activity>) -> Self {
         activity.busy.fetch_add(1, Ordering::Relaxed);
         activity.touch(Instant::now());
-        Self(Arc::clone(activity))
+        Self { activity: Arc::clone(activity), streams: false }
+    }
+
+    /// Its answer streams from now on.
+    pub(super) fn streams(mut self) -> Self {
+        self.streams = true;
+        self.activity.streaming.fetch_add(1, Ordering::Relaxed);
+        self
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.touch(Instant::now());
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.activity.touch(Instant::now());
+        if self.streams {
+            self.activity.streaming.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -273,13 +374,68 @@ mod tests {
     fn connection_without_a_valid_token_has_few_requests_in_progress() {
         let activity = Arc::new(Activity::new(Instant::now()));
         let begin = || activity.begin(Instant::now(), 2);
-        let (first, second) = (begin(), begin());
-        assert!(first.is_some() && second.is_some() && begin().is_none());
-        drop(first);
-        assert!(begin().is_some());
+        let (first, second) = (begin().unwrap(), begin().unwrap());
         activity.authorized();
-        let more: Vec<_> = (0..9).map(|_| begin().is_some()).collect();
-        assert_eq!(more, [true; 9]);
+        let more: Vec<_> = (0..9).map(|_| begin().unwrap()).collect();
+        assert_eq!(more.len(), 9);
+        drop((first, second, more));
+        assert!(!activity.overrun.is_cancelled());
+
+        // An answer that was not taken is as much as a request in progress.
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let begin = || activity.begin(Instant::now(), 2);
+        let answer = activity.sending(Bytes::from_static(b"no"), IDLE, true);
+        let first = begin().unwrap();
+        drop(answer);
+        let second = begin().unwrap();
+        assert!(!activity.overrun.is_cancelled());
+        assert_eq!(begin().err(), Some(NotBegun::Overrun));
+        assert!(activity.overrun.is_cancelled());
+        drop((first, second));
+    }
+
+    #[test]
+    fn connection_with_a_token_ends_when_it_takes_no_answers_and_streams_are_none() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        activity.authorized();
+        let _streams: Vec<_> =
+            (0..MAX_UNTAKEN_ANSWERS).map(|_| activity.untaken(5, IDLE)).collect();
+        let answer = || activity.sending(Bytes::from_static(b"no"), IDLE, true);
+        let mut answers: Vec<_> = (1..MAX_UNTAKEN_ANSWERS).map(|_| answer()).collect();
+        assert!(activity.begin(Instant::now(), 0).is_ok());
+        answers.push(answer());
+        let part = answers.pop().unwrap().slice(1..);
+        assert_eq!(activity.begin(Instant::now(), 0).err(), Some(NotBegun::Overrun));
+        drop(part);
+        assert!(activity.begin(Instant::now(), 0).is_ok());
+    }
+
+    #[test]
+    fn stranger_with_an_answer_that_it_does_not_take_is_idle_soon_and_cut_soon() {
+        let now = Instant::now();
+        let activity = Arc::new(Activity::new(now));
+        let _answer = activity.sending(Bytes::from_static(b"no"), IDLE, true);
+        let last = now + Duration::from_secs(5);
+        activity.touch(last);
+        assert_eq!(activity.idle_at(last, FIRST, IDLE), last + FIRST);
+        activity.closes(last);
+        assert_eq!(activity.cut_at(last, CLOSE_GRACE), last + CLOSE_GRACE);
+        activity.authorized();
+        assert!(activity.idle_at(last, FIRST, IDLE) >= now + IDLE);
+    }
+
+    #[test]
+    fn connection_is_at_work_unless_all_its_answers_stream() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        assert!(!activity.is_at_work());
+        let (stream, request) = (Busy::new(&activity).streams(), Busy::new(&activity));
+        assert!(activity.is_at_work());
+        drop(request);
+        assert!(!activity.is_at_work() && activity.has_requests());
+        drop(stream);
+        assert!(!activity.has_requests());
+        let _next = Busy::new(&activity);
+        assert!(activity.is_at_work());
     }
 
     #[test]
@@ -321,8 +477,9 @@ mod tests {
         activity.touch(at(5000));
         assert_eq!(activity.cut_at(at(5000), grace), at(5000) + CLOSE_GRACE);
         // A request that comes so late does not keep the connection open.
-        assert!(activity.begin(at(1000) + CLOSE_GRACE, 9).is_some());
-        assert!(activity.begin(at(1001) + CLOSE_GRACE, 9).is_none());
+        assert!(activity.begin(at(1000) + CLOSE_GRACE, 9).is_ok());
+        let late = activity.begin(at(1001) + CLOSE_GRACE, 9);
+        assert_eq!(late.err(), Some(NotBegun::Closing));
     }
 
     #[test]
@@ -339,7 +496,8 @@ mod tests {
     #[tokio::test]
     async fn closing_connection_is_cut_although_its_client_has_not_taken_an_answer() {
         let activity = Arc::new(Activity::new(Instant::now() - Duration::from_secs(1)));
-        let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO);
+        activity.authorized();
+        let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO, false);
         let _others = Busy::new(&activity);
         let now = Instant::now();
         activity.closes(now);
@@ -356,10 +514,10 @@ mod tests {
         let now = Instant::now();
         let activity = Arc::new(Activity::new(now));
         activity.authorized();
-        let small = activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES - 1]), IDLE);
+        let small = activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES - 1]), IDLE, false);
         assert!(!activity.is_busy());
         drop(small);
-        let answer = activity.sending(Bytes::from(vec![7; 1 << 20]), IDLE);
+        let answer = activity.sending(Bytes::from(vec![7; 1 << 20]), IDLE, false);
         assert!(activity.is_busy());
         let _others = Busy::new(&activity);
         let later = now + Duration::from_secs(3600);
@@ -377,7 +535,7 @@ mod tests {
     #[tokio::test]
     async fn each_large_answer_is_watched_until_it_is_taken() {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let large = || activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES]), IDLE);
+        let large = || activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES]), IDLE, false);
         let (first, second, third) = (large(), large(), large());
         assert_eq!(activity.unsent().until.len(), 3);
         drop(second);

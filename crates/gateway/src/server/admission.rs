@@ -80,16 +80,47 @@ impl Admission {
     /// Connections without a valid token and without a request in progress are evicted first, from
     /// the origin that has most of them, oldest first. When no such connection is left, an idle
     /// connection is evicted from the origin with the most connections, provided that it has more
-    /// than the newcomer's origin; the least recently used connection goes first.
+    /// than the newcomer's origin; the least recently used connection goes first. When none is idle,
+    /// one connection with nothing but streams is evicted, of the token that has most of all
+    /// connections: its client opens the streams again, and those of others are not kept out for as
+    /// long as it likes. One at a time, since clients come back at once.
     pub(super) fn make_room(&mut self, newcomers: &[Origin]) -> u64 {
         // An evicted connection that began a request at the last moment makes no room soon.
-        let leaving = self.leaving.values().filter(|activity| !activity.is_busy()).count();
+        let leaving = self.leaving.values().filter(|activity| !activity.is_at_work()).count();
         let Some((served, unserved)) = newcomers.split_at_checked(leaving) else { return 0 };
         let mut evicted = self.evict_strangers(unserved.len());
         if evicted < unserved.len() {
             evicted += self.evict_idle(served, unserved.split_at(evicted));
         }
+        if evicted == 0 && !unserved.is_empty() {
+            evicted += usize::from(self.evict_streams());
+        }
         evicted as u64
+    }
+
+    /// Evicts the connection of the token with most connections that is the longest without a new
+    /// request, of those with streams alone. Not unless the token has most of all connections.
+    fn evict_streams(&mut self) -> bool {
+        let mut tokens: HashMap<u64, usize> = HashMap::new();
+        let connections =
+            || self.origins.iter().flat_map(|(origin, open)| open.iter().map(|o| (*origin, o)));
+        for (_, (_, open)) in connections() {
+            if let Some(holder) = open.activity.holder() {
+                *tokens.entry(holder).or_default() += 1;
+            }
+        }
+        let all = connections().count();
+        let Some((most, _)) = tokens.into_iter().find(|(_, count)| *count > all / 2) else {
+            return false;
+        };
+        let of_most = connections().filter(|(_, (_, open))| {
+            let activity = &open.activity;
+            activity.holder() == Some(most) && activity.has_requests() && !activity.is_at_work()
+        });
+        let found = of_most.min_by_key(|(_, (id, open))| (open.activity.last_used(), **id));
+        let Some((origin, id)) = found.map(|(origin, (id, _))| (origin, *id)) else { return false };
+        self.evict(origin, id);
+        true
     }
 
     fn evict_strangers(&mut self, wanted: usize) -> usize {
@@ -101,7 +132,7 @@ impl Admission {
             let strangers =
                 connections.iter().rev().filter(|(_, open)| !open.activity.is_authorized());
             let strangers =
-                strangers.filter(|(_, open)| !open.activity.is_busy()).map(|(id, _)| *id);
+                strangers.filter(|(_, open)| !open.activity.has_requests()).map(|(id, _)| *id);
             // The oldest connection is last.
             let strangers: Vec<u64> = strangers.collect();
             if let Some(oldest) = strangers.last() {
@@ -315,6 +346,38 @@ mod tests {
         assert!(evict.is_cancelled());
         admission.left(ticket);
         assert!(admission.origins.is_empty() && admission.leaving.is_empty());
+    }
+
+    #[test]
+    fn token_that_has_most_connections_for_streams_makes_room_and_no_other() {
+        let mut admission = Admission::default();
+        let connections: Vec<_> = (0..5).map(|_| admit(&mut admission, origin(1))).collect();
+        let streams: Vec<_> =
+            connections.iter().map(|(_, activity, _)| Busy::new(activity).streams()).collect();
+        for (number, (_, activity, _)) in connections.iter().enumerate() {
+            activity.carried(if number < 2 { 7 } else { 8 });
+        }
+        // The second connection of the token has a request, too; the third is the longest without a
+        // new one then.
+        let request = Busy::new(&connections[2].1);
+        assert_eq!(admission.make_room(&[origin(1), origin(2)]), 1);
+        assert_eq!(evicted(&connections), [false, false, false, true, false]);
+        assert_eq!(admission.make_room(&[origin(1)]), 0, "one is about to end");
+        admission.left(connections[3].0);
+        // Two of each: no token has most.
+        assert_eq!(admission.make_room(&[origin(2)]), 0);
+        drop((request, streams));
+    }
+
+    #[test]
+    fn stranger_makes_room_although_it_has_not_taken_an_answer() {
+        let mut admission = Admission::default();
+        let (_, activity, evict) = admit(&mut admission, origin(1));
+        let answer = activity.sending(b"no"[..].into(), std::time::Duration::from_secs(120), true);
+        assert!(activity.is_busy());
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
+        assert!(evict.is_cancelled());
+        drop(answer);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The body of an answer on its way to its client, under the rules for slow clients.
 //!
-//! Whole answers are as hyper takes them: no box, no allocation. A streaming answer keeps its
+//! Whole answers are as hyper takes them, without a box. A streaming answer keeps its
 //! connection busy, so that a quiet stream is not idle; but each frame must be taken in time. A frame
 //! counts as taken when the connection asks for the next one, which it does when its buffers have room
 //! again. When the connection closes, its streams end between two frames, and their clients open them
@@ -38,15 +38,19 @@ pub(super) struct Stream {
 }
 
 impl Sending {
-    /// `busy`: the request of a streaming answer; a whole answer needs none.
+    /// `busy`: the request of a streaming answer; a whole answer needs none. `is_multiplexed`: over
+    /// HTTP/2.
     pub(super) fn new(
         body: AnswerBody,
         busy: Option<Busy>,
         activity: &Arc<Activity>,
         idle: Duration,
+        is_multiplexed: bool,
     ) -> Self {
         match body {
-            AnswerBody::Whole(bytes) => Self::Whole(Full::new(activity.sending(bytes, idle))),
+            AnswerBody::Whole(bytes) => {
+                Self::Whole(Full::new(activity.sending(bytes, idle, is_multiplexed)))
+            }
             AnswerBody::Frames(frames) => Self::Frames(Box::new(Stream {
                 frames,
                 activity: Arc::clone(activity),
@@ -54,7 +58,7 @@ impl Sending {
                 end: Box::pin(activity.streams_end()),
                 // Until the first frame is asked for, the head is.
                 untaken: Some(activity.untaken(0, idle)),
-                _busy: busy,
+                _busy: busy.map(Busy::streams),
             })),
         }
     }

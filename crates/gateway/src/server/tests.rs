@@ -50,6 +50,10 @@ impl Handle for Streaming {
     fn options(&self) -> &Options {
         &self.options
     }
+
+    fn caller(&self, _: &HeaderMap) -> Caller {
+        Caller::Known(1)
+    }
 }
 
 /// A connection whose client has asked for the stream.

@@ -307,3 +307,61 @@ async fn bytes_that_are_not_http_end_only_their_connection() {
     read_to_end(&mut stream).await;
     assert_eq!(server.http2().await.read(&all()).await.unwrap().status, 200);
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The client takes no bytes of any answer, and says so.
+#[tokio::test]
+async fn stranger_that_takes_no_answers_loses_its_connection_after_a_few_requests() {
+    let patient = Duration::from_secs(600);
+    let server =
+        Server::with(Options { first_request_timeout: patient, ..Options::default() }).await;
+    let mut stream = server.connect().await;
+    let no_window = [0, 4, 0, 0, 0, 0];
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(4, 0, 0, &no_window)];
+    stream.write_all(&begin.concat()).await.unwrap();
+    // GET, http, the path, the authority.
+    let path = b"/.meridian/v1/deno.js";
+    let head = [b"\x82\x86\x04".as_slice(), &[21], path, b"\x01\x01x"].concat();
+    for number in 0..15 {
+        stream.write_all(&frame(1, 5, 2 * number + 1, &head)).await.unwrap();
+    }
+    // All of them are answered as far as can be.
+    let mut answered = 0;
+    let mut read = Vec::new();
+    let heads = async {
+        while answered < 15 {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "closed after {answered}");
+            while read.len() >= 9 {
+                let length =
+                    usize::from(read[0]) << 16 | usize::from(read[1]) << 8 | usize::from(read[2]);
+                if read.len() < 9 + length {
+                    break;
+                }
+                answered += u32::from(read[3] == 1);
+                read.drain(..9 + length);
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heads).await.expect("answers");
+    for number in 15..20 {
+        drop(stream.write_all(&frame(1, 5, 2 * number + 1, &head)).await);
+    }
+    read_to_end(&mut stream).await;
+}
+
+#[tokio::test]
+async fn client_with_a_token_may_send_thousands_of_requests_before_the_first_answer() {
+    let server = Server::start().await;
+    let client = server.http2().await;
+    let answers = (0..3000).map(|_| {
+        let mut client = client.again();
+        async move { client.read(&all()).await.unwrap().status }
+    });
+    let statuses = futures::future::join_all(answers).await;
+    assert!(statuses.iter().all(|status| *status == 200));
+}
