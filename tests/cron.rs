@@ -209,6 +209,21 @@ async fn gateway_serves_crons_on_loopback_alone_and_to_programs_alone() {
             assert!(client.get(stolen).await.unwrap().is_none());
         }
     }
+    // Each such schedule is searched for through fifty years, and no more than a hundred of them.
+    let never = "{\"name\":\"never\",\"schedule\":\"0 0 30 2 *\"},".repeat(1000);
+    let line = format!("{{\"kind\":\"register\",\"crons\":[{}]}}\n", never.trim_end_matches(','));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(line.as_bytes()).await.unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    let mut refused = 0;
+    let closed = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            assert!(line.contains("no day"), "{line}");
+            refused += 1;
+        }
+    };
+    tokio::time::timeout(DEADLINE, closed).await.expect("it is closed");
+    assert!(refused <= 100, "{refused}");
     gateway.signal(Signal::TERM);
     assert!(gateway.ended().await.success());
     cluster.assert_all_run();

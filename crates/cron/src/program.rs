@@ -27,6 +27,9 @@ const MAX_BACKOFFS: usize = 10;
 const MAX_BACKOFF_MS: u32 = 3_600_000;
 /// Lines that a program has not taken yet. Each cron has one at most.
 const MAX_LINES: usize = 2 * MAX_CRONS;
+/// A program that registers more crons than this in vain is let go: each may cost a search through
+/// fifty years.
+const MAX_REFUSED: usize = MAX_CRONS;
 /// Of a text of a program, in a line to it.
 const MAX_ECHO: usize = 100;
 /// A program that does not take a line for so long is taken to read nothing.
@@ -48,6 +51,8 @@ enum Closed {
     Long,
     #[error("it does not read what it is told")]
     Deaf,
+    #[error("{MAX_REFUSED} of its crons were refused")]
+    Refused,
 }
 
 /// The words of a program for a cron of it.
@@ -70,6 +75,8 @@ struct Program {
     rows: Rows,
     lines: mpsc::Sender<String>,
     crons: HashMap<String, Handle>,
+    /// Crons that were not taken.
+    refused: usize,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -79,7 +86,8 @@ pub(crate) async fn serve(stream: Stream, rows: Rows, stop: CancellationToken) {
     let codec = LinesCodec::new_with_max_length(MAX_BYTES);
     let (mut to, mut from) = Framed::new(stream, codec).split();
     let (lines, mut taken) = mpsc::channel::<String>(MAX_LINES);
-    let mut program = Program { rows, lines, crons: HashMap::new(), tasks: JoinSet::new(), stop };
+    let (crons, tasks) = (HashMap::new(), JoinSet::new());
+    let mut program = Program { rows, lines, crons, refused: 0, tasks, stop };
     match program.serve(&mut to, &mut from, &mut taken).await {
         Ok(Gone) => {
             // Each task hears that its program is gone.
@@ -110,7 +118,7 @@ impl Program {
             tokio::select! {
                 () = stop.cancelled(), if self.tasks.is_empty() => {}
                 line = from.next() => match line {
-                    Some(Ok(line)) => self.take(&line)?,
+                    Some(Ok(line)) => self.take(&line).await?,
                     Some(Err(LinesCodecError::MaxLineLengthExceeded)) => return Err(Closed::Long),
                     Some(Err(LinesCodecError::Io(_))) | None => return Ok(Gone),
                 },
@@ -126,7 +134,8 @@ impl Program {
         }
     }
 
-    fn take(&mut self, line: &str) -> Result<(), serde_json::Error> {
+    /// Leaves turns to others between any two crons.
+    async fn take(&mut self, line: &str) -> Result<(), Closed> {
         match serde_json::from_str(line)? {
             FromProgram::Register { crons } => {
                 for registration in crons {
@@ -136,7 +145,12 @@ impl Program {
                         tracing::warn!(reason, "a cron is refused");
                         let line = ToProgram::RejectNewCrons { reason: &reason }.line();
                         drop(self.lines.try_send(line));
+                        self.refused += 1;
+                        if self.refused >= MAX_REFUSED {
+                            return Err(Closed::Refused);
+                        }
                     }
+                    tokio::task::yield_now().await;
                 }
             }
             FromProgram::Result { name, success } => {
