@@ -9,6 +9,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod epochs;
 mod follower;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Behind nothing.
 pub(crate) const START: &str = "00000000000000000000";
 
-fn options(topology: &'static [usize]) -> ClusterOptions {
+pub(crate) fn options(topology: &'static [usize]) -> ClusterOptions {
     ClusterOptions { topology, log_retention_mb: None, max_memory_mb: None }
 }
 
@@ -67,7 +68,7 @@ async fn all_from(
 }
 
 /// Waits until all nodes have what the shard's leader has.
-async fn level(cluster: &Cluster, nodes: &[NodeId]) {
+pub(crate) async fn level(cluster: &Cluster, nodes: &[NodeId]) {
     poll::until("the copies are level", DEADLINE, async || {
         let leader = cluster.leader(1).await;
         let leads = cluster.shard_status(leader, 1).await.map_err(|status| status.to_string())?;
@@ -83,7 +84,7 @@ async fn level(cluster: &Cluster, nodes: &[NodeId]) {
 }
 
 /// Every number is told, in order, whole, and what was sent twice at most twice.
-fn is_whole(follower: &Follower, last: u64) {
+pub(crate) fn is_whole(follower: &Follower, last: u64) {
     let told = follower.values(b"a");
     assert_eq!(told, follower.values(b"b"), "of the same transactions");
     assert!(follower.told.iter().all(|(_, changes)| changes.len() <= 2));

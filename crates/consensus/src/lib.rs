@@ -60,5 +60,8 @@ pub use group::{
 };
 pub use log_cache::LogCache;
 pub use network::{Peers, StateTransfer, Transfer};
-pub use orphans::{forget_group, has_log, is_in_use, leave_group, log_batches_beyond};
+pub use orphans::{
+    VisitPieces, applied_batches_back, forget_group, has_log, is_in_use, leave_group,
+    log_batches_beyond,
+};
 pub use service::RaftService;

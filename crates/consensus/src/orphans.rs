@@ -1,12 +1,13 @@
 //! The log of a group that is not open any more: its batches beyond the base of a later epoch are
-//! read out, and then it is deleted.
+//! read out, and those that the state has, and then it is deleted.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_proto::log;
 use meridian_storage::{
-    Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError,
+    Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, StoredBatch,
 };
 use openraft::EntryPayload;
 
@@ -17,6 +18,10 @@ use crate::{membership, wire};
 
 /// The bytes of log entries that are held in memory at a time, about.
 const READ_BYTES: usize = 2 << 20;
+
+/// Called with one piece of a log after another, until it breaks.
+pub type VisitPieces<'a> =
+    &'a mut dyn FnMut(&[StoredBatch]) -> Result<ControlFlow<()>, StorageError>;
 
 /// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in
 /// order: its sequence, the id of its entry, its stored bytes, and whether this node knows that it
@@ -63,6 +68,46 @@ pub fn log_batches_beyond(
         }
     }
     Ok(())
+}
+
+/// Calls `visit` with the batches of a stopped group's log that this node's state has, from the newest
+/// on: in pieces of about `max_bytes`, which ascend each, until it breaks.
+///
+/// There are none where the state is not a part of the group, or where the log does not have the
+/// entry that the state ends with, and so may never have had what was committed before it.
+pub fn applied_batches_back(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    max_bytes: usize,
+    visit: VisitPieces<'_>,
+) -> Result<(), StorageError> {
+    let mut newest = ShardState::read_applied(&**engine, group.shard)?.position.sequence;
+    let Some(last) = applied(engine, group)? else { return Ok(()) };
+    let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
+    let Some(bytes) = log.get(last.index)? else { return Ok(()) };
+    if LogStore::decode(group, last.index, bytes)?.log_id != last {
+        return Ok(());
+    }
+    let mut end = last.index + 1;
+    loop {
+        let records = log.read_back(0..end, max_bytes)?;
+        let Some((first, _)) = records.first() else { return Ok(()) };
+        end = *first;
+        let mut batches = Vec::new();
+        for (index, bytes) in records {
+            let entry = LogStore::decode(group, index, bytes)?;
+            let sequence = sequence_of(group, &entry)?;
+            if let (Some(sequence), EntryPayload::Normal(batch)) = (sequence, entry.payload) {
+                batches.push(StoredBatch { sequence, bytes: batch.bytes });
+            }
+        }
+        let Some(first) = batches.first().map(|first| first.sequence) else { continue };
+        let follow = batches.iter().map(|batch| batch.sequence).eq(first..newest + 1);
+        if !follow || visit(&batches)?.is_break() {
+            return Ok(());
+        }
+        newest = first.saturating_sub(1);
+    }
 }
 
 fn committed_index(engine: &Arc<dyn Engine>, log: &GroupLog) -> Result<Option<u64>, StorageError> {

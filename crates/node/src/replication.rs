@@ -3,6 +3,7 @@
 //! Absent on purpose: the roles of a shard (`shard`), which use this, and the rules of shipping
 //! (`meridian-shipping`).
 
+pub(crate) mod carry_over;
 pub(crate) mod catch_up;
 pub(crate) mod comparison;
 pub(crate) mod compression;

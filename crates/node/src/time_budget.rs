@@ -59,6 +59,9 @@ pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DIRECTORY_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a drain may take on this side.
 pub(crate) const ORDER_ANSWER_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long a node whose part in a group has ended carries the group's log over, before it takes its
+/// next part. Until then it serves nothing of the shard, and its region's copy does not go on.
+pub(crate) const CARRY_OVER: Duration = Duration::from_secs(1);
 
 const _: () = {
     // The controller counts a pull as under way for as long as it may be.
@@ -72,6 +75,8 @@ const _: () = {
     // A leader that drains answers while its seal is waited for.
     assert!(ms(DRAIN_TIMEOUT) < ms(ControllerConfig::DEFAULT.seal_timeout));
     assert!(ms(ControllerConfig::DEFAULT.seal_timeout) < ms(DIRECTORY_CALL_TIMEOUT));
+    // A founder that voted in the epoch before has time left to reach the base.
+    assert!(ms(CARRY_OVER) + 2 * ms(ORDER_TIMEOUT) < ms(ControllerConfig::DEFAULT.forming_after));
 };
 
 // Announcements of nodes.

@@ -60,10 +60,33 @@ impl GroupLog {
         range: Range<u64>,
         max_bytes: usize,
     ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        self.read_from(range, false, max_bytes)
+    }
+
+    /// As [`GroupLog::read`], of the end of the range.
+    ///
+    /// # Errors
+    /// Corruption, naming the record.
+    pub fn read_back(
+        &self,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        let mut records = self.read_from(range, true, max_bytes)?;
+        records.reverse();
+        Ok(records)
+    }
+
+    fn read_from(
+        &self,
+        range: Range<u64>,
+        reverse: bool,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
         let mut records = Vec::new();
         let mut bytes = 0;
         let (start, end) = (self.key(range.start), self.key(range.end));
-        self.scan(&start, &end, false, |number, record| {
+        self.scan(&start, &end, reverse, |number, record| {
             bytes += record.len();
             if bytes > max_bytes && !records.is_empty() {
                 return ControlFlow::Break(());
@@ -284,5 +307,11 @@ mod tests {
         // Of 104 bytes each, with their checksums.
         assert_eq!(log.read(1..9, 207).unwrap().len(), 1);
         assert_eq!(log.read(1..9, 208).unwrap().len(), 2);
+        let numbers = |range, max_bytes| {
+            let records = log.read_back(range, max_bytes).unwrap();
+            records.into_iter().map(|(number, _)| number).collect::<Vec<_>>()
+        };
+        assert_eq!((numbers(1..9, 0), numbers(1..9, 208)), (vec![2], vec![1, 2]));
+        assert_eq!((numbers(1..2, 208), numbers(3..9, 208)), (vec![1], vec![]));
     }
 }

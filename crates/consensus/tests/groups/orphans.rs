@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use meridian_consensus::{Formed, RaftGroup, forget_group, log_batches_beyond};
+use std::ops::ControlFlow;
+
+use meridian_consensus::{
+    Formed, RaftGroup, applied_batches_back, forget_group, log_batches_beyond,
+};
 use meridian_storage::{Engine, RaftApplied, StorageError};
 
 use crate::support::{Node, at, equal, group, set, until, write};
@@ -18,6 +22,23 @@ fn beyond(node: &Node, after: u64) -> Vec<(u64, bool)> {
     })
     .unwrap();
     found
+}
+
+/// The sequences of each piece of what the state has, until one of them is `last`.
+fn back(node: &Node, max_bytes: usize, last: u64) -> Vec<Vec<u64>> {
+    let engine: Arc<dyn Engine> = node.engine.clone();
+    let mut pieces = Vec::new();
+    applied_batches_back(&engine, group(1), max_bytes, &mut |piece| {
+        for batch in piece {
+            let position = meridian_proto::batch_header(&batch.bytes).unwrap().0;
+            assert_eq!(position, at(1, batch.sequence));
+        }
+        pieces.push(piece.iter().map(|batch| batch.sequence).collect::<Vec<_>>());
+        let is_last = piece.iter().any(|batch| batch.sequence == last);
+        Ok(if is_last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })
+    .unwrap();
+    pieces
 }
 
 #[tokio::test]
@@ -45,8 +66,17 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     assert_eq!(beyond(node, 5), [(6, false)]);
     assert_eq!(beyond(node, 6), []);
     assert_eq!(beyond(node, 0).len(), 6);
+    assert_eq!(back(node, 1 << 20, 0), [[1, 2, 3, 4, 5]]);
+    assert_eq!(back(node, 0, 0), [[5], [4], [3], [2], [1]]);
+    assert_eq!(back(node, 0, 4), [[5], [4]]);
+    // The state has another entry there than the log, which may hold anything before it then.
+    let raft = node.state.applied().raft;
+    let log_id = raft.log_id.map(|log_id| meridian_proto::log::LogId { term: 99, ..log_id });
+    node.state.apply(&[], RaftApplied { log_id, ..raft }).unwrap();
+    assert_eq!(back(node, 0, 0), Vec::<Vec<u64>>::new());
     // Not from the state, which another epoch may have taken over, but from what was marked.
     node.state.apply(&[], RaftApplied::default()).unwrap();
+    assert_eq!(back(node, 0, 0), Vec::<Vec<u64>>::new());
     assert_eq!(beyond(node, 4), [(5, true), (6, false)]);
     let engine: Arc<dyn Engine> = node.engine.clone();
     let enough = |_: u64, _, _, _| Err(StorageError::cancelled("enough"));

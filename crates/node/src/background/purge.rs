@@ -9,7 +9,7 @@ use meridian_types::ShardId;
 use crate::background::change_retention::ChangeRetention;
 use crate::background::parts::{DutyParts, GrowingLogs};
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
-use crate::host::disk::{MIN_FREE_BYTES, free_bytes};
+use crate::host::disk::{COPY_FREE_BYTES, free_bytes};
 use crate::replication::progress::{Followers, KEEP_BATCHES};
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::shard::local::LocalShard;
@@ -17,9 +17,6 @@ use crate::shard::table::ShardTable;
 
 /// Batches that are not worth a purge.
 pub(crate) const PURGE_AT_LEAST: u64 = 1000;
-/// Logs are kept for copies that take long only while so much disk is free: beyond, a copy may have
-/// to begin anew.
-const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 /// As [`KEEP_BATCHES`], for the directory's own group, each of whose batches holds the whole cluster.
 pub(crate) const DIRECTORY_KEEP_BATCHES: u64 = 100;
 

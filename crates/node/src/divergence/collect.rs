@@ -15,6 +15,7 @@ use meridian_storage::{
 use meridian_types::{Epoch, EpochHistory, Position, ShardId};
 
 use crate::divergence::orphan_files::OrphanWriter;
+use crate::replication::carry_over::{CarryLimits, carry_over};
 
 const READ_BYTES: usize = 4 << 20;
 
@@ -45,12 +46,14 @@ pub(crate) fn keep_shipped(
 }
 
 /// Keeps what the logs of groups of earlier epochs hold beyond where the shard's history left
-/// theirs, and deletes those logs. May be called again after a crash at any point.
+/// theirs, carries over what lies before that, and deletes those logs. May be called again after a
+/// crash at any point.
 pub(crate) fn examine_old_groups(
     state: &ShardState,
     high_water: &HighWater,
     data_dir: &Path,
     history: &EpochHistory,
+    limits: &CarryLimits<'_>,
 ) -> Result<(), StorageError> {
     let (engine, shard) = (state.engine(), state.shard());
     for (old, _) in history.bases() {
@@ -79,6 +82,10 @@ pub(crate) fn examine_old_groups(
         let batches = keeper.finish()?;
         if batches > 0 {
             tracing::warn!(%group, %lowest, batches, "kept what this node's log held and the shard's history lost");
+        }
+        // A state beyond the base is replaced as a whole, and its log with it.
+        if applied.position.sequence <= lowest.sequence {
+            carry_over(state, &shipped, group, limits)?;
         }
         forget_group(engine, group, Some(high_water))?;
     }

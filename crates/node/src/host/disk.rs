@@ -13,6 +13,8 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 /// on so many voters that the others are no majority, and writes are refused while reads, and
 /// writes that only delete, go on.
 pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
+/// Less than this, and no log is kept for copies that take long, nor for change feeds.
+pub(crate) const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 /// Less than this, and a leader takes no write any more.
 const EXHAUSTED_BYTES: u64 = 96 << 20;
 /// Less than this, and what other nodes send is not appended either: a write that finds no room

@@ -16,12 +16,15 @@ use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
+use crate::replication::carry_over::CarryLimits;
 use crate::shard::table::ShardTable;
 
 /// The parts that a node's shards are opened with.
 pub(crate) struct PlacementParts {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,
+    /// Of each shard's log, for change feeds.
+    pub(crate) change_retention_bytes: u64,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) syncer: Arc<Syncer>,
     pub(crate) high_water: Arc<HighWater>,
@@ -42,4 +45,10 @@ pub(crate) struct PlacementParts {
     /// The epoch of each shard up to which the logs of groups before were examined.
     pub(crate) examined: Mutex<HashMap<ShardId, Epoch>>,
     pub(crate) stop: CancellationToken,
+}
+
+impl PlacementParts {
+    pub(crate) fn carry_limits(&self) -> CarryLimits<'_> {
+        CarryLimits::new(self.change_retention_bytes, &self.data_dir)
+    }
 }

@@ -20,6 +20,7 @@ use crate::divergence::collect;
 use crate::placement::member::{VoteAuthority, run_member};
 use crate::placement::parts::PlacementParts;
 use crate::placement::seals;
+use crate::replication::carry_over::carry_over;
 use crate::replication::catch_up::{self, Surroundings, Target};
 use crate::replication::progress::Followers;
 use crate::shard::local::LocalShard;
@@ -229,8 +230,13 @@ impl Reconciler {
         self.parts.raft.unregister(group);
         voter.retire().await;
         if goes_on {
-            let parts = Arc::clone(&self.parts);
-            blocking(move || leave_group(&parts.engine, group, Some(&parts.high_water))).await?;
+            let reconciler = self.clone();
+            blocking(move || {
+                let Self { parts, state, log, .. } = &reconciler;
+                carry_over(state, log, group, &parts.carry_limits())?;
+                leave_group(&parts.engine, group, Some(&parts.high_water))
+            })
+            .await?;
         }
         Ok(())
     }
@@ -239,7 +245,8 @@ impl Reconciler {
         let (reconciler, past) = (self.clone(), history.clone());
         let seal = blocking(move || {
             let Self { parts, shard, state, .. } = &reconciler;
-            collect::examine_old_groups(state, &parts.high_water, &parts.data_dir, &past)?;
+            let (marks, limits) = (&parts.high_water, parts.carry_limits());
+            collect::examine_old_groups(state, marks, &parts.data_dir, &past, &limits)?;
             seals::of(&parts.engine, *shard, past.epoch())
         });
         let seal = seal.await?;

@@ -15,6 +15,8 @@ use super::*;
 use crate::divergence::orphan_files;
 use crate::divergence::orphan_files::tests::{SHARD, batch_at, report};
 
+mod carrying;
+
 fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
@@ -36,7 +38,7 @@ impl Node {
         Self::on(Arc::new(MemoryEngine::default()))
     }
 
-    fn on(engine: Arc<MemoryEngine>) -> Self {
+    fn on(engine: Arc<impl Engine>) -> Self {
         let engine: Arc<dyn Engine> = engine;
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
         let log = ShippedLog::open(&engine, SHARD).unwrap();
@@ -94,8 +96,12 @@ impl Node {
 
     /// As the keeper does, before it follows or votes in the newest epoch.
     fn settle(&self, history: &EpochHistory) {
+        self.settle_within(history, &CarryLimits::new(1 << 30, self.folder.path()));
+    }
+
+    fn settle_within(&self, history: &EpochHistory, limits: &CarryLimits<'_>) {
         let marks = HighWater::open(self.folder.path().join("high-water")).unwrap();
-        examine_old_groups(&self.state, &marks, self.folder.path(), history).unwrap();
+        examine_old_groups(&self.state, &marks, self.folder.path(), history, limits).unwrap();
         keep_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
     }
 

@@ -36,6 +36,7 @@ use crate::write::proposer::AdmissionPolicy;
 
 mod failing_disk;
 mod founding;
+mod logs;
 mod seals;
 
 const SHARD: ShardId = ShardId(1);
@@ -64,6 +65,7 @@ fn parts(
     let parts = PlacementParts {
         node_id,
         data_dir: folder.to_owned(),
+        change_retention_bytes: 64 << 20,
         engine: Arc::clone(&engine),
         syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
         high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),

@@ -243,6 +243,7 @@ impl Floors {
         Arc::new(PlacementParts {
             node_id: config.node_id,
             data_dir: config.data_dir.clone(),
+            change_retention_bytes: config.storage.change_retention_mb << 20,
             engine: Arc::clone(&self.engine),
             syncer: Arc::clone(&self.syncer),
             high_water: Arc::clone(&self.high_water),
