@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Node};
 use crate::database::{Database, FailoverMode, Rpo};
+use crate::refused::{Refused, ensure};
 use crate::report::FailoverReport;
 use crate::shard::{Plan, Shard};
 use crate::token::Token;
+use crate::webhook::WebhookSettings;
 
 mod databases;
 mod names;
@@ -142,6 +144,22 @@ pub enum Change {
         #[serde(default)]
         queue_paused: Option<bool>,
     },
+    /// Sets the webhook of a queue, or what is said of it. The directory's leader of a version
+    /// without webhooks knows no such change, and refuses it.
+    SetWebhook {
+        id: DatabaseId,
+        queue: String,
+        settings: WebhookSettings,
+    },
+    /// The next key of a webhook becomes the current one.
+    RotateWebhookKey {
+        id: DatabaseId,
+        queue: String,
+    },
+    RemoveWebhook {
+        id: DatabaseId,
+        queue: String,
+    },
     CreateToken {
         token: Token,
     },
@@ -151,11 +169,21 @@ pub enum Change {
 }
 
 impl Change {
-    /// For logs and people: without the hash of a token, of which a short secret could be guessed,
-    /// and without that by which the directory knows a node.
+    /// For the record of changes: without keys.
+    #[must_use]
+    pub fn without_keys(&self) -> Self {
+        let mut change = self.clone();
+        if let Self::SetWebhook { settings, .. } = &mut change {
+            settings.hide_keys();
+        }
+        change
+    }
+
+    /// For logs and people: also without the hash of a token, of which a short secret could be
+    /// guessed, and without that by which the directory knows a node.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
-        let mut change = self.clone();
+        let mut change = self.without_keys();
         match &mut change {
             Change::CreateToken { token } => token.sha256.clear(),
             Change::RecordIncarnation { incarnation, .. } => incarnation.clear(),
@@ -190,20 +218,11 @@ impl Change {
                 let ids = voters.len() + report.old_voters.len() + former;
                 report.from_region.len() + report.to_region.len() + report.cause.len() + 20 * ids
             }
+            Self::SetWebhook { settings, .. } => settings.url.as_ref().map_or(0, String::len),
             _ => 0,
         };
         FIXED + text
     }
-}
-
-/// Why a change cannot be made: for the operator.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(pub String);
-
-/// `Ok` where a condition holds, else what the operator is told.
-fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Refused> {
-    if holds { Ok(()) } else { Err(Refused(otherwise())) }
 }
 
 impl Cluster {
@@ -307,6 +326,9 @@ impl Cluster {
                 let region = primary_region.as_deref();
                 self.set_database(*id, *failover, *rpo, region, *v8_format, *queue_paused)
             }
+            Change::SetWebhook { id, queue, settings } => self.set_webhook(*id, queue, settings),
+            Change::RotateWebhookKey { id, queue } => self.rotate_webhook_key(*id, queue),
+            Change::RemoveWebhook { id, queue } => self.remove_webhook(*id, queue),
             Change::CreateToken { token } => self.create_token(token),
             Change::RevokeToken { id } => self.revoke_token(*id),
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::database::{Database, Deletion, FailoverMode};
 use crate::shard::Shard;
 use crate::token::Token;
+use crate::webhook::Webhook;
 
 /// The state of the directory. Stored and sent as JSON: it is small, changes seldom, and people
 /// read it. Fields are only ever added, with a default.
@@ -99,13 +100,15 @@ impl Cluster {
         cluster
     }
 
-    /// For people: also without the hashes of tokens, of which a short secret could be guessed.
-    /// That of `known`, which the caller has sent itself, stays.
+    /// For people: also without the keys of webhooks, and without the hashes of tokens, of which a
+    /// short secret could be guessed. That of `known`, which the caller has sent itself, stays.
     #[must_use]
     pub fn without_secrets(&self, known: Option<&str>) -> Self {
         let mut cluster = self.without_incarnations();
         let hashes = cluster.tokens.values_mut().map(|token| &mut token.sha256);
         hashes.filter(|hash| Some(hash.as_str()) != known).for_each(String::clear);
+        let webhooks = cluster.databases.values_mut().flat_map(|database| &mut database.webhooks);
+        webhooks.for_each(Webhook::hide_keys);
         cluster
     }
 

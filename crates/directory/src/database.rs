@@ -3,6 +3,8 @@
 use meridian_types::{ShardId, V8Format};
 use serde::{Deserialize, Serialize};
 
+use crate::webhook::Webhook;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Database {
     pub name: String,
@@ -18,6 +20,9 @@ pub struct Database {
     /// Its queue hands out no messages.
     #[serde(default)]
     pub queue_paused: bool,
+    /// One a queue at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<Webhook>,
 }
 
 /// A database that is being deleted.

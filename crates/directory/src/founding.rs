@@ -76,6 +76,7 @@ impl Cluster {
                 rpo: Rpo { mode, ..Rpo::default() },
                 v8_format: V8Format::default(),
                 queue_paused: false,
+                webhooks: Vec::new(),
             };
             (id, database)
         };

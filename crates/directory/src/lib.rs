@@ -1,11 +1,12 @@
 //! The state of the cluster and its changes: pure.
 //!
 //! - `cluster`: [`Cluster`], which the directory group replicates, with its parts:
-//! - `shard`, `database`, `token`, `report`: a shard with its phase and epochs; databases, RPO and
-//!   failover modes; access tokens; the account of a failover.
+//! - `shard`, `database`, `webhook`, `token`, `report`: a shard with its phase and epochs; databases,
+//!   RPO and failover modes; where messages are sent to, with the keys for it; access tokens; the
+//!   account of a failover.
 //! - `voters`, `quorum`: which nodes would vote in a shard, and how many of them decide.
 //! - `founding`: the first cluster, of a configuration.
-//! - `change`: [`Change`], the one way from a `Cluster` to the next.
+//! - `change`, `refused`: [`Change`], the one way from a `Cluster` to the next, and why it is closed.
 //! - `testing`: a cluster for the tests of this crate and of those above it.
 //!
 //! Invariants:
@@ -23,17 +24,24 @@ mod cluster;
 mod database;
 mod founding;
 mod quorum;
+mod refused;
 mod report;
 mod shard;
 pub mod testing;
 mod token;
 mod voters;
+mod webhook;
 
-pub use change::{Change, Refused};
+pub use change::Change;
 pub use cluster::{Cluster, Node};
 pub use database::{Database, Deletion, FailoverMode, Rpo, RpoMode};
 pub use founding::Founding;
 pub use quorum::majority;
+pub use refused::Refused;
 pub use report::{FailoverReport, Loss};
 pub use shard::{Phase, Plan, Shard, VoterChange};
 pub use token::{Token, TokenScope};
+pub use webhook::{
+    WEBHOOK_CONCURRENCY, WEBHOOK_KEY_BYTES, WEBHOOK_TIMEOUT_MS, Webhook, WebhookKey,
+    WebhookSettings,
+};

@@ -38,6 +38,7 @@ pub fn database(name: &str, region: &str) -> Database {
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
         queue_paused: false,
+        webhooks: Vec::new(),
     }
 }
 

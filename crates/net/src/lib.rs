@@ -6,6 +6,7 @@
 //! | `listener`, `ports` | [`Listener`]: binding and accepting; advice about ports that outgoing connections take |
 //! | `http` | settings of the HTTP server that clients use |
 //! | `grpc` | settings of the gRPC server and of channels, for nodes and for operators; [`MAX_MESSAGE_BYTES`] |
+//! | `post` | POSTs to servers outside of the cluster, with TLS where the URL says so |
 //! | `admission` | connections of nodes and gateways, within limits for all and for each address |
 //! | `control` | connections that are told from all others by a mark |
 //! | `capacity` | how many files a process may open, and how many connections that leaves room for |
@@ -18,8 +19,8 @@
 //!   of which the gateway decides.
 //!
 //! TLS belongs into this crate alone: into [`Stream`], for what is accepted and dialled, and into
-//! [`grpc`], for channels. Absent on purpose: nodes, clusters and requests. Nothing here knows what
-//! is said over a connection.
+//! [`grpc`], for channels; [`post`] has it. Absent on purpose: nodes, clusters and requests. Nothing
+//! here knows what is said over a connection.
 
 pub mod admission;
 pub mod capacity;
@@ -29,6 +30,7 @@ pub mod http;
 mod listener;
 mod metrics_endpoint;
 mod ports;
+pub mod post;
 mod stream;
 
 pub use grpc::MAX_MESSAGE_BYTES;

@@ -10,6 +10,7 @@
 //! | `background` | what a node does periodically: status, purging, forgetting, gauges |
 //! | `directory_group` | the node's vote in the directory's own group, and its term as its leader |
 //! | `placement` | bringing the node to its part in each shard, and reporting how it stands |
+//! | `webhooks` | messages of the shards that this node leads, sent to the webhooks of their queues |
 //! | `routing` | from a gateway to the node that can answer, with retries and hedges |
 //! | `changes` | changes of a database behind a versionstamp, from the log that this node has |
 //! | `watches` | watched keys: what this node tells of them, as it applies what changes them |
@@ -47,6 +48,7 @@ mod shard;
 mod testing;
 mod time_budget;
 mod watches;
+mod webhooks;
 mod write;
 
 pub use meridian_storage::abort_soon;

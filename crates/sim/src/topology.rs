@@ -52,6 +52,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
         queue_paused: false,
+        webhooks: Vec::new(),
     };
     let mut cluster = Cluster {
         version: 1,

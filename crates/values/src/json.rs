@@ -87,7 +87,7 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// A lone surrogate is escaped.
-fn quoted_units(text: &Text) -> String {
+pub(crate) fn quoted_units(text: &Text) -> String {
     let mut quoted = String::from('"');
     for unit in char::decode_utf16(text.units().iter().copied()) {
         match unit {

@@ -21,6 +21,7 @@
 //! | [`literal`] | values as they are written in a program |
 //! | [`inspect`] | values as `Deno.inspect` shows them |
 //! | [`json`] | values as lines of JSON, as the module `@deno/kv-utils` writes them |
+//! | [`plain`] | values as the JSON that programs of other languages expect |
 //! | [`text`] | strings of UTF-16 |
 //! | `number`, `date` | numbers and dates as JavaScript prints them |
 
@@ -31,6 +32,7 @@ pub mod json;
 pub mod key;
 pub mod literal;
 mod number;
+pub mod plain;
 pub mod text;
 pub mod v8;
 

@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::database::{Database, Deletion, FailoverMode, Rpo};
 use crate::shard::Shard;
 use crate::token::{Token, TokenScope};
+use crate::webhook::{Webhook, WebhookSettings};
 
 const MAX_LABEL_BYTES: usize = 200;
 /// Databases that are being deleted at once at most: each waits for the node that is longest away.
@@ -22,6 +23,10 @@ fn check_rpo(rpo: Rpo) -> Result<(), Refused> {
     })
 }
 
+fn no_webhook() -> Refused {
+    Refused("the queue has no webhook".to_owned())
+}
+
 impl Cluster {
     pub(super) fn create_database(
         &mut self,
@@ -31,6 +36,7 @@ impl Cluster {
     ) -> Result<(), Refused> {
         check_name("database", &database.name, &['~'])?;
         check_rpo(database.rpo)?;
+        ensure(database.webhooks.is_empty(), || "a new database has no webhook".to_owned())?;
         ensure(!self.databases.contains_key(&id), || format!("database {id} exists already"))?;
         ensure(!self.deleting.contains_key(&id), || format!("database {id} is being deleted"))?;
         ensure(self.databases.values().all(|other| other.name != database.name), || {
@@ -113,6 +119,47 @@ impl Cluster {
             region.clone_into(&mut database.primary_region);
         }
         Ok(())
+    }
+
+    pub(super) fn set_webhook(
+        &mut self,
+        id: DatabaseId,
+        queue: &str,
+        settings: &WebhookSettings,
+    ) -> Result<(), Refused> {
+        ensure(queue.is_empty(), || format!("database {id} has no queue called {queue}"))?;
+        let webhooks = self.webhooks(id)?;
+        let place = webhooks.iter().position(|webhook| webhook.queue == queue);
+        let present = place.and_then(|place| webhooks.get(place));
+        let webhook = Webhook::with(present, queue, settings)?;
+        webhooks.retain(|webhook| webhook.queue != queue);
+        webhooks.push(webhook);
+        Ok(())
+    }
+
+    pub(super) fn rotate_webhook_key(
+        &mut self,
+        id: DatabaseId,
+        queue: &str,
+    ) -> Result<(), Refused> {
+        let mut webhooks = self.webhooks(id)?.iter_mut();
+        match webhooks.find(|webhook| webhook.queue == queue) {
+            Some(webhook) => webhook.rotate(),
+            None => Err(no_webhook()),
+        }
+    }
+
+    pub(super) fn remove_webhook(&mut self, id: DatabaseId, queue: &str) -> Result<(), Refused> {
+        let webhooks = self.webhooks(id)?;
+        let before = webhooks.len();
+        webhooks.retain(|webhook| webhook.queue != queue);
+        if webhooks.len() < before { Ok(()) } else { Err(no_webhook()) }
+    }
+
+    fn webhooks(&mut self, id: DatabaseId) -> Result<&mut Vec<Webhook>, Refused> {
+        let database = self.databases.get_mut(&id);
+        let found = database.map(|database| &mut database.webhooks);
+        found.ok_or_else(|| Refused(format!("there is no database {id}")))
     }
 
     pub(super) fn create_token(&mut self, token: &Token) -> Result<(), Refused> {

@@ -9,6 +9,7 @@ use crate::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 mod bounds;
 mod golden;
 mod shards;
+mod webhooks;
 
 fn refused(cluster: &Cluster, change: &Change) -> String {
     cluster.after(change).expect_err("it was to be refused").0

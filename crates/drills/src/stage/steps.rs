@@ -231,6 +231,7 @@ impl Stage<'_> {
                 rpo: Rpo::default(),
                 v8_format: V8Format::default(),
                 queue_paused: false,
+                webhooks: Vec::new(),
             };
             let id = DatabaseId(Uuid::new_v4().into_bytes());
             let change = Change::CreateDatabase { id, database, own_shard: true };

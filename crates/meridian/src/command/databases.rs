@@ -235,6 +235,7 @@ impl Databases {
                     rpo: settings.rpo(Rpo::default()).unwrap_or_default(),
                     v8_format: settings.v8_format().unwrap_or_default(),
                     queue_paused: false,
+                    webhooks: Vec::new(),
                 };
                 let cluster =
                     directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
@@ -243,12 +244,8 @@ impl Databases {
             Command::Set { database, primary_region, settings } => {
                 let view = directory.inspect_leader(0).await?;
                 let id = resolve::database(&view.cluster, &database)?;
-                let before = view
-                    .cluster
-                    .databases
-                    .get(&id)
-                    .map(|database| database.rpo)
-                    .unwrap_or_default();
+                let present = view.cluster.databases.get(&id);
+                let before = present.map(|database| database.rpo).unwrap_or_default();
                 let (failover, rpo) = (settings.failover(), settings.rpo(before));
                 let v8_format = settings.v8_format();
                 let is_some = [
@@ -349,7 +346,7 @@ fn table(databases: &[Listed<'_>]) -> Table {
             change_text::failover(database.failover).to_owned(),
             change_text::rpo(&database.rpo),
             change_text::v8_format(database.v8_format).to_owned(),
-            change_text::queue(database.queue_paused).to_owned(),
+            change_text::queue(database),
         ]);
     }
     table
@@ -394,6 +391,8 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use meridian_directory::{Webhook, WebhookKey};
+
     use super::*;
     use crate::command::operator::samples::view;
 
@@ -453,11 +452,23 @@ mod tests {
         let mut view = view();
         view.cluster.shards.get_mut(&ShardId(2)).unwrap().primary_region = "region-2".to_owned();
         view.cluster.databases.values_mut().last().unwrap().queue_paused = true;
+        let webhook = Webhook {
+            queue: String::new(),
+            url: "https://example.com/".to_owned(),
+            concurrency: 1,
+            timeout_ms: 1000,
+            key: WebhookKey::new(&[7; 32]).unwrap(),
+            next_key: None,
+        };
+        view.cluster.databases.values_mut().last().unwrap().webhooks = vec![webhook];
         let databases = view.cluster.databases.iter();
         let listed: Vec<_> =
             databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
         let text = table(&listed).to_string();
-        assert!(text.contains("portable   runs") && text.contains("portable   paused"), "{text}");
+        assert!(
+            text.contains("portable   runs") && text.contains("portable   paused, webhook"),
+            "{text}"
+        );
         assert!(
             text.contains("default (default)") && text.contains("region-1 (now in region-2)"),
             "{text}"

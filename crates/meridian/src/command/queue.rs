@@ -8,6 +8,7 @@
 //! | `ls`, `count`, `peek` | the commands that read |
 //! | `cancel`, `redrive`, `purge` | the commands that change |
 //! | `pause` | the setting of the directory that keeps a queue from handing out |
+//! | `webhook` | the setting of the directory that has messages sent to a URL |
 
 mod api;
 mod cancel;
@@ -19,6 +20,7 @@ mod purge;
 mod redrive;
 mod show;
 mod walk;
+mod webhook;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -32,8 +34,8 @@ use super::kv::output::{Form, Output};
 /// last delivery failed and that has no keys to be kept under is a dead letter, with a number.
 ///
 /// The access token comes from DENO_KV_ACCESS_TOKEN or --token-file. It must be allowed to read, and
-/// to write for all that changes something. `pause` and `resume` take no token: they ask the nodes of
-/// the cluster, as `meridian databases` does.
+/// to write for all that changes something. `pause`, `resume` and `webhook` take no token: they ask the
+/// nodes of the cluster, as `meridian databases` does.
 #[derive(Args)]
 pub(crate) struct Queue {
     #[command(flatten)]
@@ -57,6 +59,7 @@ enum Command {
     Purge(purge::Purge),
     Pause(pause::Pause),
     Resume(pause::Resume),
+    Webhook(webhook::WebhookCommand),
 }
 
 impl Queue {
@@ -73,6 +76,7 @@ impl Queue {
             Command::Purge(purge) => purge.run(connection, &mut output).await,
             Command::Pause(pause) => pause.run(&mut output).await,
             Command::Resume(resume) => resume.run(&mut output).await,
+            Command::Webhook(webhook) => webhook.run(&mut output).await,
         };
         // Also of a command that fails half-way.
         output.end()?;

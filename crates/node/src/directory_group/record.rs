@@ -27,10 +27,11 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
+    /// Of a change without its keys, which the cluster alone has.
     pub(super) fn new(version: u64, time_ms: u64, mut actor: String, change: Change) -> Self {
         let whole = (0..=MAX_ACTOR_BYTES).rev().find(|&end| actor.is_char_boundary(end));
         actor.truncate(whole.unwrap_or(0));
-        Self { version, time_ms, actor, change }
+        Self { version, time_ms, actor, change: change.without_keys() }
     }
 }
 
@@ -96,7 +97,27 @@ fn record_key(version: u64) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use meridian_directory::{WebhookKey, WebhookSettings};
+    use meridian_types::DatabaseId;
+
     use super::*;
+
+    #[test]
+    fn key_of_a_webhook_is_not_recorded() {
+        let settings = WebhookSettings {
+            url: Some("https://example.com/".to_owned()),
+            key: Some(WebhookKey::new(&[7; 32]).unwrap()),
+            next_key: Some(WebhookKey::new(&[8; 32]).unwrap()),
+            ..WebhookSettings::default()
+        };
+        let (id, queue) = (DatabaseId([1; 16]), String::new());
+        let change = Change::SetWebhook { id, queue, settings };
+        assert!(serde_json::to_string(&change).unwrap().contains("BwcH"));
+        let recorded = Recorded::new(1, 2, "ops".to_owned(), change);
+        let json = serde_json::to_string(&recorded).unwrap();
+        assert!(json.contains("4bb06f8e") && json.contains("example.com"), "{json}");
+        assert!(!json.contains("BwcH") && !json.contains("CAgI"), "{json}");
+    }
 
     #[test]
     fn a_long_name_is_cut_between_characters() {

@@ -79,6 +79,7 @@ impl Node {
         floors.take_part(&placement).await?;
         let refused = floors.follow_the_cluster(placement);
         let router = floors.answer_clients(kv).await;
+        floors.serve_webhooks(&router);
         floors.look_after_it();
         tracing::info!(node = %floors.config.node.name, %kv_address, %rpc_address, "the node serves");
         Ok(Self {

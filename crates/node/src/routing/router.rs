@@ -43,6 +43,7 @@ use crate::time_budget::ATTEMPT_TIMEOUT;
 use health::NodeHealth;
 use leaders::Leaders;
 use listen::Listening;
+pub(crate) use listen::Wish;
 use read::{Here, ReadOperation};
 use refusals::Refusals;
 pub(crate) use watch::RoutedWatch;
@@ -228,7 +229,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
     }
 
     fn listen(self: &Arc<Self>, listen: Listen) -> Listened {
-        Listening::start(self, listen)
+        Listening::start(self, listen, None)
     }
 
     async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {

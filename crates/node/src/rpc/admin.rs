@@ -22,6 +22,7 @@ use crate::shard::local::LocalShard;
 use crate::shard::replica::Replica;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::Voter;
+use crate::webhooks::Standings;
 
 /// How long a handover of leadership may take.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -37,6 +38,7 @@ pub(crate) struct AdminService {
     pub(crate) started: Instant,
     pub(crate) clocks: Clocks,
     pub(crate) disk: Arc<DiskGuard>,
+    pub(crate) webhooks: Arc<Standings>,
 }
 
 impl AdminService {
@@ -94,6 +96,13 @@ impl AdminService {
     }
 }
 
+impl AdminService {
+    fn warnings(&self) -> Vec<String> {
+        let of_node = self.clocks.warning().into_iter().chain(self.disk.warning());
+        of_node.chain(self.webhooks.warnings(wall_ms())).collect()
+    }
+}
+
 /// The oldest batch that is still in a log here; 0: none.
 fn first_kept(shard: &LocalShard) -> u64 {
     let purged = shard.purged().unwrap_or(u64::MAX);
@@ -124,7 +133,7 @@ impl admin_server::Admin for AdminService {
             shards,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            warnings: self.clocks.warning().into_iter().chain(self.disk.warning()).collect(),
+            warnings: self.warnings(),
         }))
     }
 

@@ -95,6 +95,13 @@ fn every_change_survives_being_written_and_read() {
     let to = Some("b".to_owned());
     let token = full().tokens[&1].clone();
     let changes = [
+        Change::SetWebhook {
+            id: DATABASE,
+            queue: String::new(),
+            settings: webhooks::settings("https://example.com/", Some(1), Some(2)),
+        },
+        Change::RotateWebhookKey { id: DATABASE, queue: String::new() },
+        Change::RemoveWebhook { id: DATABASE, queue: String::new() },
         Change::NameCluster { id: "00ff00ff00ff00ff".into() },
         Change::RecordIncarnation { node: NodeId(1), incarnation: "ff".into() },
         Change::Seal {

@@ -2,7 +2,7 @@
 
 use meridian_directory::{
     Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Rpo, RpoMode, Token,
-    TokenScope,
+    TokenScope, WebhookSettings,
 };
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
 
@@ -61,9 +61,16 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         Change::EndDeletion { id } => format!("{} is gone from every node", name_of(cluster, id)),
         Change::SetDatabase { id, failover, rpo, primary_region, v8_format, queue_paused } => {
             let mut settings = settings(*failover, *rpo, primary_region.as_deref(), *v8_format);
-            settings.extend(queue_paused.map(|paused| format!("queue {}", queue(paused))));
+            settings.extend(queue_paused.map(|is_paused| format!("queue {}", paused(is_paused))));
             format!("{} set: {}", name_of(cluster, id), settings.join(", "))
         }
+        Change::SetWebhook { id, settings, .. } => {
+            format!("webhook of {} set: {}", name_of(cluster, id), webhook(settings))
+        }
+        Change::RotateWebhookKey { id, .. } => {
+            format!("webhook of {}: the next key is the current one", name_of(cluster, id))
+        }
+        Change::RemoveWebhook { id, .. } => format!("webhook of {} removed", name_of(cluster, id)),
         Change::CreateToken { token } => token_created(cluster, token),
         Change::RevokeToken { id } => format!("token {id} revoked"),
     }
@@ -120,6 +127,18 @@ fn settings(
     settings.into_iter().flatten().collect()
 }
 
+fn webhook(settings: &WebhookSettings) -> String {
+    let WebhookSettings { url, concurrency, timeout_ms, key, next_key } = settings;
+    let settings = [
+        url.clone(),
+        concurrency.map(|concurrency| format!("{concurrency} requests at a time")),
+        timeout_ms.map(|timeout_ms| format!("{} each", format::duration(timeout_ms))),
+        key.as_ref().map(|key| format!("key {}", key.fingerprint())),
+        next_key.as_ref().map(|key| format!("next key {}", key.fingerprint())),
+    ];
+    settings.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn token_created(cluster: &Cluster, token: &Token) -> String {
     let scope = match &token.scope {
         TokenScope::All => "all databases".to_owned(),
@@ -164,8 +183,14 @@ pub(crate) fn v8_format(format: V8Format) -> &'static str {
     }
 }
 
-pub(crate) fn queue(paused: bool) -> &'static str {
-    if paused { "paused" } else { "runs" }
+fn paused(is_paused: bool) -> &'static str {
+    if is_paused { "paused" } else { "runs" }
+}
+
+/// `paused, webhook`.
+pub(crate) fn queue(database: &Database) -> String {
+    let webhook = if database.webhooks.is_empty() { "" } else { ", webhook" };
+    format!("{}{webhook}", paused(database.queue_paused))
 }
 
 pub(crate) fn rpo(rpo: &Rpo) -> String {
@@ -179,6 +204,8 @@ pub(crate) fn rpo(rpo: &Rpo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use meridian_directory::WebhookKey;
+
     use super::*;
     use crate::command::operator::samples::{cluster, report};
 
@@ -203,6 +230,16 @@ mod tests {
         assert_eq!(
             text(&set),
             "database default set: failover manual, RPO enforce, slowed from 500 ms, refused from 1.0 s, V8 format as-sent, queue paused"
+        );
+        let settings = WebhookSettings {
+            url: Some("https://example.com/".to_owned()),
+            timeout_ms: Some(5000),
+            key: Some(WebhookKey::new(&[7; 32]).unwrap()),
+            ..WebhookSettings::default()
+        };
+        assert_eq!(
+            text(&Change::SetWebhook { id, queue: String::new(), settings }),
+            "webhook of database default set: https://example.com/, 5.0 s each, key 4bb06f8e"
         );
         let seal = Change::Seal {
             shard: ShardId(1),

@@ -45,6 +45,7 @@ pub(crate) fn cluster() -> Cluster {
         rpo: Rpo::default(),
         v8_format: V8Format::default(),
         queue_paused: false,
+        webhooks: Vec::new(),
     };
     Cluster {
         version: 7,

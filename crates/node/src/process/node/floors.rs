@@ -55,6 +55,7 @@ use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::watches::Watches;
+use crate::webhooks::{SenderParts, Senders, Standings};
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -62,6 +63,9 @@ const RECOVERY: Duration = Duration::from_secs(3);
 /// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or
 /// where they go to.
 const STREAMS_PART: usize = 8;
+
+/// Of the headroom, for requests to webhooks.
+const WEBHOOKS_PART: usize = 16;
 
 /// The parts that the floors of a node share.
 pub(super) struct Floors {
@@ -89,6 +93,7 @@ pub(super) struct Floors {
     raft: RaftService,
     reads: Reads,
     watches: Arc<Watches>,
+    standings: Arc<Standings>,
     changes: Arc<ChangeLogs>,
     streams: ByteBudget,
     writes: Arc<WriteCalls>,
@@ -160,6 +165,7 @@ impl Floors {
             raft,
             reads,
             watches,
+            standings: Arc::default(),
             changes,
             streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
@@ -222,6 +228,7 @@ impl Floors {
                 started: self.started,
                 clocks: self.clocks.clone(),
                 disk: Arc::clone(&self.disk),
+                webhooks: Arc::clone(&self.standings),
             },
             directory: DirectoryService {
                 directory: Arc::clone(directory),
@@ -356,6 +363,18 @@ impl Floors {
             async move { stop.cancelled().await },
         )));
         router
+    }
+
+    /// Sends messages to webhooks, of the shards that this node leads.
+    pub(super) fn serve_webhooks(&mut self, router: &Arc<Router>) {
+        let senders = Senders::new(SenderParts {
+            router: Arc::clone(router),
+            directory: Arc::clone(&self.directory),
+            shards: Arc::clone(&self.shards),
+            standings: Arc::clone(&self.standings),
+            memory_bytes: self.shares.headroom() / WEBHOOKS_PART,
+        });
+        self.tasks.push(tokio::spawn(senders.run(self.stop.clone())));
     }
 
     /// Starts what the node does periodically.

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Unavailable};
 use meridian_queue::MessageKey;
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::hearing::{Teller, hearing};
@@ -31,11 +31,26 @@ const QUEUE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Rounds of all voters before the pauses between them grow.
 const PROMPT_ROUNDS: u32 = 4;
 
+/// Another wish of a listener of this process, which goes on.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    /// How many messages it may hold at a time from now on.
+    pub(crate) credits: u32,
+    /// Messages that it holds and has not begun on: they go back, as if it had never had them.
+    pub(crate) returned: Vec<MessageKey>,
+    /// Told when a leader knows it: nothing else is on its way to the listener then.
+    pub(crate) granted: oneshot::Sender<()>,
+}
+
 /// One listener of this gateway, for as long as its client is there, and for as long as a client
 /// that polled holds messages.
 pub(super) struct Listening<N, C> {
     router: Arc<Router<N, C>>,
     listen: Listen,
+    /// Of a listener of this process.
+    wishes: Option<mpsc::UnboundedReceiver<Wish>>,
+    /// Of wishes that the next session begins with.
+    granted: Vec<oneshot::Sender<()>>,
     /// Messages that its client may be at work on.
     held: BTreeSet<MessageKey>,
     /// Had a session before.
@@ -54,13 +69,19 @@ pub(super) struct Listening<N, C> {
 
 impl<N: Nodes, C: Clock> Listening<N, C> {
     /// It ends when what is returned is dropped, or by [`Listened::enough`].
-    pub(super) fn start(router: &Arc<Router<N, C>>, listen: Listen) -> Listened {
+    pub(super) fn start(
+        router: &Arc<Router<N, C>>,
+        listen: Listen,
+        wishes: Option<mpsc::UnboundedReceiver<Wish>>,
+    ) -> Listened {
         let (client, heard) = hearing();
         let (enough, is_enough) = oneshot::channel();
         let listening = Self {
             router: Arc::clone(router),
             held: listen.held.iter().copied().collect(),
             listen,
+            wishes,
+            granted: Vec::new(),
             resumed: false,
             takes_nothing: false,
             released: Vec::new(),
@@ -149,6 +170,10 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
             Err(_) => return silent(),
         };
         self.resumed = true;
+        for granted in self.granted.drain(..) {
+            // A listener that does not wait for it has sent others since.
+            granted.send(()).ok();
+        }
         let now = router.clock.now();
         router.record(shard.0, node, Ok(()));
         router.leaders.answered(now, shard.0, node, node);
@@ -178,6 +203,10 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
                     }
                     continue;
                 }
+                wish = next_wish(&mut self.wishes) => {
+                    self.grant(wish);
+                    return Over::NotTaken;
+                }
             };
             if told.is_ok() {
                 self.rounds = 0;
@@ -198,6 +227,16 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
                 Err(over) => return over,
             }
         }
+    }
+
+    /// In the next session.
+    fn grant(&mut self, wish: Wish) {
+        let Wish { credits, returned, granted } = wish;
+        self.listen.credits = credits;
+        for key in &returned {
+            self.held.remove(key);
+        }
+        self.granted.push(granted);
     }
 
     /// False where the client takes nothing: it has these messages not, and the next session does
@@ -285,6 +324,17 @@ fn pause(rounds: u32) -> Duration {
     rand::random_range(longest / 2..=longest)
 }
 
+async fn next_wish(wishes: &mut Option<mpsc::UnboundedReceiver<Wish>>) -> Wish {
+    let wish = match wishes {
+        Some(wishes) => wishes.recv().await,
+        None => None,
+    };
+    match wish {
+        Some(wish) => wish,
+        None => std::future::pending().await,
+    }
+}
+
 async fn next(parts: &mut ToldStream) -> Result<Told, Over> {
     match tokio::time::timeout(LISTENING_SILENT, parts.next()).await {
         Ok(Some(told)) => told,
@@ -298,6 +348,16 @@ fn silent() -> Over {
 }
 
 impl<N: Nodes, C: Clock> Router<N, C> {
+    /// As [`Database::listen`](meridian_gateway::Database::listen), for a listener of this process,
+    /// which may wish for more or less meanwhile. Its wishes are bounded by what it hears.
+    pub(crate) fn attend(
+        self: &Arc<Self>,
+        listen: Listen,
+    ) -> (Listened, mpsc::UnboundedSender<Wish>) {
+        let (wishes, wished) = mpsc::unbounded_channel();
+        (Listening::start(self, listen, Some(wished)), wishes)
+    }
+
     /// The next voter to ask, in their present order.
     fn next_voter(&self, shard: ShardId, asked: &mut BTreeSet<NodeId>) -> Option<NodeId> {
         self.voters(shard).into_iter().find(|node| asked.insert(*node))

@@ -150,3 +150,28 @@ async fn page_of_a_queue_comes_from_the_leader_whichever_node_is_taken_for_it() 
     assert_eq!(router.list_queue(list).await.unwrap(), QueuePage::default());
     assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(2)));
 }
+
+/// A webhook's sender wishes for none before it ends: messages on their way would fail otherwise.
+#[tokio::test]
+async fn wish_of_a_listener_counts_from_the_next_session_and_messages_that_it_returns_go_back() {
+    let (_, voters, router) = gateway(None, Duration::ZERO);
+    let (Listened { mut heard, enough }, wishes) = router.attend(listen());
+    let (_, tell) = session(&voters, 0).await;
+    tell.unbounded_send(Ok(Told::Messages(vec![message(1), message(2)]))).unwrap();
+    assert!(matches!(heard.next().await, Some(Heard::Messages(_))));
+    let (granted, mut is_granted) = tokio::sync::oneshot::channel();
+    wishes.send(Wish { credits: 0, returned: vec![key(2)], granted }).unwrap();
+    assert!(is_granted.try_recv().is_err(), "no leader knows it yet");
+    assert_eq!(is_granted.await, Ok(()));
+    let (asked, tell) = session(&voters, 1).await;
+    assert_eq!((asked.credits, asked.resumed, asked.held), (0, true, vec![key(1)]));
+    // The listener goes on.
+    tell.unbounded_send(Ok(Told::Released(vec![key(1)]))).unwrap();
+    assert_eq!(heard.next().await, Some(Heard::Released(vec![key(1)])));
+    let (granted, is_granted) = tokio::sync::oneshot::channel();
+    wishes.send(Wish { credits: 3, returned: vec![], granted }).unwrap();
+    assert_eq!(is_granted.await, Ok(()));
+    let (asked, _tell) = session(&voters, 2).await;
+    assert_eq!((asked.credits, asked.held), (3, vec![]));
+    drop(enough);
+}
