@@ -22,13 +22,13 @@ use hyper::{HeaderMap, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_net::{Listener, Stream, http};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::activity::{Activity, CLOSE_GRACE, NotBegun};
+use self::activity::{Activity, Busy, CLOSE_GRACE, NotBegun, StreamRoom};
 use self::admission::{Admission, Origin, Ticket};
 use self::sending::Sending;
 use self::strangers::Strangers;
@@ -37,6 +37,7 @@ use crate::answer::{Answer, AnswerBody, ToStranger};
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
+use crate::shares::{Holder, Shares};
 use crate::{Catalogue, Database, Gateway, Options, Unanswered};
 
 /// The time for an evicted connection to say goodbye; after it, another connection may be evicted.
@@ -48,7 +49,11 @@ const EVICTION_TAKES_ONE_IN: u32 = 10;
 /// The requests that a connection without a valid token may have, answered ones included that its
 /// client has not taken. Each is a kilobyte or so, of what [`Options::CONNECTION_BYTES`] has for a
 /// connection's task.
-const STRANGER_REQUESTS: u32 = 16;
+const STRANGER_REQUESTS: usize = 16;
+/// And those that all such connections may have beyond that: a proxy sends those of many clients.
+const MORE_STRANGER_REQUESTS: usize = 4096;
+/// The requests over HTTP/2 of all clients with tokens, as far: a kilobyte or so each. None gets all.
+const MAX_STREAMS: u64 = 32_768;
 
 /// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior
 /// knowledge, told apart by the first bytes of each connection. Then lets requests in progress end,
@@ -112,7 +117,7 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
         let http = http::server(gateway.options().max_http2_streams());
         let now = Instant::now();
         Self {
-            shared: Arc::new(Shared { http, gateway, strangers: Strangers::default() }),
+            shared: Arc::new(Shared::new(http, gateway)),
             stopping,
             admission: Admission::default(),
             open: JoinSet::new(),
@@ -144,7 +149,7 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
     /// Serves the sockets that wait, as far as there is room.
     fn serve_waiting(&mut self) {
         while self.open.len() < self.shared.gateway.options().max_connections
-            && let Some((origin, stream)) = self.waiting.next()
+            && let Some((origin, stream)) = self.waiting.next(|origin| self.admission.open(origin))
         {
             let (activity, evicted) =
                 (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
@@ -190,6 +195,17 @@ struct Shared<G> {
     http: auto::Builder<TokioExecutor>,
     gateway: Arc<G>,
     strangers: Strangers,
+    /// Of clients with tokens.
+    streams: Shares,
+    more_of_strangers: Arc<Semaphore>,
+}
+
+impl<G> Shared<G> {
+    fn new(http: auto::Builder<TokioExecutor>, gateway: Arc<G>) -> Self {
+        let (strangers, streams) = (Strangers::default(), Shares::new(MAX_STREAMS));
+        let more_of_strangers = Arc::new(Semaphore::new(MORE_STRANGER_REQUESTS));
+        Self { http, gateway, strangers, streams, more_of_strangers }
+    }
 }
 
 /// The receiver of requests: a [`Gateway`], or in tests a handler with streaming answers.
@@ -238,19 +254,35 @@ struct Connection<G> {
 }
 
 impl<G: Handle> Connection<G> {
-    /// The requests that the connection may have as one without a valid token. Looks for one in the
-    /// head, so that a client with many requests is known by its first.
-    fn max_of_stranger(&self, headers: &HeaderMap) -> u32 {
-        if self.activity.holder().is_some() {
-            return u32::MAX;
+    /// Begins on a request. Looks for a token in the head, so that a client with many requests is
+    /// known by its first. Over HTTP/2 the request has room until its answer was taken.
+    fn begin(&self, request: &Request<Incoming>) -> Result<(Busy, Option<StreamRoom>), NotBegun> {
+        let (activity, is_multiplexed) = (&self.activity, request.version() == Version::HTTP_2);
+        let caller = match activity.holder() {
+            Some(holder) => Caller::Known(holder),
+            None => self.shared.gateway.caller(request.headers()),
+        };
+        if let Caller::Known(holder) = caller {
+            activity.carried(holder);
         }
-        match self.shared.gateway.caller(headers) {
-            Caller::Known(holder) => {
-                self.activity.carried(holder);
-                u32::MAX
-            }
-            Caller::Stranger => STRANGER_REQUESTS,
-            Caller::Unclear => self.shared.gateway.options().max_streams_per_connection,
+        let room = is_multiplexed.then(|| self.room(&caller)).transpose()?;
+        Ok((activity.begin(Instant::now())?, room))
+    }
+
+    fn room(&self, caller: &Caller) -> Result<StreamRoom, NotBegun> {
+        if let Caller::Known(token) = *caller {
+            let share = self.shared.streams.take(Holder { token, shard: None }, 1);
+            let share = share.ok_or(NotBegun::Untaken)?;
+            return Ok(StreamRoom { _share: Some(share), _permit: None });
+        }
+        if self.activity.requests() < STRANGER_REQUESTS {
+            return Ok(StreamRoom::default());
+        }
+        match Arc::clone(&self.shared.more_of_strangers).try_acquire_owned() {
+            Ok(permit) => Ok(StreamRoom { _share: None, _permit: Some(permit) }),
+            // Perhaps it has a token that was not heard of yet.
+            Err(_) if matches!(caller, Caller::Unclear) => Err(NotBegun::Untaken),
+            Err(_) => Err(self.activity.has_overrun()),
         }
     }
 
@@ -269,23 +301,19 @@ impl<G: Handle> Connection<G> {
             }
             let (shared, activity, origin) =
                 (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
-            let max_of_stranger = self.max_of_stranger(request.headers());
-            let busy = activity.begin(Instant::now(), max_of_stranger);
-            let is_multiplexed = request.version() == Version::HTTP_2;
+            let begun = self.begin(&request);
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.
             Box::pin(async move {
                 let idle_timeout = shared.gateway.options().idle_timeout;
-                let send = |answer: Answer, busy| {
-                    answer.map(|body| {
-                        Sending::new(body, busy, &activity, idle_timeout, is_multiplexed)
-                    })
+                let send = |answer: Answer, busy, room| {
+                    answer.map(|body| Sending::new(body, busy, &activity, idle_timeout, room))
                 };
-                let busy = match busy {
-                    Ok(busy) => busy,
-                    Err(NotBegun::Closing) => return Ok(send(refused(), None)),
-                    // Its connection ends, and it with that.
-                    Err(NotBegun::Overrun) => return Err(Unanswered),
+                let (busy, room) = match begun {
+                    Ok(begun) => begun,
+                    Err(NotBegun::Closing) => return Ok(send(refused(), None, None)),
+                    // Its connection ends, or it alone: nothing of it was done.
+                    Err(NotBegun::Overrun | NotBegun::Untaken) => return Err(Unanswered),
                 };
                 let answer = shared.gateway.handle(request).await;
                 let is_stranger = answer
@@ -297,14 +325,13 @@ impl<G: Handle> Connection<G> {
                 // A whole answer is on its way now; a streaming one is in progress to its end.
                 let streams = |answer: &Answer| matches!(answer.body(), AnswerBody::Frames(_));
                 let busy = answer.as_ref().is_ok_and(streams).then_some(busy);
-                // A request for a file or an unknown path guesses no token.
-                let guesses = |answer: &Answer| {
-                    !answer.status().is_success() && answer.status() != StatusCode::NOT_FOUND
-                };
-                if is_stranger && answer.as_ref().is_ok_and(guesses) {
+                let is_guess = is_stranger && answer.as_ref().is_ok_and(is_guess);
+                // Counted as an answer that was not taken, from here on.
+                let sent = answer.map(|answer| send(answer, busy, room));
+                if is_guess {
                     shared.strangers.pause(origin).await;
                 }
-                answer.map(|answer| send(answer, busy))
+                sent
             })
         });
         let mut served = pin!(self.shared.http.serve_connection(TokioIo::new(stream), service));
@@ -322,7 +349,11 @@ impl<G: Handle> Connection<G> {
                 // Requests in progress are answered first; the server's drain timeout bounds that.
                 self.activity.end_streams();
                 served.as_mut().graceful_shutdown();
-                return report(served.as_mut().await);
+                return tokio::select! {
+                    biased;
+                    ended = served.as_mut() => report(ended),
+                    () = self.activity.overrun() => {}
+                };
             }
         };
         self.activity.closes(Instant::now());
@@ -330,9 +361,15 @@ impl<G: Handle> Connection<G> {
         tokio::select! {
             biased;
             ended = served.as_mut() => report(ended),
+            () = self.activity.overrun() => {}
             () = self.activity.may_be_cut(grace) => debug!("idle connection was cut"),
         }
     }
+}
+
+/// Whether a stranger's request has tried a token: one for a file or an unknown path does not.
+fn is_guess(answer: &Answer) -> bool {
+    !answer.status().is_success() && answer.status() != StatusCode::NOT_FOUND
 }
 
 /// The answer to a request that came long after its client was told that the connection closes.

@@ -36,7 +36,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Ok(token) if self.catalogue.authorize(token).is_some() => {
                 Caller::Known(self.holders.hash_one(token).max(1))
             }
-            Ok(_) if !is_current => Caller::Unclear,
+            _ if !is_current => Caller::Unclear,
             _ => Caller::Stranger,
         }
     }

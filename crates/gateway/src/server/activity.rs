@@ -7,18 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::shares::Share;
 
 /// Over HTTP/1.1 answers below this size fit into the buffers of the socket: they count as sent once
 /// they are handed over. Over HTTP/2 the client says when each may be sent.
 const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 /// The pace at which a client must take a large answer, on top of the idle timeout.
 const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
-
-/// Whole answers that a client with a token may leave untaken. Each is a kilobyte or so beside its
-/// bytes, which have shares.
-const MAX_UNTAKEN_ANSWERS: usize = 4096;
 
 /// After a connection was asked to close, the time for requests that were already on their way, and
 /// for their answers.
@@ -52,8 +51,10 @@ pub(super) struct Activity {
 pub(super) enum NotBegun {
     /// Its client was told long ago that the connection closes, and new requests do not keep it open.
     Closing,
-    /// The connection has more requests than it may: it ends.
+    /// The connection has not carried a valid token, and has more requests than it may: it ends.
     Overrun,
+    /// The client does not take its answers. The others go on.
+    Untaken,
 }
 
 /// Answers that the client has not taken yet: by number, the time until which each is kept.
@@ -85,28 +86,25 @@ impl Activity {
         }
     }
 
-    /// A request begins, unless too many answers were not taken, or the connection has not carried a
-    /// valid token, and has `max_of_stranger` requests already: in progress, or with answers that the
-    /// client has not taken. Each of them is memory.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        now: Instant,
-        max_of_stranger: u32,
-    ) -> Result<Busy, NotBegun> {
-        if self.moment(&self.closing_ms).is_some_and(|closing| now > closing + CLOSE_GRACE) {
-            return Err(NotBegun::Closing);
+    /// A request begins.
+    pub(super) fn begin(self: &Arc<Self>, now: Instant) -> Result<Busy, NotBegun> {
+        match self.moment(&self.closing_ms) {
+            _ if self.overrun.is_cancelled() => Err(NotBegun::Overrun),
+            Some(closing) if now > closing + CLOSE_GRACE => Err(NotBegun::Closing),
+            _ => Ok(Busy::new(self)),
         }
-        let is_overrun = if self.is_authorized() {
-            self.unsent().whole >= MAX_UNTAKEN_ANSWERS
-        } else {
-            let begun = self.busy.load(Ordering::Relaxed) + self.unsent().until.len();
-            begun >= max_of_stranger as usize
-        };
-        if is_overrun {
-            self.overrun.cancel();
-            return Err(NotBegun::Overrun);
-        }
-        Ok(Busy::new(self))
+    }
+
+    /// The requests in progress, and those with answers that the client has not taken: each of them
+    /// is memory.
+    pub(super) fn requests(&self) -> usize {
+        self.busy.load(Ordering::Relaxed) + self.unsent().until.len()
+    }
+
+    /// The connection ends.
+    pub(super) fn has_overrun(&self) -> NotBegun {
+        self.overrun.cancel();
+        NotBegun::Overrun
     }
 
     /// Ready when the connection ends for [`NotBegun::Overrun`].
@@ -143,8 +141,9 @@ impl Activity {
         let closing = self.moment(&self.closing_ms).unwrap_or(now);
         let unsent = self.unsent().until.values().min().copied();
         let cut_at = match (unsent, self.last_used()) {
-            // A stranger's answers are worth no wait.
+            // A stranger's answers are worth no wait, and streams are opened again.
             (Some(_), _) if !self.is_authorized() => closing,
+            (Some(_), _) if self.has_streams_alone() => closing + CLOSE_GRACE,
             // A client that takes no answers is cut, whatever else is in progress.
             (Some(until), _) => until.min(now + grace),
             (None, _) if self.busy.load(Ordering::Relaxed) > 0 => now + grace,
@@ -185,6 +184,16 @@ impl Activity {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether nothing but frames of streams waits to be taken, and nothing else is in progress.
+    fn has_streams_alone(&self) -> bool {
+        self.unsent().whole == 0 && !self.is_at_work()
+    }
+
+    /// Whether this connection will end soon, once it is asked to close.
+    pub(super) fn ends_soon(&self) -> bool {
+        !self.is_at_work() && (!self.is_authorized() || self.unsent().until.is_empty())
+    }
+
     /// Whether a request is in progress whose answer does not stream: streams end between any two
     /// frames, and their clients open them again.
     pub(super) fn is_at_work(&self) -> bool {
@@ -223,20 +232,20 @@ impl Activity {
         }
     }
 
-    /// The bytes of an answer, watched if they are many, or have a stream of their own
-    /// (`is_multiplexed`): a client that does not take them loses its connection.
+    /// The bytes of an answer, watched if they are many, or have a stream of their own, with the room
+    /// for it: a client that does not take them loses its connection.
     pub(super) fn sending(
         self: &Arc<Self>,
         answer: Bytes,
         idle: Duration,
-        is_multiplexed: bool,
+        stream: Option<StreamRoom>,
     ) -> Bytes {
-        if answer.is_empty() || (answer.len() < LARGE_ANSWER_BYTES && !is_multiplexed) {
+        if answer.is_empty() || (answer.len() < LARGE_ANSWER_BYTES && stream.is_none()) {
             return answer;
         }
         let untaken = self.untaken(answer.len(), idle);
         self.unsent().whole += 1;
-        Bytes::from_owner(Watched { answer, untaken })
+        Bytes::from_owner(Watched { answer, untaken, _stream: stream })
     }
 
     /// Watches `length` bytes that are handed to the connection, until the guard is dropped: a client
@@ -282,10 +291,19 @@ impl Activity {
     }
 }
 
+/// The room for a stream of HTTP/2, from its request's head until its whole answer was taken, or the
+/// answer turns out to stream: those are counted elsewhere.
+#[derive(Default)]
+pub(super) struct StreamRoom {
+    pub(super) _share: Option<Share>,
+    pub(super) _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// An answer, until its last byte has left.
 struct Watched {
     answer: Bytes,
     untaken: Untaken,
+    _stream: Option<StreamRoom>,
 }
 
 impl Drop for Watched {

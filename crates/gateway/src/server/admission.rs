@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
@@ -32,6 +34,9 @@ impl std::fmt::Display for Origin {
     }
 }
 
+/// Between two evictions of connections that are not idle: their clients come back at once.
+const STREAMS_EVICTED_EACH: Duration = Duration::from_secs(1);
+
 /// The open connections of a gateway.
 #[derive(Default)]
 pub(super) struct Admission {
@@ -40,6 +45,8 @@ pub(super) struct Admission {
     origins: HashMap<Origin, BTreeMap<u64, Open>>,
     /// Evicted connections that have not ended yet.
     leaving: HashMap<u64, Arc<Activity>>,
+    /// When a connection that was not idle was evicted last.
+    streams_evicted: Option<Instant>,
 }
 
 struct Open {
@@ -80,46 +87,49 @@ impl Admission {
     /// Connections without a valid token and without a request in progress are evicted first, from
     /// the origin that has most of them, oldest first. When no such connection is left, an idle
     /// connection is evicted from the origin with the most connections, provided that it has more
-    /// than the newcomer's origin; the least recently used connection goes first. When none is idle,
-    /// one connection with nothing but streams is evicted, of the token that has most of all
-    /// connections: its client opens the streams again, and those of others are not kept out for as
-    /// long as it likes. One at a time, since clients come back at once.
+    /// than the newcomer's origin; the least recently used connection goes first. When none is idle
+    /// there, one goes in a second that has nothing but streams, or answers that its client does not
+    /// take: a client opens streams again, and keeps no other out for as long as it likes.
     pub(super) fn make_room(&mut self, newcomers: &[Origin]) -> u64 {
         // An evicted connection that began a request at the last moment makes no room soon.
-        let leaving = self.leaving.values().filter(|activity| !activity.is_at_work()).count();
+        let leaving = self.leaving.values().filter(|activity| activity.ends_soon()).count();
+        let mut newcomers = newcomers.to_vec();
+        newcomers.sort_by_key(|origin| self.open(*origin));
         let Some((served, unserved)) = newcomers.split_at_checked(leaving) else { return 0 };
         let mut evicted = self.evict_strangers(unserved.len());
         if evicted < unserved.len() {
             evicted += self.evict_idle(served, unserved.split_at(evicted));
         }
-        if evicted == 0 && !unserved.is_empty() {
-            evicted += usize::from(self.evict_streams());
+        if evicted == 0 {
+            let waiting = |of: Origin| newcomers.iter().filter(|other| **other == of).count();
+            let mut unserved = unserved.iter();
+            evicted += usize::from(
+                unserved.any(|newcomer| self.evict_streams(*newcomer, waiting(*newcomer))),
+            );
         }
         evicted as u64
     }
 
-    /// Evicts the connection of the token with most connections that is the longest without a new
-    /// request, of those with streams alone. Not unless the token has most of all connections.
-    fn evict_streams(&mut self) -> bool {
-        let mut tokens: HashMap<u64, usize> = HashMap::new();
-        let connections =
-            || self.origins.iter().flat_map(|(origin, open)| open.iter().map(|o| (*origin, o)));
-        for (_, (_, open)) in connections() {
-            if let Some(holder) = open.activity.holder() {
-                *tokens.entry(holder).or_default() += 1;
-            }
-        }
-        let all = connections().count();
-        let Some((most, _)) = tokens.into_iter().find(|(_, count)| *count > all / 2) else {
+    /// The number of an origin's connections.
+    pub(super) fn open(&self, origin: Origin) -> usize {
+        self.origins.get(&origin).map_or(0, BTreeMap::len)
+    }
+
+    /// Evicts the least recently used connection that is not at work, of the origin that has most
+    /// connections, if it has more than the newcomer's would have with all of those that are `waiting`.
+    fn evict_streams(&mut self, newcomer: Origin, waiting: usize) -> bool {
+        let now = Instant::now();
+        if self.streams_evicted.is_some_and(|last| now < last + STREAMS_EVICTED_EACH) {
             return false;
-        };
-        let of_most = connections().filter(|(_, (_, open))| {
-            let activity = &open.activity;
-            activity.holder() == Some(most) && activity.has_requests() && !activity.is_at_work()
-        });
-        let found = of_most.min_by_key(|(_, (id, open))| (open.activity.last_used(), **id));
-        let Some((origin, id)) = found.map(|(origin, (id, _))| (origin, *id)) else { return false };
-        self.evict(origin, id);
+        }
+        let most = self.origins.iter().max_by_key(|(_, connections)| connections.len());
+        let most = most.filter(|(_, open)| open.len() > self.open(newcomer) + waiting);
+        let Some((origin, connections)) = most else { return false };
+        let may_go = connections.iter().filter(|(_, open)| !open.activity.is_at_work());
+        let victim = may_go.min_by_key(|(_, open)| open.activity.last_used()).map(|(id, _)| *id);
+        let Some(id) = victim else { return false };
+        self.evict(*origin, id);
+        self.streams_evicted = Some(now);
         true
     }
 
@@ -215,9 +225,7 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
-    use super::super::activity::Busy;
+    use super::super::activity::{Busy, StreamRoom};
     use super::*;
 
     fn origin(last: u8) -> Origin {
@@ -349,31 +357,36 @@ mod tests {
     }
 
     #[test]
-    fn token_that_has_most_connections_for_streams_makes_room_and_no_other() {
+    fn origin_with_most_connections_for_streams_makes_room_once_in_a_second() {
         let mut admission = Admission::default();
-        let connections: Vec<_> = (0..5).map(|_| admit(&mut admission, origin(1))).collect();
+        let connections: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(1))).collect();
+        connections.iter().for_each(|(_, activity, _)| activity.authorized());
         let streams: Vec<_> =
             connections.iter().map(|(_, activity, _)| Busy::new(activity).streams()).collect();
-        for (number, (_, activity, _)) in connections.iter().enumerate() {
-            activity.carried(if number < 2 { 7 } else { 8 });
-        }
-        // The second connection of the token has a request, too; the third is the longest without a
-        // new one then.
-        let request = Busy::new(&connections[2].1);
-        assert_eq!(admission.make_room(&[origin(1), origin(2)]), 1);
-        assert_eq!(evicted(&connections), [false, false, false, true, false]);
-        assert_eq!(admission.make_room(&[origin(1)]), 0, "one is about to end");
-        admission.left(connections[3].0);
-        // Two of each: no token has most.
-        assert_eq!(admission.make_room(&[origin(2)]), 0);
-        drop((request, streams));
+        let request = Busy::new(&connections[0].1);
+        assert_eq!(admission.make_room(&[origin(1)]), 0, "it has most of them itself");
+        // However many of its own wait before.
+        assert_eq!(admission.make_room(&[origin(1), origin(1), origin(2)]), 1);
+        assert_eq!(evicted(&connections), [false, true, false, false]);
+        admission.left(connections[1].0);
+        assert_eq!(admission.make_room(&[origin(2)]), 0, "not so soon again");
+        admission.streams_evicted = Some(Instant::now() - STREAMS_EVICTED_EACH);
+        // An answer that is not taken is no request in progress.
+        let answer = connections[2].1.sending(b"no"[..].into(), STREAMS_EVICTED_EACH, stream());
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
+        assert_eq!(evicted(&connections)[1..].iter().filter(|evicted| **evicted).count(), 2);
+        drop((request, streams, answer));
+    }
+
+    fn stream() -> Option<StreamRoom> {
+        Some(StreamRoom::default())
     }
 
     #[test]
     fn stranger_makes_room_although_it_has_not_taken_an_answer() {
         let mut admission = Admission::default();
         let (_, activity, evict) = admit(&mut admission, origin(1));
-        let answer = activity.sending(b"no"[..].into(), std::time::Duration::from_secs(120), true);
+        let answer = activity.sending(b"no"[..].into(), Duration::from_secs(120), stream());
         assert!(activity.is_busy());
         assert_eq!(admission.make_room(&[origin(2)]), 1);
         assert!(evict.is_cancelled());

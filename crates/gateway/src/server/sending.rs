@@ -17,7 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::activity::{Activity, Busy, Untaken};
+use super::activity::{Activity, Busy, StreamRoom, Untaken};
 use crate::answer::{AnswerBody, Interrupted};
 
 pub(super) enum Sending {
@@ -38,18 +38,17 @@ pub(super) struct Stream {
 }
 
 impl Sending {
-    /// `busy`: the request of a streaming answer; a whole answer needs none. `is_multiplexed`: over
-    /// HTTP/2.
+    /// `busy`: the request of a streaming answer; a whole answer needs none. `stream`: over HTTP/2.
     pub(super) fn new(
         body: AnswerBody,
         busy: Option<Busy>,
         activity: &Arc<Activity>,
         idle: Duration,
-        is_multiplexed: bool,
+        stream: Option<StreamRoom>,
     ) -> Self {
         match body {
             AnswerBody::Whole(bytes) => {
-                Self::Whole(Full::new(activity.sending(bytes, idle, is_multiplexed)))
+                Self::Whole(Full::new(activity.sending(bytes, idle, stream)))
             }
             AnswerBody::Frames(frames) => Self::Frames(Box::new(Stream {
                 frames,

@@ -78,11 +78,10 @@ impl Served {
         let (client, accepted) = tokio::join!(socket.connect(address), listener.accept());
         let (stop, stopping) = watch::channel(());
         let connection = Connection {
-            shared: Arc::new(Shared {
-                http: http::server(streaming.options().max_streams_per_connection),
-                gateway: Arc::clone(&streaming),
-                strangers: Strangers::default(),
-            }),
+            shared: Arc::new(Shared::new(
+                http::server(streaming.options().max_streams_per_connection),
+                Arc::clone(&streaming),
+            )),
             origin: Origin::of(address.ip()),
             activity: Arc::new(Activity::new(Instant::now())),
             evicted: CancellationToken::new(),

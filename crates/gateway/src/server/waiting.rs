@@ -32,9 +32,11 @@ impl<S> Waiting<S> {
         }
     }
 
-    /// The socket that has waited longest.
-    pub(super) fn next(&mut self) -> Option<(Origin, S)> {
-        self.waiting.pop_front().map(|(_, origin, newcomer)| (origin, newcomer))
+    /// The socket that has waited longest, of the origins with fewest connections.
+    pub(super) fn next(&mut self, open: impl Fn(Origin) -> usize) -> Option<(Origin, S)> {
+        let origins = self.waiting.iter().enumerate();
+        let (place, _) = origins.min_by_key(|(_, (_, origin, _))| open(*origin))?;
+        self.waiting.remove(place).map(|(_, origin, newcomer)| (origin, newcomer))
     }
 
     /// Drops the sockets that have waited too long. Returns the origins of the rest, oldest first.
@@ -68,8 +70,13 @@ mod tests {
             [[origin(1); MAX_OF_ONE_ORIGIN].as_slice(), &[origin(2)]].concat()
         );
         let taken: Vec<_> =
-            std::iter::from_fn(|| waiting.next()).map(|(_, number)| number).collect();
+            std::iter::from_fn(|| waiting.next(|_| 1)).map(|(_, number)| number).collect();
         assert_eq!(taken, (0..32).chain([100]).collect::<Vec<_>>());
+        (0..2).for_each(|number| waiting.add(origin(1), number, now));
+        waiting.add(origin(2), 2, now);
+        let has_many = |of| if of == origin(1) { 100 } else { 0 };
+        assert_eq!(waiting.next(has_many).map(|(_, number)| number), Some(2));
+        while waiting.next(has_many).is_some() {}
         (0..1000).for_each(|number| waiting.add(origin(number), number, now));
         assert_eq!(waiting.newcomers(now).len(), MAX_WAITING);
     }

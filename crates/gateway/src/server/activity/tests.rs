@@ -23,51 +23,48 @@ fn idleness_counts_from_the_last_request() {
     assert_eq!(activity.idle_at(last + FIRST, FIRST, IDLE), last + IDLE);
 }
 
-/// A connection may have many streams open, for watches: not for strangers.
 #[test]
-fn connection_without_a_valid_token_has_few_requests_in_progress() {
+fn answer_that_was_not_taken_is_as_much_as_a_request_in_progress() {
     let activity = Arc::new(Activity::new(Instant::now()));
-    let begin = || activity.begin(Instant::now(), 2);
-    let (first, second) = (begin().unwrap(), begin().unwrap());
-    activity.authorized();
-    let more: Vec<_> = (0..9).map(|_| begin().unwrap()).collect();
-    assert_eq!(more.len(), 9);
-    drop((first, second, more));
-    assert!(!activity.overrun.is_cancelled());
-
-    // An answer that was not taken is as much as a request in progress.
-    let activity = Arc::new(Activity::new(Instant::now()));
-    let begin = || activity.begin(Instant::now(), 2);
-    let answer = activity.sending(Bytes::from_static(b"no"), IDLE, true);
+    let begin = || activity.begin(Instant::now());
+    let answer = activity.sending(Bytes::from_static(b"no"), IDLE, stream());
     let first = begin().unwrap();
-    drop(answer);
-    let second = begin().unwrap();
-    assert!(!activity.overrun.is_cancelled());
+    assert_eq!(activity.requests(), 2);
+    drop((answer, first));
+    assert_eq!(activity.requests(), 0);
+    // Nothing begins on a connection that ends for having too many, with a token or without.
+    activity.has_overrun();
+    activity.authorized();
     assert_eq!(begin().err(), Some(NotBegun::Overrun));
-    assert!(activity.overrun.is_cancelled());
-    drop((first, second));
+}
+
+fn stream() -> Option<StreamRoom> {
+    Some(StreamRoom::default())
 }
 
 #[test]
-fn connection_with_a_token_ends_when_it_takes_no_answers_and_streams_are_none() {
+fn client_that_takes_no_frames_of_streams_ends_soon_once_it_closes() {
     let activity = Arc::new(Activity::new(Instant::now()));
     activity.authorized();
-    let _streams: Vec<_> = (0..MAX_UNTAKEN_ANSWERS).map(|_| activity.untaken(5, IDLE)).collect();
-    let answer = || activity.sending(Bytes::from_static(b"no"), IDLE, true);
-    let mut answers: Vec<_> = (1..MAX_UNTAKEN_ANSWERS).map(|_| answer()).collect();
-    assert!(activity.begin(Instant::now(), 0).is_ok());
-    answers.push(answer());
-    let part = answers.pop().unwrap().slice(1..);
-    assert_eq!(activity.begin(Instant::now(), 0).err(), Some(NotBegun::Overrun));
-    drop(part);
-    assert!(activity.begin(Instant::now(), 0).is_ok());
+    let busy = Busy::new(&activity).streams();
+    let frame = activity.untaken(5, IDLE);
+    let now = Instant::now();
+    activity.closes(now);
+    let later = now + Duration::from_secs(5);
+    assert!(activity.cut_at(later, CLOSE_GRACE) <= later);
+    // A whole answer may be that of a write.
+    let answer = activity.sending(Bytes::from_static(b"done"), IDLE, stream());
+    assert!(activity.cut_at(later, CLOSE_GRACE) > later && !activity.ends_soon());
+    drop((answer, frame));
+    assert!(activity.ends_soon());
+    drop(busy);
 }
 
 #[test]
 fn stranger_with_an_answer_that_it_does_not_take_is_idle_soon_and_cut_soon() {
     let now = Instant::now();
     let activity = Arc::new(Activity::new(now));
-    let _answer = activity.sending(Bytes::from_static(b"no"), IDLE, true);
+    let _answer = activity.sending(Bytes::from_static(b"no"), IDLE, stream());
     let last = now + Duration::from_secs(5);
     activity.touch(last);
     assert_eq!(activity.idle_at(last, FIRST, IDLE), last + FIRST);
@@ -122,7 +119,7 @@ fn a_connection_that_closes_is_cut_when_nothing_is_lost_by_it() {
     assert_eq!(activity.cut_at(at(1000), grace), at(1050));
     // A request that was on its way is finished, and its answer gets through, if it carried a
     // valid token.
-    let busy = activity.begin(at(1040), 9).unwrap();
+    let busy = activity.begin(at(1040)).unwrap();
     activity.authorized();
     assert!(activity.cut_at(at(5000), grace) > at(5000));
     activity.busy.fetch_sub(1, Ordering::Relaxed);
@@ -130,8 +127,8 @@ fn a_connection_that_closes_is_cut_when_nothing_is_lost_by_it() {
     activity.touch(at(5000));
     assert_eq!(activity.cut_at(at(5000), grace), at(5000) + CLOSE_GRACE);
     // A request that comes so late does not keep the connection open.
-    assert!(activity.begin(at(1000) + CLOSE_GRACE, 9).is_ok());
-    let late = activity.begin(at(1001) + CLOSE_GRACE, 9);
+    assert!(activity.begin(at(1000) + CLOSE_GRACE).is_ok());
+    let late = activity.begin(at(1001) + CLOSE_GRACE);
     assert_eq!(late.err(), Some(NotBegun::Closing));
 }
 
@@ -149,7 +146,7 @@ fn closing_connection_is_cut_although_requests_without_a_token_keep_coming() {
 async fn closing_connection_is_cut_although_its_client_has_not_taken_an_answer() {
     let activity = Arc::new(Activity::new(Instant::now() - Duration::from_secs(1)));
     activity.authorized();
-    let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO, false);
+    let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO, None);
     let _others = Busy::new(&activity);
     let now = Instant::now();
     activity.closes(now);
@@ -166,10 +163,10 @@ async fn untaken_large_answer_ends_its_connection_whatever_else_is_in_progress()
     let now = Instant::now();
     let activity = Arc::new(Activity::new(now));
     activity.authorized();
-    let small = activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES - 1]), IDLE, false);
+    let small = activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES - 1]), IDLE, None);
     assert!(!activity.is_busy());
     drop(small);
-    let answer = activity.sending(Bytes::from(vec![7; 1 << 20]), IDLE, false);
+    let answer = activity.sending(Bytes::from(vec![7; 1 << 20]), IDLE, None);
     assert!(activity.is_busy());
     let _others = Busy::new(&activity);
     let later = now + Duration::from_secs(3600);
@@ -187,7 +184,7 @@ async fn untaken_large_answer_ends_its_connection_whatever_else_is_in_progress()
 #[tokio::test]
 async fn each_large_answer_is_watched_until_it_is_taken() {
     let activity = Arc::new(Activity::new(Instant::now()));
-    let large = || activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES]), IDLE, false);
+    let large = || activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES]), IDLE, None);
     let (first, second, third) = (large(), large(), large());
     assert_eq!(activity.unsent().until.len(), 3);
     drop(second);
