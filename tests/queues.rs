@@ -426,3 +426,59 @@ async fn paused_queue_hands_out_nothing_over_a_change_of_leaders_until_it_is_res
     assert_eq!(far.report(&lines.listener, &message, "ack").await, "done");
     counts(&far.url, json!({ "undelivered": 1, "leased": 0, "dead": 0, "paused": false })).await;
 }
+
+/// Each listener in a process of its own; one queue has none.
+#[tokio::test]
+async fn named_queues_reach_their_own_listeners_over_a_change_of_leaders() {
+    let mut cluster = Cluster::start(ClusterOptions { topology: &[3], ..Default::default() }).await;
+    let leader = cluster.leader(1).await;
+    let url = cluster.url(cluster.node_ids().into_iter().find(|id| *id != leader).unwrap());
+    let command = |arguments: &[&str]| {
+        let mut command = clients::deno_with_module(&url);
+        command.arg(clients::program("module_names.ts")).args(arguments).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    };
+    clients::run(command(&["enqueue", &url, "first"])).await;
+    let queues = [("emails", "emails"), ("reports", "reports"), ("", "unnamed")];
+    let mut listeners = Vec::new();
+    for (queue, said) in queues {
+        let [first, second] = [format!("{said} first"), format!("{said} second")];
+        let mut program = command(&["listen", &url, queue, &first, &second]).spawn().unwrap();
+        let lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        listeners.push((program, lines, [first, second]));
+    }
+    let next = async |lines: &mut tokio::io::Lines<_>| {
+        tokio::time::timeout(clients::DEADLINE, lines.next_line()).await.expect("a word").unwrap()
+    };
+    for (_, lines, [first, _]) in &mut listeners {
+        assert_eq!(next(lines).await.as_ref(), Some(&*first));
+    }
+    cluster.kill(leader);
+    clients::run(command(&["enqueue", &url, "second"])).await;
+    for (program, lines, [first, second]) in &mut listeners {
+        // A report may be lost with the leader, and its message comes again.
+        let mut said = next(lines).await;
+        while said.as_ref() == Some(first) {
+            said = next(lines).await;
+        }
+        assert_eq!(said.as_ref(), Some(&*second));
+        assert!(program.wait().await.unwrap().success());
+    }
+
+    let unnamed = |more: &[(&str, Value)]| {
+        let mut counted = json!({ "undelivered": 0, "leased": 0, "dead": 0, "paused": false });
+        more.iter().for_each(|(field, value)| counted[field] = value.clone());
+        counted
+    };
+    let left =
+        |undelivered: u64| json!([{ "queue": "unheard", "undelivered": undelivered, "leased": 0 }]);
+    counts(&url, unnamed(&[("queues", left(2))])).await;
+    assert!(done(&url, &["ls"]).await.is_empty(), "of the unnamed queue");
+    let listed = done(&url, &["ls", "--queue", "unheard"]).await;
+    assert_eq!(listed.len(), 2);
+    done(&url, &["cancel", "--queue", "unheard", id(&listed[0])]).await;
+    counts(&url, unnamed(&[("queues", left(1))])).await;
+    done(&url, &["purge", "--queue", "unheard", "--yes"]).await;
+    counts(&url, unnamed(&[])).await;
+}

@@ -13,7 +13,19 @@ export interface QueueMessage {
   readonly signal: AbortSignal;
 }
 
+export interface EnqueueOptions {
+  /** Milliseconds before which the message is not handed out. */
+  delay?: number;
+  keysIfUndelivered?: (Uint8Array | string | number | bigint | boolean)[][];
+  /** Milliseconds after each failure until the next attempt. */
+  backoffSchedule?: number[];
+  /** The name of the queue, up to 64 bytes without control characters; the queue without a name if left out. */
+  queue?: string;
+}
+
 export interface QueueOptions {
+  /** The name of the queue, as messages are enqueued; the queue without a name if left out. */
+  queue?: string;
   /** Messages that the listener works on at a time, from 1 to 1,000. 100 if left out. */
   concurrency?: number;
   /** Milliseconds for which handlers may go on once the database is closed. 30,000 if left out, a day at most. */
@@ -61,6 +73,7 @@ declare global {
        * failed, the write does not commit, as after a failed check.
        */
       acknowledge(message: QueueMessage): this;
+      enqueue(value: unknown, options?: EnqueueOptions): this;
     }
 
     interface Kv {
@@ -70,6 +83,7 @@ declare global {
        * failover has lost: a copy is to be made anew.
        */
       changes(options?: ChangesOptions): AsyncIterableIterator<KvChanges>;
+      enqueue(value: unknown, options?: EnqueueOptions): Promise<KvCommitResult>;
       listenQueue(handler: QueueHandler, options?: QueueOptions): Promise<void>;
     }
   }

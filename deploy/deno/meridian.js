@@ -25,6 +25,8 @@ const MAX_MUTATIONS = 1000;
 const MAX_DELAY_MS = 30 * 24 * 60 * 60 * 1000;
 const MAX_INTERVAL_MS = 60 * 60 * 1000;
 const MAX_INTERVALS = 10;
+/** Of the name of a queue, in bytes. */
+const MAX_NAME_BYTES = 64;
 /** How long a server is waited for that does not say whether it is Meridian, in milliseconds. */
 const PATIENCE_MS = 5000;
 
@@ -105,7 +107,10 @@ function completeDatabase(kv, database) {
   define(kv, "listenQueue", async (handler, options) => {
     if (database.isClosed) throw new Error("Queue already closed");
     const isMeridian = await database.isMeridian();
-    if (isMeridian === false) return await listenQueue.call(kv, handler);
+    if (isMeridian === false) {
+      if (queueName(options)) throw new TypeError("Named queues are Meridian's");
+      return await listenQueue.call(kv, handler);
+    }
     if (isMeridian) await new Listener(database, handler, options).run();
   });
   define(kv, "changes", (options) => changes(database, options));
@@ -155,7 +160,7 @@ function completeOperation(operation, database) {
   define(operation, "acknowledge", (about) => {
     const message = received.get(about);
     if (!message) throw new TypeError("acknowledge() takes the second argument of a handler of listenQueue()");
-    say(["acknowledge", message.id, String(message.due)], null);
+    say(["acknowledge", message.id, String(message.due), ...(message.queue ? [message.queue] : [])], null);
     acknowledged.push(message);
     return operation;
   });
@@ -190,7 +195,7 @@ function completeOperation(operation, database) {
   return operation;
 }
 
-/** When a message is due, as the text in its key. */
+/** When a message is due, and in which queue, as the text in its key. */
 export function schedule(options) {
   const { delay = 0, backoffSchedule } = options ?? {};
   if (!(delay >= 0 && delay <= MAX_DELAY_MS)) {
@@ -204,7 +209,19 @@ export function schedule(options) {
       throw new TypeError(`Invalid backoffSchedule: an interval is between 0 and ${MAX_INTERVAL_MS} milliseconds`);
     }
   }
-  return JSON.stringify({ delayMs: Math.ceil(delay), backoffMs: backoffSchedule?.map(Math.ceil) });
+  const queue = queueName(options);
+  return JSON.stringify({ delayMs: Math.ceil(delay), backoffMs: backoffSchedule?.map(Math.ceil), queue });
+}
+
+/** The queue that options name; `undefined` where it is the one without a name. */
+export function queueName(options) {
+  const name = options?.queue ?? "";
+  if (typeof name !== "string") throw new TypeError(`The name of a queue is a string: received ${typeof name}`);
+  if (!name.isWellFormed()) throw new TypeError("The name of a queue has half of a surrogate pair");
+  if (/\p{Cc}/u.test(name)) throw new TypeError("The name of a queue has a control character");
+  const { length } = new TextEncoder().encode(name);
+  if (length > MAX_NAME_BYTES) throw new TypeError(`The name of a queue has at most ${MAX_NAME_BYTES} bytes: ${length}`);
+  return name || undefined;
 }
 
 /**
@@ -397,7 +414,9 @@ class Message {
   /** Such a write has committed. */
   isAcknowledged = false;
 
-  constructor({ id, due, attempt, enqueued }) {
+  /** `queue` is its name, if it has one. */
+  constructor({ id, due, attempt, enqueued }, queue) {
+    this.queue = queue;
     this.id = id;
     this.due = due;
     this.name = name(id, due);
@@ -426,6 +445,7 @@ class Message {
 export class Listener {
   #database;
   #handler;
+  #queue;
   #concurrency;
   #closeTimeout;
   /** Names this listener when it comes back after a break. */
@@ -454,6 +474,7 @@ export class Listener {
     }
     this.#database = database;
     this.#handler = handler;
+    this.#queue = queueName(options);
     this.#concurrency = concurrency;
     this.#closeTimeout = closeTimeout;
   }
@@ -500,7 +521,7 @@ export class Listener {
     const credits = this.#database.isClosed ? working : this.#concurrency;
     if (credits === 0) return await new Promise((done) => cut.signal.addEventListener("abort", done));
     const held = [...this.#held.values()].filter(isHeld).map(({ id, due }) => ({ id, due }));
-    const body = { listener: this.#id, credits, held };
+    const body = { listener: this.#id, credits, held, queue: this.#queue };
     for await (const line of this.#database.lines("queue/listen", body, cut)) {
       if (line.type === "message") this.#begin(line);
       if (line.type === "release") this.#released(line);
@@ -517,7 +538,7 @@ export class Listener {
   #begin(line) {
     // A gateway may say again what this listener works on; and it may have room where that is done by a write.
     if (this.#held.has(name(line.id, line.due)) || this.#database.isClosed) return;
-    const message = new Message(line);
+    const message = new Message(line, this.#queue);
     this.#held.set(message.name, message);
     this.#running.set(message.name, message);
     this.#handle(line.payload, message).then((verdict) => this.#ended(message, verdict));
@@ -565,7 +586,7 @@ export class Listener {
       if (this.#database.isClosed && this.#running.size > 0) break;
       const some = [...this.#outcomes].slice(0, MAX_REPORTS);
       const reports = some.map(([, report]) => report);
-      const body = { listener: this.#id, reports };
+      const body = { listener: this.#id, reports, queue: this.#queue };
       try {
         const answer = await this.#database.ask("queue/report", body, AbortSignal.timeout(ANSWER_MS));
         await answer.text();

@@ -97,7 +97,8 @@ fn is_the_same(transaction: &Transaction, again: &Transaction) {
     for (one, other) in enqueues.iter().zip(&again.enqueues) {
         assert!(one.due_ms.abs_diff(other.due_ms) < 60_000);
         let said = |it: &meridian_types::Enqueue| {
-            (it.payload.clone(), it.keys_if_undelivered.clone(), it.backoff_ms.clone())
+            let queue = it.queue.clone();
+            (queue, it.payload.clone(), it.keys_if_undelivered.clone(), it.backoff_ms.clone())
         };
         assert_eq!(said(one), said(other));
     }
@@ -131,6 +132,7 @@ fn enqueue(body: &Bytes) {
         "delayMs": said["delayMs"],
         "backoffMs": message.backoff_ms,
         "keysIfUndelivered": keys.collect::<Vec<_>>(),
+        "queue": message.queue.as_str(),
         "id": said["id"],
     });
     let (again, _) = ask_json(path, &bytes_of(&anew)).expect("it was taken before");
@@ -166,10 +168,11 @@ fn listen(body: &Bytes) {
         "listener": uuid(listen.listener.0),
         "credits": listen.credits,
         "held": held,
+        "queue": listen.queue.name.as_str(),
     });
     let again = ask(path, &bytes_of(&anew));
     let again = asked_to_listen(&again);
-    let said = |it: &Listen| (it.listener, it.credits, it.held.clone());
+    let said = |it: &Listen| (it.queue.clone(), it.listener, it.credits, it.held.clone());
     assert_eq!(said(listen), said(again));
     assert_ne!(listen.incarnation, again.incarnation);
     // Whole lines: an opening, a ping, each message and each release, an end.
@@ -195,10 +198,13 @@ fn poll(body: &Bytes) {
     }
     let listen = asked_to_listen(&told);
     let lease = listen.lease.expect("it is leased for a time");
-    let anew = json!({ "max": listen.credits, "leaseMs": lease.as_millis() as u64 });
+    let queue = listen.queue.name.as_str();
+    let anew =
+        json!({ "max": listen.credits, "leaseMs": lease.as_millis() as u64, "queue": queue });
     let again = post(path, bytes_of(&anew));
     let again = asked_to_listen(&again);
     assert_eq!((listen.credits, listen.lease), (again.credits, again.lease));
+    assert_eq!(listen.queue, again.queue);
     assert!(listen.held.is_empty() && listen.listener != again.listener);
 }
 
@@ -225,10 +231,12 @@ fn report(body: &Bytes) {
         item
     };
     let items: Vec<_> = reports.reports.iter().map(item).collect();
-    let anew = json!({ "listener": uuid(reports.listener.0), "reports": items });
+    let queue = reports.queue.name.as_str();
+    let anew = json!({ "listener": uuid(reports.listener.0), "reports": items, "queue": queue });
     let (again, _) = ask_json(path, &bytes_of(&anew)).expect("it was taken before");
     let again = asked_to_report(&again);
     assert_eq!((reports.listener, &reports.reports), (again.listener, &again.reports));
+    assert_eq!(reports.queue, again.queue);
 }
 
 fn asked_to_list(told: &Told) -> &QueueList {
@@ -240,7 +248,8 @@ fn list(body: &Bytes) {
     let path = "/kv/queue/list";
     let Some((told, page)) = ask_json(path, body) else { return };
     let list = asked_to_list(&told);
-    let mut anew = json!({ "limit": list.limit, "payload": list.whole });
+    let queue = list.queue.name.as_str();
+    let mut anew = json!({ "limit": list.limit, "payload": list.whole, "queue": queue });
     let listed = match list.from {
         ListFrom::Messages { after } => {
             anew["after"] = after.as_ref().map(key).into();
@@ -258,6 +267,7 @@ fn list(body: &Bytes) {
     let (again, _) = ask_json(path, &bytes_of(&anew)).expect("it was taken before");
     let again = asked_to_list(&again);
     assert_eq!((list.from, list.limit, list.whole), (again.from, again.limit, again.whole));
+    assert_eq!(list.queue, again.queue);
 }
 
 /// Orders of operators for messages and dead letters.
@@ -280,6 +290,9 @@ fn change(body: &Bytes) {
             other => panic!("no operator orders {other:?}"),
         };
         anew[field].as_array_mut().expect("a list").push(order);
+        if !settlement.queue.is_default() {
+            anew["queue"] = settlement.queue.as_str().into();
+        }
     }
     let (again, _) = ask_json(path, &bytes_of(&anew)).expect("it was taken before");
     let again = again.write().expect("it was taken");

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use meridian_fuzz::told::post;
 use meridian_fuzz::{times, within, written};
 use meridian_proto::kv_connect as pb;
-use meridian_types::{Enqueue, limits};
+use meridian_types::{Enqueue, QueueName, limits};
 use meridian_values::{Key, KeyPart, v8};
 use prost::Message;
 use serde_json::json;
@@ -37,6 +37,7 @@ struct Sent<'a> {
     delay_ms: Option<u32>,
     backoff_ms: Option<Vec<u32>>,
     keys_if_undelivered: Vec<&'a [u8]>,
+    queue: Option<&'a str>,
 }
 
 fuzz_target!(|steps: Vec<Step<'_>>| {
@@ -121,6 +122,9 @@ fn schedule(sent: &Sent<'_>) -> String {
     if let Some(backoff) = &sent.backoff_ms {
         schedule["backoffMs"] = json!(backoff);
     }
+    if let Some(queue) = sent.queue {
+        schedule["queue"] = json!(queue);
+    }
     schedule.to_string()
 }
 
@@ -146,6 +150,7 @@ fn is_sent(sent: &Sent<'_>) -> bool {
     let intervals = sent.backoff_ms.as_deref().unwrap_or_default();
     let most = limits::MAX_ENQUEUE_DELAY_MS + limits::ENQUEUE_CLOCK_SLACK_MS;
     u64::from(sent.delay_ms.unwrap_or(0)) <= most
+        && sent.queue.unwrap_or_default().parse::<QueueName>().is_ok()
         && intervals.len() <= limits::MAX_BACKOFF_INTERVALS
         && intervals.iter().all(|interval| *interval <= limits::MAX_BACKOFF_INTERVAL_MS)
         && sent.keys_if_undelivered.len() <= limits::MAX_UNDELIVERED_KEYS
@@ -167,6 +172,7 @@ fn sends(steps: &[Step<'_>], enqueues: &[Enqueue]) {
         assert_eq!(enqueue.payload, v8::portable(Bytes::copy_from_slice(sent.payload)));
         assert_eq!(enqueue.keys_if_undelivered, sent.keys_if_undelivered);
         assert_eq!(enqueue.backoff_ms, sent.backoff_ms);
+        assert_eq!(enqueue.queue.as_str(), sent.queue.unwrap_or_default());
         assert_eq!(enqueue.due_ms == 0, sent.delay_ms.unwrap_or(0) == 0);
     }
 }

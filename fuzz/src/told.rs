@@ -220,6 +220,7 @@ impl Database for Limits {
             }),
             ListFrom::DeadLetters { first } => page.dead_letters.push(ListedLetter {
                 number: first,
+                queue: list.queue.name.clone(),
                 id,
                 failed: u32::MAX,
                 enqueued_ms: u64::MAX,

@@ -56,6 +56,15 @@ assert.deepEqual((await kv.get(key("effect"))).value, new KvU64(1n));
 assert.equal(beside.value, "beside");
 beside.end();
 
+// A queue with a name has listeners of its own.
+const email = new Promise((done) => kv.listenQueue(done, { queue: "emails" }));
+await kv.atomic().enqueue("an email", { queue: "emails" }).enqueue("no email").commit();
+assert.equal(await email, "an email");
+const unnamed = await next();
+assert.equal(unnamed.value, "no email");
+unnamed.end();
+await assert.rejects(kv.enqueue("", { queue: "n".repeat(65) }), /at most 64 bytes/);
+
 // Its schedule is the program's, which `@deno/kv` alone does not send.
 await kv.enqueue("dies", { backoffSchedule: [1], keysIfUndelivered: [key("dead")] });
 for (const attempt of [1, 2]) {

@@ -76,7 +76,7 @@ impl Shard {
     /// Those of the engine.
     pub fn messages(&self, database: DatabaseId) -> Result<Vec<QueuedMessage>, StorageError> {
         self.apply(&mut self.leader.lock(), 0)?;
-        self.state.messages_due(database, None, u64::MAX, usize::MAX, usize::MAX)
+        self.state.messages_due(&database.into(), None, u64::MAX, usize::MAX, usize::MAX)
     }
 
     /// Applies the oldest batches, until no more than `left` wait.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use meridian_queue::{Answer, Incarnation, ListenerId, MessageKey, Report};
 use meridian_types::{
-    Consistency, DatabaseId, Entry, MessageId, ReadRange, RequestId, Transaction, Versionstamp,
-    WriteOutcome,
+    Consistency, DatabaseId, Entry, MessageId, QueueId, QueueName, ReadRange, RequestId,
+    Transaction, Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -68,10 +68,10 @@ pub struct Write {
     pub transaction: Transaction,
 }
 
-/// A listener to the queue of a database.
+/// A listener to a queue.
 #[derive(Debug, Clone)]
 pub struct Listen {
-    pub database: DatabaseId,
+    pub queue: QueueId,
     pub listener: ListenerId,
     /// How many messages the listener may hold at a time; or get in all, where they are leased for a
     /// time.
@@ -117,7 +117,8 @@ pub struct Listened {
 /// The reports of a listener on messages.
 #[derive(Debug, Clone)]
 pub struct Reports {
-    pub database: DatabaseId,
+    /// Of the messages.
+    pub queue: QueueId,
     pub listener: ListenerId,
     pub reports: Vec<(MessageKey, Report)>,
 }
@@ -125,7 +126,7 @@ pub struct Reports {
 /// A page of a queue, for an operator.
 #[derive(Debug, Clone)]
 pub struct QueueList {
-    pub database: DatabaseId,
+    pub queue: QueueId,
     pub from: ListFrom,
     /// Messages or dead letters, at most.
     pub limit: u32,
@@ -137,7 +138,8 @@ pub struct QueueList {
 pub enum ListFrom {
     /// Messages behind this one.
     Messages { after: Option<MessageKey> },
-    /// Dead letters from this number on.
+    /// Dead letters from this number on: of the queue, if it has a name, and else of all queues of the
+    /// database.
     DeadLetters { first: u64 },
 }
 
@@ -149,6 +151,8 @@ pub struct QueuePage {
     pub messages: Vec<ListedMessage>,
     pub dead_letters: Vec<ListedLetter>,
     pub totals: ListedTotals,
+    /// Where the list is of the unnamed queue: the named ones that have undelivered messages.
+    pub queues: Vec<ListedQueue>,
     /// Nothing of the queue is handed out.
     pub is_paused: bool,
 }
@@ -169,6 +173,7 @@ pub struct ListedMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedLetter {
     pub number: u64,
+    pub queue: QueueName,
     pub id: MessageId,
     /// Deliveries that failed.
     pub failed: u32,
@@ -185,7 +190,16 @@ pub struct ListedTotals {
     pub undelivered: u64,
     /// Of these, those that listeners hold.
     pub leased: u64,
+    /// Of all queues of the database.
     pub dead: u64,
+}
+
+/// The totals of a named queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedQueue {
+    pub name: QueueName,
+    pub undelivered: u64,
+    pub leased: u64,
 }
 
 /// Why an operation was not carried out. Retrying such a write cannot apply it twice.
@@ -234,7 +248,7 @@ pub trait Database: Send + Sync + 'static {
         write: Write,
     ) -> impl Future<Output = Result<WriteOutcome, WriteFailure>> + Send;
 
-    /// Begins to listen to the queue of a database, until what is returned is dropped.
+    /// Begins to listen to a queue, until what is returned is dropped.
     fn listen(self: &Arc<Self>, listen: Listen) -> Listened;
 
     /// Reads a part of a queue, which shows every write acknowledged before this call. Its messages

@@ -73,9 +73,9 @@ pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
 pub use changes::{Change, Changed, ChangedTransaction, ChangesWanted};
 pub use database::{
-    Database, Heard, ListFrom, ListedLetter, ListedMessage, ListedTotals, Listen, Listened,
-    NoChanges, QueueList, QueuePage, QueuedMessage, Read, ReadOutput, Reports, Unavailable, Watch,
-    Watching, Write, WriteFailure,
+    Database, Heard, ListFrom, ListedLetter, ListedMessage, ListedQueue, ListedTotals, Listen,
+    Listened, NoChanges, QueueList, QueuePage, QueuedMessage, Read, ReadOutput, Reports,
+    Unavailable, Watch, Watching, Write, WriteFailure,
 };
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};

@@ -9,7 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use meridian_proto::kv_connect as pb;
 use meridian_queue::{Answer, Incarnation, ListenerId, MAX_CREDITS, MessageKey, Report};
-use meridian_types::{MessageId, Transaction, V8Format, Versionstamp, limits};
+use meridian_types::{
+    InvalidQueueName, MessageId, QueueName, Transaction, V8Format, Versionstamp, limits,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -52,6 +54,8 @@ pub(crate) enum InvalidQueueRequest {
     Field(&'static str),
     #[error("The field `{field}` is at most {limit}.")]
     Limit { field: &'static str, limit: u64 },
+    #[error(transparent)]
+    QueueName(#[from] InvalidQueueName),
 }
 
 fn at_most(field: &'static str, value: u64, limit: u64) -> Result<u64, InvalidQueueRequest> {
@@ -120,17 +124,21 @@ struct ListenBody {
     credits: Option<u32>,
     #[serde(default)]
     held: Vec<Key>,
+    /// Empty, as in all other requests: the unnamed queue.
+    #[serde(default)]
+    queue: String,
 }
 
 /// A listener that streams.
 pub(crate) struct ListenRequest {
+    pub(crate) queue: QueueName,
     pub(crate) listener: ListenerId,
     pub(crate) credits: u32,
     pub(crate) held: Vec<MessageKey>,
 }
 
 pub(crate) fn listen(body: &[u8]) -> Result<ListenRequest, InvalidQueueRequest> {
-    let ListenBody { listener: named, credits, held } = parse(body)?;
+    let ListenBody { queue, listener: named, credits, held } = parse(body)?;
     let credits = credits.unwrap_or(DEFAULT_CREDITS);
     at_most("credits", credits.into(), MAX_CREDITS.into())?;
     if credits == 0 {
@@ -138,6 +146,7 @@ pub(crate) fn listen(body: &[u8]) -> Result<ListenRequest, InvalidQueueRequest> 
     }
     at_most("held", held.len() as u64, MAX_CREDITS.into())?;
     Ok(ListenRequest {
+        queue: queue.parse()?,
         listener: named.as_deref().map_or_else(|| Ok(new_listener()), listener)?,
         credits,
         held: held.iter().map(Key::parse).collect::<Result<_, _>>()?,
@@ -150,17 +159,20 @@ struct PollBody {
     max: Option<u32>,
     wait_ms: Option<u64>,
     lease_ms: Option<u64>,
+    #[serde(default)]
+    queue: String,
 }
 
 /// A listener that polls.
 pub(crate) struct PollRequest {
+    pub(crate) queue: QueueName,
     pub(crate) max: u32,
     pub(crate) wait: Duration,
     pub(crate) lease: Duration,
 }
 
 pub(crate) fn poll(body: &[u8]) -> Result<PollRequest, InvalidQueueRequest> {
-    let PollBody { max, wait_ms, lease_ms } = parse(body)?;
+    let PollBody { queue, max, wait_ms, lease_ms } = parse(body)?;
     let max = max.unwrap_or(1);
     at_most("max", max.into(), MAX_MESSAGES.into())?;
     let lease_ms = at_most("leaseMs", lease_ms.unwrap_or(DEFAULT_LEASE_MS), MAX_LEASE_MS)?;
@@ -173,7 +185,7 @@ pub(crate) fn poll(body: &[u8]) -> Result<PollRequest, InvalidQueueRequest> {
     let wait_ms = at_most("waitMs", wait_ms.unwrap_or(DEFAULT_WAIT_MS), MAX_WAIT_MS)?;
     let wait_ms = wait_ms.max(MIN_WAIT_MS);
     let (wait, lease) = (Duration::from_millis(wait_ms), Duration::from_millis(lease_ms));
-    Ok(PollRequest { max, wait, lease })
+    Ok(PollRequest { queue: queue.parse()?, max, wait, lease })
 }
 
 #[derive(Deserialize)]
@@ -181,6 +193,8 @@ pub(crate) fn poll(body: &[u8]) -> Result<PollRequest, InvalidQueueRequest> {
 struct ReportBody {
     listener: String,
     reports: Vec<ReportItem>,
+    #[serde(default)]
+    queue: String,
 }
 
 #[derive(Deserialize)]
@@ -201,10 +215,15 @@ enum VerdictText {
     Extend,
 }
 
-type Reported = (ListenerId, Vec<(MessageKey, Report)>);
+/// The reports of a listener.
+pub(crate) struct ReportRequest {
+    pub(crate) queue: QueueName,
+    pub(crate) listener: ListenerId,
+    pub(crate) reports: Vec<(MessageKey, Report)>,
+}
 
-pub(crate) fn reports(body: &[u8]) -> Result<Reported, InvalidQueueRequest> {
-    let ReportBody { listener: named, reports } = parse(body)?;
+pub(crate) fn reports(body: &[u8]) -> Result<ReportRequest, InvalidQueueRequest> {
+    let ReportBody { queue, listener: named, reports } = parse(body)?;
     at_most("reports", reports.len() as u64, MAX_MESSAGES.into())?;
     let report = |item: ReportItem| {
         let key = Key { id: item.id, due: item.due }.parse()?;
@@ -233,7 +252,7 @@ pub(crate) fn reports(body: &[u8]) -> Result<Reported, InvalidQueueRequest> {
         Ok((key, report))
     };
     let reports = reports.into_iter().map(report).collect::<Result<_, _>>()?;
-    Ok((listener(&named)?, reports))
+    Ok(ReportRequest { queue: queue.parse()?, listener: listener(&named)?, reports })
 }
 
 #[derive(Deserialize)]
@@ -245,6 +264,8 @@ struct EnqueueBody {
     #[serde(default)]
     keys_if_undelivered: Vec<String>,
     id: Option<String>,
+    #[serde(default)]
+    queue: String,
 }
 
 /// A message to be enqueued, and what tells it from others when it comes again.
@@ -259,7 +280,9 @@ pub(crate) fn enqueue(
     format: V8Format,
     now_ms: u64,
 ) -> Result<Result<EnqueueRequest, Invalid>, InvalidQueueRequest> {
-    let EnqueueBody { payload, delay_ms, backoff_ms, keys_if_undelivered, id } = parse(body)?;
+    let EnqueueBody { queue, payload, delay_ms, backoff_ms, keys_if_undelivered, id } =
+        parse(body)?;
+    let queue: QueueName = queue.parse()?;
     let bytes = |field, text: &str| {
         STANDARD.decode(text).map(Bytes::from).map_err(|_| InvalidQueueRequest::Field(field))
     };
@@ -285,9 +308,12 @@ pub(crate) fn enqueue(
     let message = pb::AtomicWrite { enqueues: vec![enqueue], ..pb::AtomicWrite::default() };
     let id = id.map(|id| Sha256::digest(id.as_bytes()).into());
     Ok(validation::write(message, format, now_ms).map(|(mut transaction, _)| {
-        // On KV Connect's wire an empty schedule is none at all, and stands for the default.
-        if never_again && let Some(enqueue) = transaction.enqueues.first_mut() {
-            enqueue.backoff_ms = Some(Vec::new());
+        if let Some(enqueue) = transaction.enqueues.first_mut() {
+            enqueue.queue = queue;
+            // On KV Connect's wire an empty schedule is none at all, and stands for the default.
+            if never_again {
+                enqueue.backoff_ms = Some(Vec::new());
+            }
         }
         EnqueueRequest { transaction, id }
     }))

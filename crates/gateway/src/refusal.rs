@@ -193,7 +193,7 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use meridian_types::{Epoch, Position, Versionstamp};
+    use meridian_types::{Epoch, InvalidQueueName, Position, Versionstamp};
 
     use super::*;
     use crate::validation::{decode_read, decode_write};
@@ -278,7 +278,8 @@ mod tests {
             InvalidQueueRequest::Json { .. }
             | InvalidQueueRequest::NotV8
             | InvalidQueueRequest::Field(_)
-            | InvalidQueueRequest::Limit { .. } => invalid,
+            | InvalidQueueRequest::Limit { .. }
+            | InvalidQueueRequest::QueueName(_) => invalid,
         };
         [
             InvalidQueueRequest::Json {
@@ -289,6 +290,8 @@ mod tests {
             InvalidQueueRequest::NotV8,
             InvalidQueueRequest::Field("credits"),
             InvalidQueueRequest::Limit { field: "credits", limit: 1000 },
+            InvalidQueueRequest::QueueName(InvalidQueueName::TooLong),
+            InvalidQueueRequest::QueueName(InvalidQueueName::ControlCharacter),
         ]
         .map(listed)
         .into()
@@ -306,7 +309,8 @@ mod tests {
             | Invalid::Encoding { .. }
             | Invalid::U64Length { .. }
             | Invalid::ReservedKey { .. }
-            | Invalid::ReservedKeyIfUndelivered => invalid,
+            | Invalid::ReservedKeyIfUndelivered
+            | Invalid::QueueName(_) => invalid,
         };
         let malformed = || Bytes::from_static(b"\xff");
         [
@@ -321,6 +325,7 @@ mod tests {
             Invalid::Encoding { index: 0, number: 4 },
             Invalid::U64Length { index: 0, length: 7 },
             Invalid::ReservedKeyIfUndelivered,
+            Invalid::QueueName(InvalidQueueName::TooLong),
         ]
         .map(listed)
         .into()

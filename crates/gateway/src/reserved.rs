@@ -10,7 +10,7 @@
 //! | `[MARK, "request", id]` | The write has an id: however often the same bytes arrive, through whichever gateways, the write takes effect once. |
 //! | `[MARK, "enqueue", number, schedule]` | The value is enqueued: a byte array is of V8's serializer already, any other value is as the client serialized it. `schedule` is the JSON of [`Schedule`]. |
 //! | `[MARK, "undelivered", number, ...key]` | `key` is set when the message has died. Stands behind the message with this number. |
-//! | `[MARK, "acknowledge", id, due]` | The message is done, as listeners are handed it. The write commits if the message still has this id and due time, as if by a check. |
+//! | `[MARK, "acknowledge", id, due]`, and behind it the name of a queue that has one | The message is done, as listeners are handed it. The write commits if the message still has this id and due time, as if by a check. |
 //!
 //! `MARK` is the byte array in [`PREFIX`]; `id` is a text of the client's choice, unique for each
 //! write. A write may have several: an atomic operation that is committed again has got another.
@@ -19,7 +19,9 @@
 use std::str::FromStr;
 
 use bytes::Bytes;
-use meridian_types::{Mutation, MutationKind, Settlement, ValueEncoding, Verdict};
+use meridian_types::{
+    InvalidQueueName, Mutation, MutationKind, QueueName, Settlement, ValueEncoding, Verdict,
+};
 use serde::Deserialize;
 
 /// The encoded key part `MARK`, a byte array that no program uses by accident.
@@ -37,9 +39,11 @@ pub(crate) enum Misuse {
     Unknown,
     /// The id of the request has more than [`MAX_ID_BYTES`].
     LongId,
+    /// The name of the queue of an acknowledged message.
+    QueueName(InvalidQueueName),
 }
 
-/// When a message is due, and again after each failure.
+/// Which queue a message goes to, when it is due, and when again after each failure.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Schedule {
@@ -47,6 +51,9 @@ pub(crate) struct Schedule {
     pub(crate) delay_ms: u64,
     /// `None`: the schedule of messages that say none. Empty: no second attempt.
     pub(crate) backoff_ms: Option<Vec<u32>>,
+    /// Empty: the unnamed one.
+    #[serde(default)]
+    pub(crate) queue: String,
 }
 
 /// A message of the write. No limit but those of its mutations is checked.
@@ -110,11 +117,12 @@ impl Reserved {
             }
             b"acknowledge" => {
                 let (id, due_ms) = (parsed(&mut rest)?, digits(&mut rest)?);
+                let queue = queue_name(&mut rest)?;
                 if !rest.is_empty() {
                     return Err(Misuse::Unknown);
                 }
                 let verdict = Verdict::Acknowledged;
-                self.acknowledged.push(Settlement { id, due_ms, verdict });
+                self.acknowledged.push(Settlement { queue, id, due_ms, verdict });
             }
             _ => return Err(Misuse::Unknown),
         }
@@ -134,6 +142,15 @@ fn digits(key: &mut &[u8]) -> Result<u64, Misuse> {
         [TEXT, b'+', ..] => Err(Misuse::Unknown),
         _ => parsed(key),
     }
+}
+
+/// The name of a queue, if the key goes on with one.
+fn queue_name(key: &mut &[u8]) -> Result<QueueName, Misuse> {
+    if key.is_empty() {
+        return Ok(QueueName::default());
+    }
+    let name = text(key).and_then(|text| std::str::from_utf8(text).ok());
+    name.ok_or(Misuse::Unknown)?.parse().map_err(Misuse::QueueName)
 }
 
 /// The text that an encoded key begins with, which is taken off it. `None` also for a text with a
@@ -191,7 +208,7 @@ mod tests {
         let serialized = reserved(b"\x02enqueue\x000\x00\x02{}\x00");
         assert_eq!(taken.take(serialized), Err(Misuse::Unknown), "a number is a text");
         for key in [
-            &b"\x02enqueue\x00\x020\x00\x02{\"delayMs\":7,\"backoffMs\":[]}\x00"[..],
+            &b"\x02enqueue\x00\x020\x00\x02{\"delayMs\":7,\"backoffMs\":[],\"queue\":\"emails\"}\x00"[..],
             b"\x02undelivered\x00\x020\x00\x02dead\x00\x01\x00\xff\x00",
             b"\x02undelivered\x00\x020\x00\x02too\x00",
             b"\x02enqueue\x00\x021\x00\x02{}\x00",
@@ -204,7 +221,8 @@ mod tests {
             schedule,
             keys_if_undelivered: keys.iter().map(|key| Bytes::from_static(key)).collect(),
         };
-        let once = Schedule { delay_ms: 7, backoff_ms: Some(Vec::new()) };
+        let once =
+            Schedule { delay_ms: 7, backoff_ms: Some(Vec::new()), queue: "emails".to_owned() };
         let keys = [&b"\x02dead\x00\x01\x00\xff\x00"[..], b"\x02too\x00"];
         let expected = vec![message(b"0", once, &keys), message(b"1", Schedule::default(), &[])];
         assert_eq!(taken, Reserved { messages: expected, ..Reserved::default() });
@@ -215,13 +233,22 @@ mod tests {
         const KEY: &[u8] =
             b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x021234567890123\x00";
         let mut taken = Reserved::default();
-        assert_eq!(taken.take(reserved(KEY)), Ok(None));
+        let named = [KEY, b"\x02emails\x00"].concat();
+        for key in [KEY, &named] {
+            assert_eq!(taken.take(reserved(key)), Ok(None));
+        }
         let id = "0102030405060708090a0b0c".parse().unwrap();
         let (due_ms, verdict) = (1_234_567_890_123, Verdict::Acknowledged);
-        let acknowledged = vec![Settlement { id, due_ms, verdict }];
+        let of = |queue: &str| Settlement { queue: queue.parse().unwrap(), id, due_ms, verdict };
+        let acknowledged = vec![of(""), of("emails")];
         assert_eq!(taken, Reserved { acknowledged, ..Reserved::default() });
+        let unfit = reserved(&[KEY, b"\x02e\nmails\x00"].concat());
+        let misuse = Misuse::QueueName(InvalidQueueName::ControlCharacter);
+        assert_eq!(Reserved::default().take(unfit), Err(misuse));
         for key in [
-            &[KEY, b"\x02more\x00"].concat()[..],
+            &[&named[..], b"\x02more\x00"].concat()[..],
+            &[KEY, b"\x02\xff\x00"].concat(),
+            &[KEY, b"\x01emails\x00"].concat(),
             b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00",
             b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x02\x00",
             b"\x02acknowledge\x00\x020102030405060708090a0b0c\x00\x02+1\x00",

@@ -5,8 +5,8 @@ mod enqueue;
 use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, V8Format, Value,
-    ValueEncoding, Versionstamp, limits,
+    Check, InvalidQueueName, Mutation, MutationKind, ReadRange, SumBounds, Transaction, V8Format,
+    Value, ValueEncoding, Versionstamp, limits,
 };
 use meridian_values::v8;
 use prost::Message;
@@ -49,6 +49,8 @@ pub(crate) enum Invalid {
     ReservedKey { index: usize },
     #[error("Invalid message: a key if undelivered is a reserved key.")]
     ReservedKeyIfUndelivered,
+    #[error(transparent)]
+    QueueName(#[from] InvalidQueueName),
 }
 
 /// The largest message of a read within the limits: ten ranges of two keys.
@@ -198,6 +200,7 @@ fn misused(index: usize, misuse: Misuse) -> Invalid {
     match misuse {
         Misuse::Unknown => Invalid::ReservedKey { index },
         Misuse::LongId => Invalid::Limit { what, limit: MAX_ID_BYTES, unit: " bytes" },
+        Misuse::QueueName(invalid) => invalid.into(),
     }
 }
 

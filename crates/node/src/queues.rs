@@ -26,7 +26,7 @@ use meridian_queue::{
     Answer, Incarnation, ListenerId, MessageKey, Opening, Refused, Report, SessionId,
 };
 use meridian_storage::{ShardState, or_fatal};
-use meridian_types::{DatabaseId, NodeId};
+use meridian_types::{DatabaseId, NodeId, QueueId, QueueName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster_view::epoch_lease::EpochLease;
@@ -67,7 +67,7 @@ impl From<Refused> for NotListening {
 /// A listener that wants a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Listener {
-    pub(crate) database: DatabaseId,
+    pub(crate) queue: QueueId,
     pub(crate) listener: ListenerId,
     pub(crate) credits: u32,
     pub(crate) lease: Option<Duration>,
@@ -84,14 +84,16 @@ enum Command {
         begun: oneshot::Sender<Begun>,
     },
     Report {
-        database: DatabaseId,
+        queue: QueueId,
         listener: ListenerId,
         reports: Vec<(MessageKey, Report)>,
         answers: oneshot::Sender<Result<Vec<Answer>, NotListening>>,
     },
     Look {
-        database: DatabaseId,
+        queue: QueueId,
         keys: Vec<MessageKey>,
+        /// Of which listeners may hold messages, too.
+        names: Vec<QueueName>,
         looked: oneshot::Sender<Result<Looked, NotListening>>,
     },
     Measure(oneshot::Sender<Result<Figures, NotListening>>),
@@ -102,16 +104,18 @@ enum Command {
 pub(crate) struct Figures {
     /// Messages that listeners hold.
     pub(crate) leased: usize,
-    /// How long the first message has been due that no listener holds, of the databases that have
+    /// How long the first message has been due that no listener holds, of the queues that have
     /// listeners.
     pub(crate) due_for: Duration,
 }
 
-/// The queue of a database, as the dispatcher knows it.
+/// A queue, as the dispatcher knows it.
 struct Looked {
     /// For each message that was asked for.
     leased: Vec<bool>,
     in_all: usize,
+    /// For each name that was asked for.
+    of_names: Vec<usize>,
     is_paused: bool,
 }
 
@@ -120,8 +124,8 @@ type Begun = Result<u64, NotListening>;
 
 /// News of sessions for the task. Bounded by what sessions hold.
 enum Notice {
-    Gone { database: DatabaseId, key: MessageKey },
-    Closed { database: DatabaseId, listener: ListenerId, session: SessionId },
+    Gone { queue: QueueId, key: MessageKey },
+    Closed { queue: QueueId, listener: ListenerId, session: SessionId },
 }
 
 /// News of the task for a session.
@@ -187,11 +191,11 @@ impl Queues {
     /// # Errors
     /// Why not. May be dropped at any await: a session that has begun ends then.
     pub(crate) async fn listen(&self, listener: Listener) -> Result<Session, NotListening> {
-        let Listener { database, listener, credits, lease, held, incarnation, resumed } = listener;
-        self.must_hold(database)?;
+        let Listener { queue, listener, credits, lease, held, incarnation, resumed } = listener;
+        self.must_hold(queue.database)?;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let opening =
-            Opening { database, listener, session, incarnation, credits, lease, held, resumed };
+            Opening { queue, listener, session, incarnation, credits, lease, held, resumed };
         let (outbox, inbox) = handouts();
         let (begun, begins) = oneshot::channel();
         // Before the task has it, so that it hears of the end whatever happens.
@@ -207,17 +211,17 @@ impl Queues {
     /// Why there is no answer; reports may have taken effect all the same, and may be repeated.
     pub(crate) async fn report(
         &self,
-        database: DatabaseId,
+        queue: QueueId,
         listener: ListenerId,
         reports: Vec<(MessageKey, Report)>,
     ) -> Result<Vec<Answer>, NotListening> {
-        if or_fatal(self.shown.state.is_dropped(database)) {
+        if or_fatal(self.shown.state.is_dropped(queue.database)) {
             // The messages went with their database.
             return Ok(vec![Answer::Done; reports.len()]);
         }
-        self.must_hold(database)?;
+        self.must_hold(queue.database)?;
         let (answers, answered) = oneshot::channel();
-        self.command(Command::Report { database, listener, reports, answers })?;
+        self.command(Command::Report { queue, listener, reports, answers })?;
         answered.await.unwrap_or(Err(NotListening::NotLeader(None)))
     }
 

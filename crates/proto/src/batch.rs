@@ -39,7 +39,10 @@ const QUEUE_FORMAT: u32 = 2;
 /// The format of batches after which numbers of dead letters have none: the totals of their queue
 /// have a field that earlier versions would have left out.
 const REMOVED_DEAD_FORMAT: u32 = 3;
-const NEWEST_FORMAT: u32 = REMOVED_DEAD_FORMAT;
+/// The format of batches after which there are messages in named queues, or were: earlier versions
+/// would have taken these for the unnamed queue.
+const NAMED_QUEUES_FORMAT: u32 = 4;
+const NEWEST_FORMAT: u32 = NAMED_QUEUES_FORMAT;
 /// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the
 /// last of a batch.
 const CHECKSUM_KEY: u8 = 15 << 3 | 5;
@@ -90,6 +93,7 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
 fn format(batch: &Batch) -> u32 {
     let effects = batch.transactions.iter().flat_map(|transaction| &transaction.effects);
     let formats = effects.map(|effect| match effect {
+        Effect::Queue(effect) if queue::is_of_names(effect) => NAMED_QUEUES_FORMAT,
         Effect::Queue(QueueEffect::PutTotals(totals)) if totals.removed_dead > 0 => {
             REMOVED_DEAD_FORMAT
         }
@@ -270,7 +274,7 @@ fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
 
 #[cfg(test)]
 mod tests {
-    use meridian_types::QueueTotals;
+    use meridian_types::{DeadLetter, MessageId, QueueName, QueueTotals};
 
     use super::*;
 
@@ -393,10 +397,35 @@ mod tests {
         let totals = |removed_dead| {
             QueueEffect::PutTotals(QueueTotals { removed_dead, ..QueueTotals::default() })
         };
+        let emails = || -> QueueName { "emails".parse().unwrap() };
+        let id = MessageId { enqueued: Versionstamp([1; 10]), index: 0 };
+        let delete = |queue| QueueEffect::DeleteMessage { queue, id, due_ms: 1 };
+        let with_names = |named_undelivered, names| {
+            let removed_dead = 1;
+            let default = QueueTotals::default();
+            QueueEffect::PutTotals(QueueTotals {
+                named_undelivered,
+                names,
+                removed_dead,
+                ..default
+            })
+        };
+        let put_dead = |queue| {
+            let payload = Bytes::new();
+            let letter = DeadLetter { queue, id, payload, attempts: 1, enqueued_ms: 1, died_ms: 1 };
+            QueueEffect::PutDeadLetter { number: 1, letter }
+        };
         for (effect, format) in [
             (QueueEffect::DeleteDeadLetter { number: 1 }, QUEUE_FORMAT),
             (totals(0), QUEUE_FORMAT),
             (totals(1), REMOVED_DEAD_FORMAT),
+            (QueueEffect::PutNamedTotals { queue: emails(), undelivered: 0 }, NAMED_QUEUES_FORMAT),
+            (delete(QueueName::default()), QUEUE_FORMAT),
+            (delete(emails()), NAMED_QUEUES_FORMAT),
+            (with_names(1, 0), NAMED_QUEUES_FORMAT),
+            (with_names(0, 1), NAMED_QUEUES_FORMAT),
+            (put_dead(QueueName::default()), QUEUE_FORMAT),
+            (put_dead(emails()), NAMED_QUEUES_FORMAT),
         ] {
             let mut batch = sample();
             batch.transactions[0].effects.push(Effect::Queue(effect));

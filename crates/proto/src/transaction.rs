@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, Enqueue, Entry, MessageId, Mutation, MutationKind, ReadRange, Settlement, SumBounds,
-    Transaction, Value, ValueEncoding, Verdict, Versionstamp,
+    Check, Enqueue, Entry, MessageId, Mutation, MutationKind, QueueName, ReadRange, Settlement,
+    SumBounds, Transaction, Value, ValueEncoding, Verdict, Versionstamp,
 };
 
 use crate::shard::settlement::Verdict as WireVerdict;
@@ -33,12 +33,20 @@ pub fn transaction_to_wire(transaction: &Transaction) -> WireTransaction {
     if enqueues.is_empty() && settlements.is_empty() {
         return WireTransaction::Write(write);
     }
-    // A node that does not know of messages refuses this, and does not commit the rest without them.
-    WireTransaction::WriteWithMessages(shard::WriteWithMessages {
+    let with = shard::WriteWithMessages {
         write: Some(write),
         enqueues: enqueues.iter().map(enqueue_to_wire).collect(),
         settlements: settlements.iter().map(settlement_to_wire).collect(),
-    })
+    };
+    let of_enqueues = enqueues.iter().map(|enqueue| &enqueue.queue);
+    let mut queues = of_enqueues.chain(settlements.iter().map(|settlement| &settlement.queue));
+    // A node that does not know of messages, or of names, refuses this, and does not commit the rest
+    // without them.
+    if queues.all(QueueName::is_default) {
+        WireTransaction::WriteWithMessages(with)
+    } else {
+        WireTransaction::WriteWithNames(with)
+    }
 }
 
 /// # Errors
@@ -46,7 +54,7 @@ pub fn transaction_to_wire(transaction: &Transaction) -> WireTransaction {
 pub fn transaction(wire: Option<WireTransaction>) -> Result<Transaction, InvalidTransaction> {
     let (write, enqueues, settlements) = match wire.ok_or(InvalidTransaction("write"))? {
         WireTransaction::Write(write) => (write, Vec::new(), Vec::new()),
-        WireTransaction::WriteWithMessages(with) => {
+        WireTransaction::WriteWithMessages(with) | WireTransaction::WriteWithNames(with) => {
             let write = with.write.ok_or(InvalidTransaction("write"))?;
             (write, with.enqueues, with.settlements)
         }
@@ -65,7 +73,7 @@ pub fn transaction(wire: Option<WireTransaction>) -> Result<Transaction, Invalid
     Ok(Transaction {
         checks: write.checks.into_iter().map(check).collect::<Result<_, _>>()?,
         mutations: write.mutations.into_iter().map(mutation).collect::<Result<_, _>>()?,
-        enqueues: enqueues.into_iter().map(enqueue).collect(),
+        enqueues: enqueues.into_iter().map(enqueue).collect::<Result<_, _>>()?,
         settlements: settlements.into_iter().map(settlement).collect::<Result<_, _>>()?,
     })
 }
@@ -77,13 +85,19 @@ fn enqueue_to_wire(enqueue: &Enqueue) -> shard::Enqueue {
         due_ms: enqueue.due_ms,
         keys_if_undelivered: enqueue.keys_if_undelivered.clone(),
         backoff: backoff.map(|intervals_ms| shard::Backoff { intervals_ms }),
+        queue: enqueue.queue.to_string(),
     }
 }
 
-fn enqueue(wire: shard::Enqueue) -> Enqueue {
-    let shard::Enqueue { payload, due_ms, keys_if_undelivered, backoff } = wire;
+fn enqueue(wire: shard::Enqueue) -> Result<Enqueue, InvalidTransaction> {
+    let shard::Enqueue { payload, due_ms, keys_if_undelivered, backoff, queue } = wire;
     let backoff_ms = backoff.map(|backoff| backoff.intervals_ms);
-    Enqueue { payload, due_ms, keys_if_undelivered, backoff_ms }
+    let queue = queue_name(&queue)?;
+    Ok(Enqueue { queue, payload, due_ms, keys_if_undelivered, backoff_ms })
+}
+
+fn queue_name(text: &str) -> Result<QueueName, InvalidTransaction> {
+    text.parse().map_err(|_| InvalidTransaction("queue"))
 }
 
 fn settlement_to_wire(settlement: &Settlement) -> shard::Settlement {
@@ -100,6 +114,7 @@ fn settlement_to_wire(settlement: &Settlement) -> shard::Settlement {
         id: Bytes::copy_from_slice(&settlement.id.to_bytes()),
         due_ms: settlement.due_ms,
         verdict: Some(verdict),
+        queue: settlement.queue.to_string(),
     }
 }
 
@@ -114,7 +129,7 @@ fn settlement(wire: shard::Settlement) -> Result<Settlement, InvalidTransaction>
         WireVerdict::Acknowledged(_) => Verdict::Acknowledged,
     };
     let id = MessageId::from_slice(&wire.id).ok_or(InvalidTransaction("id"))?;
-    Ok(Settlement { id, due_ms: wire.due_ms, verdict })
+    Ok(Settlement { queue: queue_name(&wire.queue)?, id, due_ms: wire.due_ms, verdict })
 }
 
 fn versionstamp(bytes: &[u8]) -> Result<Versionstamp, InvalidTransaction> {
@@ -226,11 +241,20 @@ mod tests {
 
     fn enqueue_with(backoff_ms: Option<Vec<u32>>) -> Enqueue {
         Enqueue {
+            queue: QueueName::default(),
             payload: Bytes::from_static(b"payload"),
             due_ms: 1 << 40,
             keys_if_undelivered: vec![Bytes::from_static(b"k"), Bytes::from_static(b"l")],
             backoff_ms,
         }
+    }
+
+    fn settlement_of(id: MessageId, due_ms: u64, verdict: Verdict) -> Settlement {
+        Settlement { queue: QueueName::default(), id, due_ms, verdict }
+    }
+
+    fn emails() -> QueueName {
+        "emails".parse().unwrap()
     }
 
     #[test]
@@ -246,12 +270,15 @@ mod tests {
             Verdict::Discarded { number: 1 << 40 },
             Verdict::Acknowledged,
         ];
-        let settlements =
-            verdicts.map(|verdict| Settlement { id, due_ms: 1 << 41, verdict }).to_vec();
+        let settlements = verdicts.map(|verdict| settlement_of(id, 1 << 41, verdict)).to_vec();
         // No schedule is another thing than a schedule without intervals.
         let enqueues = [None, Some(vec![]), Some(vec![0, 100])].map(enqueue_with).to_vec();
         let sent = Transaction { enqueues, settlements, ..Transaction::default() };
         assert_eq!(transaction(Some(transaction_to_wire(&sent))).unwrap(), sent);
+        let mut named = sent.clone();
+        named.enqueues[1].queue = emails();
+        named.settlements[2].queue = emails();
+        assert_eq!(transaction(Some(transaction_to_wire(&named))).unwrap(), named);
     }
 
     /// The message of versions without queues, as far as it matters: such a node refuses a request
@@ -279,8 +306,41 @@ mod tests {
         let enqueues = vec![enqueue_with(None)];
         assert_eq!(seen_by_old_node(&Transaction { enqueues, ..plain.clone() }), None);
         let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
-        let settlements = vec![Settlement { id, due_ms: 1, verdict: Verdict::Delivered }];
+        let settlements = vec![settlement_of(id, 1, Verdict::Delivered)];
         assert_eq!(seen_by_old_node(&Transaction { settlements, ..plain }), None);
+    }
+
+    /// The message of versions without names of queues, as far as it matters: such a node refuses a
+    /// request in which it finds no transaction.
+    #[derive(prost::Message)]
+    struct OldRequestWithMessages {
+        #[prost(oneof = "OldTransaction", tags = "4, 10")]
+        transaction: Option<OldTransaction>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    enum OldTransaction {
+        #[prost(message, tag = "4")]
+        Write(wire::AtomicWrite),
+        #[prost(message, tag = "10")]
+        WriteWithMessages(shard::WriteWithMessages),
+    }
+
+    #[test]
+    fn node_without_names_finds_no_transaction_in_a_request_that_is_on_a_named_queue() {
+        let is_found = |enqueues: Vec<Enqueue>, settlements: Vec<Settlement>| {
+            let sent = Transaction { enqueues, settlements, ..Transaction::default() };
+            let transaction = Some(transaction_to_wire(&sent));
+            let request = shard::WriteRequest { transaction, ..shard::WriteRequest::default() };
+            let bytes = request.encode_to_vec();
+            OldRequestWithMessages::decode(bytes.as_slice()).unwrap().transaction.is_some()
+        };
+        let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
+        let (enqueue, settlement) = (enqueue_with(None), settlement_of(id, 1, Verdict::Delivered));
+        assert!(is_found(vec![enqueue.clone()], vec![settlement.clone()]));
+        let named = Enqueue { queue: emails(), ..enqueue.clone() };
+        assert!(!is_found(vec![enqueue, named], vec![]), "among others");
+        assert!(!is_found(vec![], vec![Settlement { queue: emails(), ..settlement }]));
     }
 
     /// The message of versions whose operators could take no dead letter out, and whose handlers could
@@ -309,7 +369,7 @@ mod tests {
     fn older_node_finds_no_verdict_where_one_is_asked_for_that_it_does_not_know() {
         let id = MessageId { enqueued: Versionstamp([7; 10]), index: 0 };
         let seen_by_old_node = |verdict| {
-            let wire = settlement_to_wire(&Settlement { id, due_ms: 0, verdict });
+            let wire = settlement_to_wire(&settlement_of(id, 0, verdict));
             OldSettlement::decode(wire.encode_to_vec().as_slice()).unwrap().verdict
         };
         for number in [0, 7] {
@@ -336,6 +396,12 @@ mod tests {
         let verdict = Some(WireVerdict::Cancelled(true));
         assert_eq!(settled(shard::Settlement { id, ..Default::default() }), "verdict");
         assert_eq!(settled(shard::Settlement { verdict, ..Default::default() }), "id");
+        let (id, queue) = (Bytes::from_static(b"123456789012"), "n".repeat(65));
+        let unfit = shard::Settlement { id, verdict, queue, ..Default::default() };
+        assert_eq!(settled(unfit), "queue");
+        let unfit = shard::Enqueue { queue: "\n".to_owned(), ..Default::default() };
+        let unfit = shard::WriteWithMessages { enqueues: vec![unfit], ..empty() };
+        assert_eq!(wrong(Some(WireTransaction::WriteWithNames(unfit))), "queue");
         let many = |count| {
             let enqueues = vec![shard::Enqueue::default(); count];
             with(shard::WriteWithMessages { enqueues, ..empty() })

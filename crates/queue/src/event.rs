@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meridian_types::{DatabaseId, MessageId, Versionstamp};
+use meridian_types::{DatabaseId, MessageId, QueueId, Versionstamp};
 
-/// A message's place in the queue of its database. Messages are handed out in this order.
+/// A message's place in its queue. Messages are handed out in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageKey {
     pub due_ms: u64,
@@ -54,7 +54,7 @@ impl Moment {
 /// A listener begins a session.
 #[derive(Debug, Clone)]
 pub struct Opening {
-    pub database: DatabaseId,
+    pub queue: QueueId,
     pub listener: ListenerId,
     pub session: SessionId,
     /// A message that was sent to it under this one, and that it does not name, never reached it.
@@ -87,14 +87,14 @@ pub enum Report {
 }
 
 /// A change of a row that took effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowChange {
     /// A message was enqueued.
-    Put(DatabaseId, MessageKey),
+    Put(QueueId, MessageKey),
     /// A message that was enqueued before has this row now: its delivery failed, or an operator has
     /// moved it, or taken it out of the dead letters.
-    Moved(DatabaseId, MessageKey),
-    Deleted(DatabaseId, MessageKey),
+    Moved(QueueId, MessageKey),
+    Deleted(QueueId, MessageKey),
 }
 
 #[derive(Debug, Clone)]
@@ -104,36 +104,36 @@ pub enum Event {
     /// The answer to [`Action::Read`]: the live rows from there on, in order and without a gap, and
     /// from where on there may be others.
     Read {
-        database: DatabaseId,
+        queue: QueueId,
         rows: Vec<MessageKey>,
         next: Option<MessageKey>,
     },
     Opened(Opening),
     /// The session is over. A session that was closed before, or has a successor, changes nothing.
     Closed {
-        database: DatabaseId,
+        queue: QueueId,
         listener: ListenerId,
         session: SessionId,
     },
     /// Messages that were to be delivered have no row any more.
     Gone {
-        database: DatabaseId,
+        queue: QueueId,
         keys: Vec<MessageKey>,
     },
     /// The answer to [`Action::Check`]: of its rows these are not there. The others were.
     Checked {
-        database: DatabaseId,
+        queue: QueueId,
         gone: Vec<MessageKey>,
     },
     Reported {
-        database: DatabaseId,
+        queue: QueueId,
         listener: ListenerId,
         reports: Vec<(Ticket, MessageKey, Report)>,
     },
     /// The settlements of [`Action::Settle`] have committed, and their changes were told as
     /// [`Event::Applied`] before.
     Settled {
-        database: DatabaseId,
+        queue: QueueId,
         lane: Lane,
     },
     /// The queues of these databases hand out nothing from now on, and those of all others do.
@@ -190,7 +190,7 @@ pub enum Refused {
 pub enum Action {
     /// Read up to `limit` rows from `from` on, whether due or not. Answered by [`Event::Read`].
     Read {
-        database: DatabaseId,
+        queue: QueueId,
         from: MessageKey,
         limit: usize,
     },
@@ -202,9 +202,9 @@ pub enum Action {
         until: Option<Duration>,
     },
     /// Look whether these have rows: listeners say that they hold them. Answered by
-    /// [`Event::Checked`]; until then no others of that database are asked for.
+    /// [`Event::Checked`]; until then no others of that queue are asked for.
     Check {
-        database: DatabaseId,
+        queue: QueueId,
         keys: Vec<MessageKey>,
     },
     /// The message is the listener's no more.
@@ -218,9 +218,9 @@ pub enum Action {
         reason: Refused,
     },
     /// Log these, as often as it takes until they have committed. Answered by [`Event::Settled`];
-    /// until then no others of that database and lane are asked for.
+    /// until then no others of that queue and lane are asked for.
     Settle {
-        database: DatabaseId,
+        queue: QueueId,
         lane: Lane,
         settlements: Vec<(MessageKey, Outcome)>,
     },

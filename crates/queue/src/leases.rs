@@ -1,4 +1,4 @@
-//! Which listener holds which message of a database, and until when.
+//! Which listener holds which message of a queue, and until when.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -7,8 +7,11 @@ use meridian_types::{MessageId, Versionstamp};
 
 use crate::event::{Incarnation, ListenerId, MessageKey, Outcome, Ticket};
 
-/// Leases of one database at a time, at most.
+/// Leases of one database at a time, at most, but for [`MIN_LEASES`] of each queue.
 pub const MAX_LEASES: usize = 10_000;
+/// Leases that each queue may have, whatever the others of its database have: so none of them holds
+/// up another. As few queues have messages as a database may have names.
+pub const MIN_LEASES: usize = 64;
 /// How long a listener whose session broke is waited for, before its messages count as failed.
 pub const GRACE: Duration = Duration::from_secs(5);
 

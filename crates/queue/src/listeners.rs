@@ -1,4 +1,4 @@
-//! The listeners of a database, and whose turn it is.
+//! The listeners of a queue, and whose turn it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

@@ -1,17 +1,17 @@
-//! The queue of one database: what is due, what is leased, and what is being logged.
+//! One queue: what is due, what is leased, and what is being logged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use meridian_types::{DatabaseId, MessageId, Position};
+use meridian_types::{MessageId, Position, QueueId};
 
 use crate::claims::{Claim, Claims};
 use crate::event::{
     Action, Answer, Incarnation, Lane, ListenerId, MessageKey, Moment, Opening, Outcome, Refused,
     SessionId, Ticket,
 };
-use crate::leases::{Lease, Leases, MAX_LEASES, Settlements, State};
-use crate::listeners::{Listener, Listeners, MAX_CREDITS, MAX_LISTENERS};
+use crate::leases::{Lease, Leases, Settlements, State};
+use crate::listeners::{Listener, Listeners, MAX_CREDITS};
 use crate::moved::Moved;
 use crate::window::Window;
 
@@ -19,7 +19,7 @@ use crate::window::Window;
 /// that an earlier leader may have handed out. As long as a listener whose stream broke is waited for
 /// by a leader that stays.
 pub const HOLD: Duration = Duration::from_secs(5);
-/// Messages that are handed out at a time, at most; then it is the turn of other databases.
+/// Messages that are handed out at a time, at most; then it is the turn of other queues.
 const QUANTUM: usize = 64;
 /// Rows that are read at a time, at most.
 const READ_ROWS: usize = 128;
@@ -28,7 +28,7 @@ const READ_ROWS: usize = 128;
 const LOOK: Duration = Duration::from_secs(1);
 /// The time of an earlier leader, by which a message was due, may be ahead of this one's by so much.
 const AHEAD_MS: u64 = 1000;
-/// The leases of a shard are all taken: when it is tried again.
+/// All leases are taken that the queue may have: when it is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Messages that listeners may hold from before this term.
@@ -44,7 +44,8 @@ pub(crate) struct Context<'a> {
     pub(crate) hold: Hold,
     /// The queue hands out nothing.
     pub(crate) is_paused: bool,
-    /// Leases that the shard may give beyond those that there are.
+    /// Leases that the queue may have beyond those that it has: by the bounds of its shard and of
+    /// its database.
     pub(crate) room: usize,
     pub(crate) moved: &'a mut Moved,
     pub(crate) actions: &'a mut Vec<Action>,
@@ -65,7 +66,7 @@ impl Context<'_> {
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    pub(crate) database: DatabaseId,
+    pub(crate) id: QueueId,
     pub(crate) window: Window,
     pub(crate) leases: Leases,
     pub(crate) claims: Claims,
@@ -78,9 +79,9 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(database: DatabaseId) -> Self {
+    pub(crate) fn new(id: QueueId) -> Self {
         Self {
-            database,
+            id,
             window: Window::new(),
             leases: Leases::default(),
             claims: Claims::default(),
@@ -89,6 +90,18 @@ impl Queue {
             deliveries: Settlements::default(),
             failures: Settlements::default(),
         }
+    }
+
+    /// Whether nothing is known of it but from where on its rows are unread.
+    pub(crate) fn is_idle(&self) -> bool {
+        let is_settling =
+            |lane: &Settlements| !(lane.decided.is_empty() && lane.logging.is_empty());
+        self.listeners.is_empty()
+            && self.leases() == 0
+            && self.acked.is_empty()
+            && !self.window.is_reading()
+            && !is_settling(&self.deliveries)
+            && !is_settling(&self.failures)
     }
 
     /// Claims count: they may become leases.
@@ -162,10 +175,6 @@ impl Queue {
             if is_outdated {
                 return;
             }
-        } else if self.listeners.len() >= MAX_LISTENERS {
-            let reason = Refused::TooManyListeners;
-            context.actions.push(Action::Refuse { session, reason });
-            return;
         }
         let held: BTreeSet<MessageKey> =
             opening.held.iter().take(MAX_CREDITS as usize).copied().collect();
@@ -254,11 +263,11 @@ impl Queue {
         if credit > 0 && self.window.wants_read(context.moment.time_ms) {
             let wanted = credit.saturating_mul(2).clamp(8, READ_ROWS);
             if let Some((from, limit)) = self.window.begin_read(wanted) {
-                context.actions.push(Action::Read { database: self.database, from, limit });
+                context.actions.push(Action::Read { queue: self.id.clone(), from, limit });
             }
         }
         if let Some(keys) = self.claims.begin_check() {
-            context.actions.push(Action::Check { database: self.database, keys });
+            context.actions.push(Action::Check { queue: self.id.clone(), keys });
         }
         for lane in [Lane::Deliveries, Lane::Failures] {
             self.log(lane, context);
@@ -267,7 +276,7 @@ impl Queue {
     }
 
     fn hand_out(&mut self, context: &mut Context<'_>) {
-        let room = context.room.min(MAX_LEASES.saturating_sub(self.leases())).min(QUANTUM);
+        let room = context.room.min(QUANTUM);
         let credit = usize::try_from(self.listeners.credit()).unwrap_or(usize::MAX);
         let time_ms = context.moment.time_ms;
         let free = self.next_free(context).take_while(|key| key.due_ms <= time_ms);
@@ -306,7 +315,7 @@ impl Queue {
         let at = |due_ms: u64| {
             if due_ms > time_ms {
                 context.moment.of_time(due_ms).min(now + LOOK)
-            } else if context.room == 0 || self.leases() >= MAX_LEASES {
+            } else if context.room == 0 {
                 now + FULL_PAUSE
             } else {
                 now
@@ -331,7 +340,6 @@ impl Queue {
             && self.leases.get(key.id).is_none()
             && !self.claims.contains(key)
             && !context.moved.knows(key.id)
-            && self.leases() < MAX_LEASES
             && context.room > 0
     }
 

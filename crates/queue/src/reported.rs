@@ -1,4 +1,4 @@
-//! Reports on the messages of one database, and the settlements that follow from them.
+//! Reports on the messages of one queue, and the settlements that follow from them.
 
 use meridian_types::MessageId;
 
@@ -173,7 +173,7 @@ impl Queue {
         }
         if !settlements.is_empty() {
             self.lane(lane).logging = settlements.iter().map(|(key, _)| *key).collect();
-            context.actions.push(Action::Settle { database: self.database, lane, settlements });
+            context.actions.push(Action::Settle { queue: self.id.clone(), lane, settlements });
         }
     }
 

@@ -1,4 +1,4 @@
-//! The keys that are known of a database's messages: a bounded number of the lowest, and from where
+//! The keys that are known of a queue's messages: a bounded number of the lowest, and from where
 //! on rows have not been read.
 //!
 //! No live row below `unread` is unknown, so that rows are never read from the head of the queue
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::event::MessageKey;
 
-/// Keys that are known of one database, at most.
+/// Keys that are known of one queue, at most.
 pub const WINDOW: usize = 1024;
 /// Rows that were deleted while others were read, at most; beyond, what was read does not count.
 const MAX_DELETED: usize = 4096;
@@ -47,6 +47,11 @@ impl Window {
     /// From where on rows have not been read, unless they are being read.
     pub(crate) fn unread(&self) -> Option<MessageKey> {
         self.unread.filter(|_| self.reading.is_none())
+    }
+
+    /// Whether the rows of a read are to come.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.reading.is_some()
     }
 
     /// A row came, or is not leased any more.

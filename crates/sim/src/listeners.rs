@@ -333,7 +333,7 @@ impl Listener {
         step.numbers.session += 1;
         let id = SessionId(step.numbers.session);
         let opening = Opening {
-            database: DATABASE,
+            queue: DATABASE.into(),
             listener: self.id,
             session: id,
             incarnation: Incarnation(self.incarnation),

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use meridian_queue::{MessageKey, RowChange};
 use meridian_txn::{Evaluation, Stored, View, evaluate};
 use meridian_types::{
-    DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId, QueueEffect, QueueTotals,
-    Settlement, Transaction, Versionstamp,
+    DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId, QueueEffect, QueueId, QueueName,
+    QueueTotals, Settlement, Transaction, Versionstamp,
 };
 
 use crate::message::{Batch, Content};
@@ -64,7 +64,7 @@ impl View for QueueRows {
 
     fn message(
         &self,
-        _: DatabaseId,
+        _: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, Infallible> {
@@ -73,6 +73,11 @@ impl View for QueueRows {
 
     fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Infallible> {
         Ok(self.totals)
+    }
+
+    /// Programs name no queues.
+    fn named_undelivered(&self, _: &QueueId) -> Result<u64, Infallible> {
+        Ok(0)
     }
 
     fn dead_letter(&self, _: DatabaseId, number: u64) -> Result<Option<DeadLetter>, Infallible> {
@@ -101,18 +106,18 @@ impl QueueRows {
 
     fn take(&mut self, stamp: Versionstamp, effect: Effect) -> Option<RowChange> {
         match effect {
-            Effect::Queue(QueueEffect::PutMessage { id, due_ms, message }) => {
+            Effect::Queue(QueueEffect::PutMessage { queue: _, id, due_ms, message }) => {
                 let key = MessageKey { due_ms, id };
                 self.rows.insert(key, message);
                 return Some(match id.enqueued == stamp {
-                    true => RowChange::Put(DATABASE, key),
-                    false => RowChange::Moved(DATABASE, key),
+                    true => RowChange::Put(DATABASE.into(), key),
+                    false => RowChange::Moved(DATABASE.into(), key),
                 });
             }
-            Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
+            Effect::Queue(QueueEffect::DeleteMessage { queue: _, id, due_ms }) => {
                 let key = MessageKey { due_ms, id };
                 self.rows.remove(&key);
-                return Some(RowChange::Deleted(DATABASE, key));
+                return Some(RowChange::Deleted(DATABASE.into(), key));
             }
             Effect::Queue(QueueEffect::PutDeadLetter { number, letter }) => {
                 self.letters.insert(number, letter);
@@ -121,6 +126,7 @@ impl QueueRows {
                 self.letters.remove(&number);
             }
             Effect::Queue(QueueEffect::PutTotals(totals)) => self.totals = totals,
+            Effect::Queue(QueueEffect::PutNamedTotals { .. }) => {}
             Effect::Put { key, .. } => drop(self.set.insert(key)),
             Effect::Delete { .. } | Effect::Unindex { .. } | Effect::DropDatabase => {}
         }
@@ -166,6 +172,7 @@ fn transaction(content: &Content) -> Option<Transaction> {
         Content::Plain => None,
         Content::Enqueue { message, due_ms } => {
             let enqueue = Enqueue {
+                queue: QueueName::UNNAMED,
                 payload: Bytes::copy_from_slice(&message.to_be_bytes()),
                 due_ms,
                 keys_if_undelivered: (0..keys_of(message))
@@ -176,7 +183,7 @@ fn transaction(content: &Content) -> Option<Transaction> {
             Some(Transaction { enqueues: vec![enqueue], ..Transaction::default() })
         }
         Content::Settle { key: MessageKey { due_ms, id }, verdict } => {
-            let settlement = Settlement { id, due_ms, verdict };
+            let settlement = Settlement { queue: QueueName::UNNAMED, id, due_ms, verdict };
             Some(Transaction { settlements: vec![settlement], ..Transaction::default() })
         }
     }

@@ -23,8 +23,10 @@
 //! | `state-<shard>-<generation>` | `d` ‖ database ‖ user key | versionstamp ‖ encoding ‖ expiry ‖ data | `storage::ShardState` |
 //! | | `x` ‖ expiry ‖ database ‖ user key | versionstamp (a stale one is ignored and swept) | |
 //! | | `q` ‖ database ‖ due time ‖ versionstamp ‖ index (2) | `meridian.log.v1.QueuedMessage` | |
+//! | | `n` ‖ database ‖ length (1) ‖ queue's name ‖ due time ‖ versionstamp ‖ index (2) | `meridian.log.v1.QueuedMessage`, of a named queue | |
 //! | | `u` ‖ database ‖ number (8) | `meridian.log.v1.DeadLetter`, undelivered and without keys | |
 //! | | `m` ‖ `q` ‖ database | `meridian.log.v1.QueueTotals` | |
+//! | | `m` ‖ `n` ‖ database ‖ queue's name | `meridian.log.v1.QueueTotals`, `undelivered` alone: a named queue that has such messages | |
 //! | | `m` ‖ `applied` | `meridian.log.v1.Applied` | |
 //! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` | |
 //! | | `m` ‖ `d` ‖ database | versionstamp of the transaction that dropped the database | |
@@ -57,7 +59,8 @@ pub use meta::{
 };
 pub use queue::{
     dead_letter_key, dead_letters_range, message_key, messages_bound, messages_range,
-    parse_dead_letter_key, parse_message_key, parse_queue_totals_key, queue_totals_key,
+    named_messages_range, named_totals_key, named_totals_range, parse_dead_letter_key,
+    parse_message_key, parse_named_totals_key, parse_queue_totals_key, queue_totals_key,
     queue_totals_range,
 };
 pub use state::{

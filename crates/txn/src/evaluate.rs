@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use meridian_types::limits::MAX_COMPUTED_BYTES;
 use meridian_types::{
-    DatabaseId, Effect, Mutation, MutationKind, Settlement, Transaction, Value, Verdict,
+    DatabaseId, Effect, Mutation, MutationKind, QueueId, Settlement, Transaction, Value, Verdict,
     Versionstamp,
 };
 
@@ -63,8 +63,9 @@ pub fn evaluate<V: View>(
     let checks = u32::try_from(transaction.checks.len()).unwrap_or(u32::MAX);
     let is_acknowledged = |it: &&Settlement| it.verdict == Verdict::Acknowledged;
     let acknowledged = transaction.settlements.iter().filter(is_acknowledged);
-    for (index, Settlement { id, due_ms, .. }) in (checks..).zip(acknowledged) {
-        if view.message(database, *due_ms, *id)?.is_none() {
+    for (index, Settlement { queue, id, due_ms, .. }) in (checks..).zip(acknowledged) {
+        let queue = QueueId { database, name: queue.clone() };
+        if view.message(&queue, *due_ms, *id)?.is_none() {
             failed_checks.push(index);
         }
     }

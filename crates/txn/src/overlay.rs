@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use meridian_types::{
-    Batch, DatabaseId, DeadLetter, Effect, Message, MessageId, Position, QueueEffect, QueueTotals,
-    Value, Versionstamp,
+    Batch, DatabaseId, DeadLetter, Effect, Message, MessageId, Position, QueueEffect, QueueId,
+    QueueName, QueueTotals, Value, Versionstamp,
 };
 
 use crate::view::{Stored, View};
@@ -59,12 +59,17 @@ pub struct Overlay {
 #[derive(Debug, Default)]
 struct Newest {
     keys: HashMap<Bytes, InFlight>,
-    /// By due time and id. `None` where the row is removed.
-    messages: HashMap<(u64, MessageId), (Versionstamp, Option<Message>)>,
+    /// `None` where the row is removed.
+    messages: HashMap<MessageRow, (Versionstamp, Option<Message>)>,
     /// By number. `None` where the row is removed.
     dead_letters: HashMap<u64, (Versionstamp, Option<DeadLetter>)>,
     queue_totals: Option<(Versionstamp, QueueTotals)>,
+    /// Undelivered messages of named queues.
+    named_undelivered: HashMap<QueueName, (Versionstamp, u64)>,
 }
+
+/// The queue, due time and id of a message.
+type MessageRow = (QueueName, u64, MessageId);
 
 impl Newest {
     fn is_empty(&self) -> bool {
@@ -72,6 +77,7 @@ impl Newest {
             && self.messages.is_empty()
             && self.dead_letters.is_empty()
             && self.queue_totals.is_none()
+            && self.named_undelivered.is_empty()
     }
 
     /// Adds an effect. `None` where no transaction can see it.
@@ -91,13 +97,15 @@ impl Newest {
 
     fn push_on_queue(&mut self, versionstamp: Versionstamp, effect: &QueueEffect) -> Row {
         match effect {
-            QueueEffect::PutMessage { id, due_ms, message } => {
-                self.messages.insert((*due_ms, *id), (versionstamp, Some(message.clone())));
-                Row::Message(*due_ms, *id)
+            QueueEffect::PutMessage { queue, id, due_ms, message } => {
+                let row = (queue.clone(), *due_ms, *id);
+                self.messages.insert(row.clone(), (versionstamp, Some(message.clone())));
+                Row::Message(row)
             }
-            QueueEffect::DeleteMessage { id, due_ms } => {
-                self.messages.insert((*due_ms, *id), (versionstamp, None));
-                Row::Message(*due_ms, *id)
+            QueueEffect::DeleteMessage { queue, id, due_ms } => {
+                let row = (queue.clone(), *due_ms, *id);
+                self.messages.insert(row.clone(), (versionstamp, None));
+                Row::Message(row)
             }
             QueueEffect::PutDeadLetter { number, letter } => {
                 self.dead_letters.insert(*number, (versionstamp, Some(letter.clone())));
@@ -111,6 +119,10 @@ impl Newest {
                 self.queue_totals = Some((versionstamp, *totals));
                 Row::QueueTotals
             }
+            QueueEffect::PutNamedTotals { queue, undelivered } => {
+                self.named_undelivered.insert(queue.clone(), (versionstamp, *undelivered));
+                Row::NamedTotals(queue.clone())
+            }
         }
     }
 
@@ -122,10 +134,9 @@ impl Newest {
                     self.keys.remove(key);
                 }
             }
-            Row::Message(due_ms, id) => {
-                let row = (*due_ms, *id);
-                if self.messages.get(&row).is_some_and(|(stamp, _)| *stamp == by) {
-                    self.messages.remove(&row);
+            Row::Message(row) => {
+                if self.messages.get(row).is_some_and(|(stamp, _)| *stamp == by) {
+                    self.messages.remove(row);
                 }
             }
             Row::DeadLetter(number) => {
@@ -136,6 +147,11 @@ impl Newest {
             Row::QueueTotals => {
                 self.queue_totals.take_if(|(stamp, _)| *stamp == by);
             }
+            Row::NamedTotals(queue) => {
+                if self.named_undelivered.get(queue).is_some_and(|(stamp, _)| *stamp == by) {
+                    self.named_undelivered.remove(queue);
+                }
+            }
         }
     }
 }
@@ -143,9 +159,10 @@ impl Newest {
 #[derive(Debug)]
 enum Row {
     Key(Bytes),
-    Message(u64, MessageId),
+    Message(MessageRow),
     DeadLetter(u64),
     QueueTotals,
+    NamedTotals(QueueName),
 }
 
 #[derive(Debug)]
@@ -221,8 +238,8 @@ impl Overlay {
 
     /// The newest effect on the row of a message, if any is in flight: `None` inside where the row
     /// is removed.
-    fn message(&self, database: DatabaseId, row: (u64, MessageId)) -> Option<Option<&Message>> {
-        self.newest.get(&database)?.messages.get(&row).map(|(_, message)| message.as_ref())
+    fn message(&self, database: DatabaseId, row: &MessageRow) -> Option<Option<&Message>> {
+        self.newest.get(&database)?.messages.get(row).map(|(_, message)| message.as_ref())
     }
 
     /// As [`Overlay::message`].
@@ -232,6 +249,11 @@ impl Overlay {
 
     fn queue_totals(&self, database: DatabaseId) -> Option<QueueTotals> {
         self.newest.get(&database)?.queue_totals.map(|(_, totals)| totals)
+    }
+
+    fn named_undelivered(&self, queue: &QueueId) -> Option<u64> {
+        let newest = self.newest.get(&queue.database)?;
+        newest.named_undelivered.get(&queue.name).map(|(_, undelivered)| *undelivered)
     }
 
     /// Whether nothing is in flight.
@@ -278,13 +300,13 @@ impl<V: View> View for Overlaid<'_, V> {
 
     fn message(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, V::Error> {
-        match self.overlay.message(database, (due_ms, id)) {
+        match self.overlay.message(queue.database, &(queue.name.clone(), due_ms, id)) {
             Some(message) => Ok(message.cloned()),
-            None => self.applied.message(database, due_ms, id),
+            None => self.applied.message(queue, due_ms, id),
         }
     }
 
@@ -292,6 +314,13 @@ impl<V: View> View for Overlaid<'_, V> {
         match self.overlay.queue_totals(database) {
             Some(totals) => Ok(totals),
             None => self.applied.queue_totals(database),
+        }
+    }
+
+    fn named_undelivered(&self, queue: &QueueId) -> Result<u64, V::Error> {
+        match self.overlay.named_undelivered(queue) {
+            Some(undelivered) => Ok(undelivered),
+            None => self.applied.named_undelivered(queue),
         }
     }
 

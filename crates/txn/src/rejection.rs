@@ -1,6 +1,6 @@
 //! Why a mutation cannot be carried out, in the words that clients know.
 
-use meridian_types::limits::{MAX_COMPUTED_BYTES, MAX_UNDELIVERED_MESSAGES};
+use meridian_types::limits::{MAX_COMPUTED_BYTES, MAX_QUEUE_NAMES, MAX_UNDELIVERED_MESSAGES};
 
 /// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show
 /// them, and programs match on them, so they stay as they are. The last ones are Meridian's own; the
@@ -45,6 +45,8 @@ pub(crate) enum Rejection {
         "Queue backlog limit exceeded: a database may have {MAX_UNDELIVERED_MESSAGES} undelivered messages."
     )]
     QueueFull,
+    #[error("A database may have undelivered messages in {MAX_QUEUE_NAMES} named queues.")]
+    TooManyQueues,
 }
 
 /// Why evaluation ends before all is carried out.
@@ -81,7 +83,8 @@ mod tests {
             | Rejection::OutOfRange
             | Rejection::TooMuch { .. }
             | Rejection::SettlesTooMuch { .. }
-            | Rejection::QueueFull => rejection,
+            | Rejection::QueueFull
+            | Rejection::TooManyQueues => rejection,
         };
         let mut all: Vec<Rejection> = [
             Rejection::OperandNotU64("min"),
@@ -97,6 +100,7 @@ mod tests {
             Rejection::OutOfRange,
             Rejection::TooMuch { mutations: 33, bytes: 4_325_376 },
             Rejection::QueueFull,
+            Rejection::TooManyQueues,
         ]
         .map(listed)
         .into();

@@ -1,7 +1,7 @@
 //! The state that a transaction is evaluated against.
 
 use meridian_types::{
-    DatabaseId, DeadLetter, Message, MessageId, QueueTotals, Value, Versionstamp,
+    DatabaseId, DeadLetter, Message, MessageId, QueueId, QueueTotals, Value, Versionstamp,
 };
 
 /// The value of a present key, as a transaction reads it.
@@ -30,16 +30,19 @@ pub trait View {
         Ok(self.get(database, key)?.map(|stored| stored.versionstamp))
     }
 
-    /// The message with this id, if it is stored under this due time.
+    /// The message with this id, if the queue stores it under this due time.
     fn message(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, Self::Error>;
 
     /// Zeros before the first message.
     fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, Self::Error>;
+
+    /// The undelivered messages of a named queue.
+    fn named_undelivered(&self, queue: &QueueId) -> Result<u64, Self::Error>;
 
     /// The dead letter with this number, unless it was removed.
     fn dead_letter(

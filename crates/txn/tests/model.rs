@@ -14,8 +14,8 @@ use bytes::Bytes;
 use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
 use meridian_types::{
     Batch, Check, CommittedTransaction, DatabaseId, DeadLetter, Effect, Message, MessageId,
-    Mutation, MutationKind, Position, QueueTotals, RequestId, SumBounds, Transaction, Value,
-    ValueEncoding, Versionstamp,
+    Mutation, MutationKind, Position, QueueId, QueueTotals, RequestId, SumBounds, Transaction,
+    Value, ValueEncoding, Versionstamp,
 };
 use proptest::collection::vec;
 use proptest::prelude::{
@@ -79,12 +79,16 @@ impl View for Applied {
         Ok(row.map(|row| Stored { versionstamp: row.versionstamp, value: row.value.clone() }))
     }
 
-    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Infallible> {
+    fn message(&self, _: &QueueId, _: u64, _: MessageId) -> Result<Option<Message>, Infallible> {
         Ok(None)
     }
 
     fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Infallible> {
         Ok(QueueTotals::default())
+    }
+
+    fn named_undelivered(&self, _: &QueueId) -> Result<u64, Infallible> {
+        Ok(0)
     }
 
     fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Infallible> {

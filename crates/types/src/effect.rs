@@ -28,7 +28,7 @@ pub enum Effect {
     /// Deletes everything that the transaction's database holds, for good: nothing of that database
     /// is behind it in the log.
     DropDatabase,
-    /// On the queue of the transaction's database, and on none of its keys.
+    /// On a queue of the transaction's database, and on none of its keys.
     Queue(QueueEffect),
 }
 

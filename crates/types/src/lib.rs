@@ -11,6 +11,7 @@ mod id;
 pub mod limits;
 mod position;
 mod queue;
+mod queue_name;
 mod read;
 mod shard_report;
 mod transaction;
@@ -23,6 +24,7 @@ pub use queue::{
     DeadLetter, Enqueue, InvalidMessageId, Message, MessageId, QueueEffect, QueueTotals,
     Settlement, Verdict,
 };
+pub use queue_name::{InvalidQueueName, QueueId, QueueName};
 pub use read::{Consistency, Entry, ReadRange};
 pub use shard_report::{CommitProgress, ShardReport};
 pub use transaction::{

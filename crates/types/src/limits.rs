@@ -29,8 +29,11 @@ pub const MAX_BACKOFF_INTERVAL_MS: u32 = 60 * 60 * 1000;
 pub const DEFAULT_BACKOFF_MS: [u32; 5] = [100, 1000, 5000, 30_000, 60_000];
 /// The messages that one atomic write acknowledges. Each of them is read.
 pub const MAX_ACKNOWLEDGEMENTS: usize = 64;
-/// The messages of one database that are not delivered, due or not.
+/// The messages of one database that are not delivered, due or not, in all of its queues.
 pub const MAX_UNDELIVERED_MESSAGES: u64 = 2_000_000;
+/// The named queues of one database that have undelivered messages.
+pub const MAX_QUEUE_NAMES: usize = 100;
+pub const MAX_QUEUE_NAME_BYTES: usize = 64;
 /// The dead letters of one database that are kept, and for how long.
 pub const MAX_DEAD_LETTERS: u64 = 1000;
 pub const DEAD_LETTER_RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;

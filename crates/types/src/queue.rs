@@ -4,11 +4,12 @@
 //! the row; a transaction with a [`Settlement`] moves or removes it. So messages commit, replicate
 //! and fail over as values do, and a settlement that is repeated finds no row and does nothing.
 //!
-//! In the log, all that happens to a queue is an [`Effect::Queue`](crate::Effect::Queue) with one of
-//! the [`QueueEffect`]s: rows of messages, dead letters (messages that died without keys), and the
-//! totals of the queue.
+//! In the log, all that happens to queues is an [`Effect::Queue`](crate::Effect::Queue) with one of
+//! the [`QueueEffect`]s: rows of messages, dead letters (messages that died without keys), and
+//! totals. Each named queue has rows and a total of its own; dead letters and bounds are of the
+//! database, so that names multiply neither.
 //!
-//! A settlement names the row by due time and id, as the delivering side has read it: there is no
+//! A settlement names the row by queue, due time and id, as the delivering side has read it: there is no
 //! index from a message's id to its row.
 
 use std::fmt;
@@ -16,8 +17,8 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
-use crate::Versionstamp;
 use crate::limits::DEFAULT_BACKOFF_MS;
+use crate::{QueueName, Versionstamp};
 
 /// Tags, lengths, ids and numbers: what the encoding adds to the bytes of an effect, at most.
 const ENCODING_BYTES: usize = 96;
@@ -82,6 +83,7 @@ impl FromStr for MessageId {
 /// An enqueue as a client asks for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Enqueue {
+    pub queue: QueueName,
     /// V8-serialized.
     pub payload: Bytes,
     /// Milliseconds since the Unix epoch before which the message is not delivered. A time that has
@@ -130,6 +132,8 @@ impl Message {
 /// A message whose last delivery failed and that has no keys to be kept under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
+    /// In which it died.
+    pub queue: QueueName,
     pub id: MessageId,
     /// V8-serialized.
     pub payload: Bytes,
@@ -139,12 +143,16 @@ pub struct DeadLetter {
     pub died_ms: u64,
 }
 
-/// The totals of a database's queue. Every transaction that changes the queue writes it anew, so
-/// that the leader can bound the queue, and every node can tell its length, without a scan.
+/// The totals of a database's queues. Every transaction that changes one of them writes it anew, so
+/// that the leader can bound the queues, and every node can tell their length, without a scan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueTotals {
-    /// Messages with a row, due or not.
+    /// Messages with a row in the unnamed queue, due or not.
     pub undelivered: u64,
+    /// The same of all named queues together.
+    pub named_undelivered: u64,
+    /// Named queues that have such messages.
+    pub names: u64,
     /// Dead letters have numbers in the order in which they died. The first that is kept.
     pub first_dead: u64,
     /// The number of the next one to die.
@@ -154,6 +162,11 @@ pub struct QueueTotals {
 }
 
 impl QueueTotals {
+    /// Messages with a row in any queue.
+    pub fn undelivered_in_all(&self) -> u64 {
+        self.undelivered.saturating_add(self.named_undelivered)
+    }
+
     /// Dead letters that are kept.
     pub fn dead(&self) -> u64 {
         self.next_dead.saturating_sub(self.first_dead).saturating_sub(self.removed_dead)
@@ -165,12 +178,14 @@ impl QueueTotals {
 pub enum QueueEffect {
     /// Stores a message under its due time.
     PutMessage {
+        queue: QueueName,
         id: MessageId,
         due_ms: u64,
         message: Message,
     },
     /// Removes the row of a message. A message that moves is removed here and put there.
     DeleteMessage {
+        queue: QueueName,
         id: MessageId,
         due_ms: u64,
     },
@@ -182,22 +197,32 @@ pub enum QueueEffect {
     DeleteDeadLetter {
         number: u64,
     },
-    /// The totals of the queue from here on.
+    /// The totals of the database's queues from here on.
     PutTotals(QueueTotals),
+    /// The undelivered messages of a named queue from here on. Of a queue without any nothing is
+    /// stored.
+    PutNamedTotals {
+        queue: QueueName,
+        undelivered: u64,
+    },
 }
 
 impl QueueEffect {
     /// Bytes that it takes in an encoded batch, at most.
     pub fn size(&self) -> usize {
         match self {
-            Self::PutMessage { message, .. } => {
+            Self::PutMessage { queue, message, .. } => {
                 let elements = message.keys_if_undelivered.len() + message.backoff_ms.len();
-                ENCODING_BYTES + message.size() + elements * ELEMENT_ENCODING_BYTES
+                let bytes = queue.as_str().len() + message.size();
+                ENCODING_BYTES + bytes + elements * ELEMENT_ENCODING_BYTES
             }
-            Self::PutDeadLetter { letter, .. } => ENCODING_BYTES + letter.payload.len(),
-            Self::DeleteMessage { .. } | Self::DeleteDeadLetter { .. } | Self::PutTotals(_) => {
-                ENCODING_BYTES
+            Self::PutDeadLetter { letter, .. } => {
+                ENCODING_BYTES + letter.queue.as_str().len() + letter.payload.len()
             }
+            Self::DeleteMessage { queue, .. } | Self::PutNamedTotals { queue, .. } => {
+                ENCODING_BYTES + queue.as_str().len()
+            }
+            Self::DeleteDeadLetter { .. } | Self::PutTotals(_) => ENCODING_BYTES,
         }
     }
 }
@@ -206,6 +231,8 @@ impl QueueEffect {
 /// transaction of the message's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
+    /// That has the row. A dead letter is found without.
+    pub queue: QueueName,
     pub id: MessageId,
     /// Of the row that was delivered. Where no such row is left, the message was settled before, or
     /// has moved, and the settlement does nothing; see [`Verdict::Acknowledged`] for the exception.
@@ -286,16 +313,24 @@ mod tests {
             attempts: 1,
             enqueued_ms: 3,
         };
-        let letter = DeadLetter { id, payload, attempts: 1, enqueued_ms: 3, died_ms: 4 };
-        let effects = [
-            QueueEffect::PutMessage { id, due_ms: 9, message },
-            QueueEffect::DeleteMessage { id, due_ms: 9 },
-            QueueEffect::PutDeadLetter { number: 5, letter },
-            QueueEffect::DeleteDeadLetter { number: 5 },
-            QueueEffect::PutTotals(QueueTotals::default()),
-        ];
-        let sizes = [96 + 7 + 2 * (5 + 5) + 3 * 5, 96, 96 + 7, 96, 96];
-        assert_eq!(effects.map(|effect| effect.size()), sizes);
+        let sizes = |queue: &str| {
+            let queue: QueueName = queue.parse().unwrap();
+            let (message, payload, of) = (message.clone(), payload.clone(), queue.clone());
+            let letter =
+                DeadLetter { queue: of, id, payload, attempts: 1, enqueued_ms: 3, died_ms: 4 };
+            let effects = [
+                QueueEffect::PutMessage { queue: queue.clone(), id, due_ms: 9, message },
+                QueueEffect::DeleteMessage { queue: queue.clone(), id, due_ms: 9 },
+                QueueEffect::PutDeadLetter { number: 5, letter },
+                QueueEffect::DeleteDeadLetter { number: 5 },
+                QueueEffect::PutTotals(QueueTotals::default()),
+                QueueEffect::PutNamedTotals { queue, undelivered: 7 },
+            ];
+            effects.map(|effect| effect.size())
+        };
+        let put = 96 + 7 + 2 * (5 + 5) + 3 * 5;
+        assert_eq!(sizes(""), [put, 96, 96 + 7, 96, 96, 96]);
+        assert_eq!(sizes("name"), [put + 4, 96 + 4, 96 + 7 + 4, 96, 96, 96 + 4]);
     }
 
     #[test]

@@ -49,6 +49,14 @@ fn the_limits_of_the_documentation_are_those_of_the_code() {
             "undelivered messages of a database".to_owned(),
             grouped(usize::try_from(limits::MAX_UNDELIVERED_MESSAGES).unwrap()),
         ],
+        [
+            "named queues of a database with undelivered messages".to_owned(),
+            grouped(limits::MAX_QUEUE_NAMES),
+        ],
+        [
+            "name of a queue".to_owned(),
+            format!("{} bytes, without control characters", limits::MAX_QUEUE_NAME_BYTES),
+        ],
         ["acknowledgements of an atomic write".to_owned(), grouped(limits::MAX_ACKNOWLEDGEMENTS)],
     ];
     assert_eq!(document::table(DOCUMENT, "## Limits"), expected);

@@ -145,6 +145,7 @@ async fn fields_of_writes(server: &Server) -> Vec<Answered> {
 }
 
 async fn about_queues(server: &Server) -> Vec<Answered> {
+    let of_65_bytes = format!(r#"{{"queue":"{}"}}"#, "n".repeat(65));
     let mut answers = Vec::new();
     for (case, path, body) in [
         (
@@ -156,12 +157,29 @@ async fn about_queues(server: &Server) -> Vec<Answered> {
         ("a message whose payload V8 did not write", "enqueue", r#"{"payload":"aGVsbG8="}"#),
         ("a field about queues that is missing or out of its range", "listen", r#"{"credits":0}"#),
         ("a field about queues that is too large", "listen", r#"{"credits":1001}"#),
+        ("a name of a queue of 65 bytes", "poll", &of_65_bytes),
+        ("a name of a queue with a line break", "listen", r#"{"queue":"a\nb"}"#),
     ] {
         let path = format!("/kv/queue/{path}");
-        let reply = server.post(&path, &server.client.headers(), body).await;
+        let reply = server.post(&path, &server.client.headers(), body.to_owned()).await;
         answers.push(Answered::new(case, &reply));
     }
     answers
+}
+
+/// Messages in as many named queues as there may be, and one more.
+async fn named_queues(server: &Server) -> Answered {
+    let enqueue = async |name: usize| {
+        let body = format!(r#"{{"payload":"/w8w","queue":"{name}"}}"#);
+        server.post("/kv/queue/enqueue", &server.client.headers(), body).await
+    };
+    for name in 0..limits::MAX_QUEUE_NAMES {
+        assert_eq!(enqueue(name).await.status, 200);
+    }
+    assert_eq!(enqueue(0).await.status, 200, "it has messages already");
+    let case = "an enqueue into another named queue than those that have messages, where these are as \
+                many as may be";
+    Answered::new(case, &enqueue(limits::MAX_QUEUE_NAMES).await)
 }
 
 /// Milliseconds since the Unix epoch, by the clock that gateways compare due times with.
@@ -195,6 +213,7 @@ async fn enqueues(server: &Server) -> Vec<Answered> {
     }
     let many = server.enqueue(vec![pb::Enqueue::default(); 1001]).await;
     answers.push(Answered::new("1,001 mutations and enqueues", &many));
+    answers.push(named_queues(server).await);
     server.shard.fill_queue(DATABASE).unwrap();
     let beyond = server.enqueue(vec![pb::Enqueue::default()]).await;
     answers

@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::http::request::Parts;
 use meridian_queue::MessageKey;
-use meridian_types::{DatabaseId, Versionstamp, WriteOutcome};
+use meridian_types::{DatabaseId, QueueId, Versionstamp, WriteOutcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ const TOGETHER: Duration = Duration::from_millis(10);
 /// Memory for a message that a listener says it holds.
 const HELD_KEY_BYTES: usize = 64;
 
-/// A request about the queue of a database.
+/// A request about a queue of a database.
 struct Asked<'a> {
     token: &'a str,
     database: DatabaseId,
@@ -75,14 +75,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     fn listen(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
         let Asked { token, database, body, .. } = asked;
-        let queue_json::ListenRequest { listener, credits, held } =
+        let queue_json::ListenRequest { queue: name, listener, credits, held } =
             queue_json::listen(&body).map_err(Refusal::from)?;
         let share = self.listener(token)?;
         let of_held = (held.len() * HELD_KEY_BYTES) as u64;
         let of_held = self.answers.take(self.holder(token, None), of_held);
         let of_held = of_held.ok_or_else(|| self.overloaded(Overload::Answers))?;
         let incarnation = queue_json::new_incarnation();
-        let listen = Listen { database, listener, credits, lease: None, held, incarnation };
+        let queue = QueueId { database, name };
+        let listen = Listen { queue, listener, credits, lease: None, held, incarnation };
         let listened = self.database.listen(listen);
         let permission = self.permission(token, database, true);
         let counted = (self.answers.clone(), self.holder(token, None));
@@ -95,7 +96,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// too late for them, go back. When the gateway stops, the poll ends with those that are there.
     async fn poll(&self, asked: Asked<'_>, parts: &Parts) -> Result<Answer, Failure> {
         let Asked { token, database, body, shares, .. } = asked;
-        let queue_json::PollRequest { max, wait, lease } =
+        let queue_json::PollRequest { queue: name, max, wait, lease } =
             queue_json::poll(&body).map_err(Refusal::from)?;
         let _open = self.listener(token)?;
         // A long poll is no request in progress: it would take their places for as long as it waits.
@@ -103,7 +104,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let listener = queue_json::new_listener();
         let (held, lease) = (Vec::new(), Some(lease));
         let incarnation = queue_json::new_incarnation();
-        let listen = Listen { database, listener, credits: max, lease, held, incarnation };
+        let queue = QueueId { database, name };
+        let listen = Listen { queue, listener, credits: max, lease, held, incarnation };
         let listened = self.database.listen(listen);
         let (messages, enough) = polled(listened, max, wait, &self.stopping).await?;
         if !self.permission(token, database, true).holds() {
@@ -120,8 +122,10 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     async fn report(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
         let Asked { database, body, .. } = &asked;
-        let (listener, reports) = queue_json::reports(body).map_err(Refusal::from)?;
-        let reports = Reports { database: *database, listener, reports };
+        let queue_json::ReportRequest { queue: name, listener, reports } =
+            queue_json::reports(body).map_err(Refusal::from)?;
+        let queue = QueueId { database: *database, name };
+        let reports = Reports { queue, listener, reports };
         let answers = self.database.report(reports).await.map_err(Refusal::from)?;
         Ok(answer::json(queue_json::answers(&answers)))
     }

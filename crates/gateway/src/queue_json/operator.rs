@@ -3,11 +3,13 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use meridian_queue::MessageKey;
-use meridian_types::{DatabaseId, MessageId, Settlement, Transaction, Verdict, Versionstamp};
+use meridian_types::{
+    DatabaseId, MessageId, QueueId, QueueName, Settlement, Transaction, Verdict, Versionstamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{InvalidQueueRequest, Key, at_most, json, parse};
-use crate::database::{ListFrom, ListedLetter, ListedMessage, QueueList, QueuePage};
+use crate::database::{ListFrom, ListedLetter, ListedMessage, ListedQueue, QueueList, QueuePage};
 
 /// The answer to a request for a page, at most.
 pub(crate) const MAX_PAGE_BYTES: usize = 1 << 20;
@@ -26,6 +28,8 @@ struct ListBody {
     limit: Option<u32>,
     #[serde(default)]
     payload: bool,
+    #[serde(default)]
+    queue: String,
 }
 
 /// The last of the page before: a message, or the number of a dead letter.
@@ -37,7 +41,8 @@ enum After {
 }
 
 pub(crate) fn list(database: DatabaseId, body: &[u8]) -> Result<QueueList, InvalidQueueRequest> {
-    let ListBody { dead, after, limit, payload: whole } = parse(body)?;
+    let ListBody { queue, dead, after, limit, payload: whole } = parse(body)?;
+    let queue = QueueId { database, name: queue.parse()? };
     let limit = limit.unwrap_or(DEFAULT_LISTED);
     at_most("limit", limit.into(), MAX_LISTED.into())?;
     if limit == 0 {
@@ -55,7 +60,7 @@ pub(crate) fn list(database: DatabaseId, body: &[u8]) -> Result<QueueList, Inval
             return Err(InvalidQueueRequest::Field("after"));
         }
     };
-    Ok(QueueList { database, from, limit, whole })
+    Ok(QueueList { queue, from, limit, whole })
 }
 
 #[derive(Serialize)]
@@ -99,6 +104,9 @@ impl MessageItem {
 #[serde(rename_all = "camelCase")]
 struct LetterItem {
     number: u64,
+    /// Empty of the unnamed queue.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    queue: String,
     id: String,
     attempts: u32,
     enqueued: u64,
@@ -110,10 +118,11 @@ struct LetterItem {
 
 impl LetterItem {
     fn new(letter: &ListedLetter) -> Self {
-        let ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload } =
-            letter;
+        let ListedLetter { number, queue, id, failed, .. } = letter;
+        let ListedLetter { enqueued_ms, died_ms, payload_bytes, payload, .. } = letter;
         Self {
             number: *number,
+            queue: queue.to_string(),
             id: id.to_string(),
             attempts: *failed,
             enqueued: *enqueued_ms,
@@ -132,11 +141,20 @@ struct Totals {
 }
 
 #[derive(Serialize)]
+struct QueueItem {
+    queue: String,
+    undelivered: u64,
+    leased: u64,
+}
+
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PageBody {
     messages: Vec<MessageItem>,
     dead_letters: Vec<LetterItem>,
     totals: Totals,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    queues: Vec<QueueItem>,
     paused: bool,
     /// The last of the page, behind which the next one begins.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +162,12 @@ struct PageBody {
 }
 
 pub(crate) fn page(page: &QueuePage) -> Vec<u8> {
-    let QueuePage { messages, dead_letters, totals, is_paused } = page;
+    let QueuePage { messages, dead_letters, totals, queues, is_paused } = page;
+    let queue = |queue: &ListedQueue| QueueItem {
+        queue: queue.name.to_string(),
+        undelivered: queue.undelivered,
+        leased: queue.leased,
+    };
     let message = messages.last().map(|message| After::Message(Key::new(&message.key)));
     let number = dead_letters.last().map(|letter| After::Number(letter.number));
     json(&PageBody {
@@ -155,6 +178,7 @@ pub(crate) fn page(page: &QueuePage) -> Vec<u8> {
             leased: totals.leased,
             dead: totals.dead,
         },
+        queues: queues.iter().map(queue).collect(),
         paused: *is_paused,
         after: message.or(number),
     })
@@ -171,6 +195,9 @@ struct ChangeBody {
     redrive: Vec<Letter>,
     #[serde(default)]
     discard: Vec<Letter>,
+    /// Of the messages: dead letters are those of all queues.
+    #[serde(default)]
+    queue: String,
 }
 
 /// Numbers are given anew where a failover has taken them back: the id tells the letters apart.
@@ -187,7 +214,8 @@ impl Letter {
 }
 
 pub(crate) fn change(body: &[u8]) -> Result<Transaction, InvalidQueueRequest> {
-    let ChangeBody { cancel, run_now, redrive, discard } = parse(body)?;
+    let ChangeBody { queue, cancel, run_now, redrive, discard } = parse(body)?;
+    let queue: QueueName = queue.parse()?;
     let of_each = [
         ("cancel", cancel.len()),
         ("runNow", run_now.len()),
@@ -201,9 +229,12 @@ pub(crate) fn change(body: &[u8]) -> Result<Transaction, InvalidQueueRequest> {
     }
     let message = |key: &Key, verdict| {
         let MessageKey { due_ms, id } = key.parse()?;
-        Ok(Settlement { id, due_ms, verdict })
+        Ok(Settlement { queue: queue.clone(), id, due_ms, verdict })
     };
-    let letter = |letter: &Letter, verdict| Ok(Settlement { id: letter.id()?, due_ms: 0, verdict });
+    let letter = |letter: &Letter, verdict| {
+        let queue = QueueName::UNNAMED;
+        letter.id().map(|id| Settlement { queue, id, due_ms: 0, verdict })
+    };
     // It is due with the batch that it is moved by.
     let now = Verdict::Rescheduled { due_ms: 0 };
     let redriven = |of: &Letter| letter(of, Verdict::Redriven { number: of.number });
@@ -262,6 +293,7 @@ mod tests {
     fn letter() -> ListedLetter {
         ListedLetter {
             number: 4,
+            queue: QueueName::default(),
             id: key().id,
             failed: 6,
             enqueued_ms: 5,
@@ -275,7 +307,8 @@ mod tests {
     fn pages_of_queues_are_golden() {
         let totals = ListedTotals { undelivered: 8, leased: 2, dead: 1 };
         let text = |messages, dead_letters| {
-            let page = page(&QueuePage { messages, dead_letters, totals, is_paused: true });
+            let (queues, is_paused) = (Vec::new(), true);
+            let page = page(&QueuePage { messages, dead_letters, totals, queues, is_paused });
             String::from_utf8(page).unwrap()
         };
         let totals = r#""totals":{"undelivered":8,"leased":2,"dead":1},"paused":true"#;
@@ -305,6 +338,20 @@ mod tests {
                  {totals},\"after\":4}}"
             )
         );
+        let queue: QueueName = "emails".parse().unwrap();
+        let letters = vec![ListedLetter { queue: queue.clone(), payload: None, ..letter() }];
+        let queues = vec![ListedQueue { name: queue, undelivered: 5, leased: 3 }];
+        let named = page(&QueuePage { dead_letters: letters, queues, ..QueuePage::default() });
+        assert_eq!(
+            String::from_utf8(named).unwrap(),
+            format!(
+                "{{\"messages\":[],\"deadLetters\":[{}}}],\
+                 \"totals\":{{\"undelivered\":0,\"leased\":0,\"dead\":0}},\
+                 \"queues\":[{{\"queue\":\"emails\",\"undelivered\":5,\"leased\":3}}],\
+                 \"paused\":false,\"after\":4}}",
+                listed.replacen("4,", "4,\"queue\":\"emails\",", 1)
+            )
+        );
         let changed = changed(Versionstamp([1; 10]));
         assert_eq!(changed, b"{\"versionstamp\":\"01010101010101010101\"}");
     }
@@ -330,7 +377,11 @@ mod tests {
         // As many as there may be, with all the bytes that a page has, and one beyond these.
         let mut messages = vec![with(262, vec![]); MAX_LISTED as usize - 1];
         messages.push(with(limits::MAX_VALUE_BYTES, keys));
-        let size = page(&QueuePage { messages, ..QueuePage::default() }).len();
+        // Of a name each character of which takes two.
+        let name: QueueName = "\"".repeat(limits::MAX_QUEUE_NAME_BYTES).parse().unwrap();
+        let of = |name| ListedQueue { name, undelivered: u64::MAX, leased: u64::MAX };
+        let queues = vec![of(name); limits::MAX_QUEUE_NAMES];
+        let size = page(&QueuePage { messages, queues, ..QueuePage::default() }).len();
         assert!((MAX_PAGE_BYTES / 2..MAX_PAGE_BYTES).contains(&size), "{size} bytes");
     }
 
@@ -357,9 +408,11 @@ mod tests {
         assert_eq!(of(1000).unwrap().limit, 1000);
         assert_eq!(of(1001).err(), Some(limit("limit", 1000)));
         assert_eq!(of(0).err(), Some(InvalidQueueRequest::Field("limit")));
-        let QueueList { database, limit, whole, .. } = list(DATABASE, b"{}").unwrap();
-        assert_eq!((database, limit, whole), (DATABASE, DEFAULT_LISTED, false));
+        let QueueList { queue, limit, whole, .. } = list(DATABASE, b"{}").unwrap();
+        assert_eq!((queue, limit, whole), (DATABASE.into(), DEFAULT_LISTED, false));
         assert!(list(DATABASE, b"{\"payload\":true}").unwrap().whole);
+        let named = list(DATABASE, b"{\"queue\":\"emails\"}").unwrap().queue;
+        assert_eq!((named.database, named.name.as_str()), (DATABASE, "emails"));
     }
 
     #[test]
@@ -370,8 +423,11 @@ mod tests {
             "{{\"discard\":{letter},\"redrive\":{letter},\"runNow\":{message},\"cancel\":{message}}}"
         );
         let id = key().id;
-        let of = |due_ms, verdict| Settlement { id, due_ms, verdict };
-        let expected = [
+        let of = |due_ms, verdict| {
+            let queue = QueueName::default();
+            Settlement { queue, id, due_ms, verdict }
+        };
+        let mut expected = [
             of(7, Verdict::Cancelled),
             of(7, Verdict::Rescheduled { due_ms: 0 }),
             of(0, Verdict::Redriven { number: 4 }),
@@ -381,6 +437,10 @@ mod tests {
             change(body.as_bytes()).unwrap();
         assert_eq!(settlements, expected);
         assert!(checks.is_empty() && mutations.is_empty() && enqueues.is_empty());
+        let named = body.replacen('{', "{\"queue\":\"emails\",", 1);
+        // Letters know their queues.
+        expected[..2].iter_mut().for_each(|of| of.queue = "emails".parse().unwrap());
+        assert_eq!(change(named.as_bytes()).unwrap().settlements, expected);
         for field in ["cancel", "runNow", "redrive", "discard"] {
             let body = format!("{{\"{field}\":[{{\"id\":\"x\",\"due\":7,\"number\":1}}]}}");
             assert_eq!(change(body.as_bytes()), Err(InvalidQueueRequest::Field("id")), "{field}");

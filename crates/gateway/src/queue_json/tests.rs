@@ -1,5 +1,7 @@
 //! The bytes that clients send and get, and each limit at and beyond it.
 
+use meridian_types::DatabaseId;
+
 use super::*;
 
 const ID: &str = "0102030405060708090a0b0c";
@@ -126,8 +128,8 @@ fn each_verdict_is_a_report() {
         let body = format!(
             "{{\"listener\":\"{LISTENER}\",\"reports\":[{{\"id\":\"{ID}\",\"due\":7,{verdict}}}]}}"
         );
-        reports(body.as_bytes()).map(|(listener, reports)| {
-            assert_eq!((listener, reports[0].0), (id(), key()));
+        reports(body.as_bytes()).map(|ReportRequest { queue, listener, reports }| {
+            assert_eq!((queue, listener, reports[0].0), (QueueName::default(), id(), key()));
             reports[0].1
         })
     };
@@ -163,7 +165,7 @@ fn refusals_repeat_nothing_that_the_client_sent() {
     assert!(!refused.to_string().contains("authorization"), "{refused}");
     assert!(matches!(listen(b"[").err(), Some(InvalidQueueRequest::Json { line: 1, .. })));
     for (body, wants) in [
-        ("{\"credit\":5}", ": expected one of `listener`, `credits`, `held`)"),
+        ("{\"credit\":5}", ": expected one of `listener`, `credits`, `held`, `queue`)"),
         ("{\"credits\":\"authorization\"}", ": expected u32)"),
         ("{\"credits\":-1}", ": expected u32)"),
         ("{\"credits\":1,\"credits\":1}", ": duplicate field `credits`)"),
@@ -190,6 +192,45 @@ fn message_has_its_delay_its_schedule_and_its_keys() {
         plain.transaction.enqueues[0].due_ms, 0,
         "at once, whatever the gateway's clock says"
     );
+}
+
+/// In every request the same, and the unnamed queue where there is none.
+#[test]
+fn queue_is_named_in_each_request_and_what_is_wrong_with_its_name_is_said() {
+    fn listen_name(body: &str) -> Result<QueueName, InvalidQueueRequest> {
+        listen(body.as_bytes()).map(|listen| listen.queue)
+    }
+    let name = |fields: &str| -> Result<QueueName, InvalidQueueRequest> {
+        let of = |rest: &str| format!("{{{fields}{rest}}}");
+        let report = of(&format!("\"listener\":\"{LISTENER}\",\"reports\":[]"));
+        let (enqueue, change) = (of("\"payload\":\"/w9v\""), of("\"cancel\":[]"));
+        let (listen, poll) = (of("\"credits\":1"), of("\"max\":1"));
+        let found = listen_name(&listen)?;
+        for other in [
+            super::poll(poll.as_bytes()).map(|poll| poll.queue),
+            reports(report.as_bytes()).map(|reports| reports.queue),
+            super::list(DatabaseId([7; 16]), listen.replace("credits", "limit").as_bytes())
+                .map(|list| list.queue.name),
+            read_enqueue(enqueue.as_bytes(), 0)
+                .map(|enqueue| enqueue.unwrap().transaction.enqueues[0].queue.clone()),
+            super::change(change.as_bytes()).map(|_| found.clone()),
+        ] {
+            assert_eq!(other, Ok(found.clone()), "{fields}");
+        }
+        Ok(found)
+    };
+    assert_eq!(name(""), Ok(QueueName::default()));
+    assert_eq!(name("\"queue\":\"\","), Ok(QueueName::default()));
+    assert_eq!(name("\"queue\":\"emails\","), Ok("emails".parse().unwrap()));
+    let unfit = |text: String| {
+        let body = format!("{{\"queue\":\"{text}\"}}");
+        let refused = listen_name(&body).unwrap_err();
+        assert_eq!(super::poll(body.as_bytes()).err(), Some(refused.clone()));
+        assert_eq!(super::change(body.as_bytes()).err(), Some(refused.clone()));
+        refused.to_string()
+    };
+    assert_eq!(unfit("n".repeat(65)), "The name of a queue exceeds the limit of 64 bytes.");
+    assert_eq!(unfit("a\\u0000".to_owned()), "The name of a queue has a control character.");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use meridian_proto::kv_connect as pb;
-use meridian_types::{Enqueue, V8Format, limits};
+use meridian_types::{Enqueue, QueueName, V8Format, limits};
 
 use crate::reserved::{PREFIX, ReservedMessage, Schedule};
 
@@ -58,7 +58,8 @@ pub(super) fn enqueue(
     }
     // On the wire an empty schedule is none.
     let backoff_ms = (!backoff_schedule.is_empty()).then_some(backoff_schedule);
-    Ok(Enqueue { payload: in_format(payload, format), due_ms, keys_if_undelivered, backoff_ms })
+    let (queue, payload) = (QueueName::UNNAMED, in_format(payload, format));
+    Ok(Enqueue { queue, payload, due_ms, keys_if_undelivered, backoff_ms })
 }
 
 /// A message that came as mutations of reserved keys. The write's size has their bytes already.
@@ -67,7 +68,8 @@ pub(super) fn reserved(
     format: V8Format,
     now_ms: u64,
 ) -> Result<Enqueue, Invalid> {
-    let Schedule { delay_ms, backoff_ms } = message.schedule;
+    let Schedule { delay_ms, backoff_ms, queue } = message.schedule;
+    let queue = queue.parse()?;
     let never_again = backoff_ms.as_ref().is_some_and(Vec::is_empty);
     // Without a delay by no clock.
     let deadline_ms = if delay_ms == 0 { 0 } else { now_ms.saturating_add(delay_ms) };
@@ -78,6 +80,7 @@ pub(super) fn reserved(
         backoff_schedule: backoff_ms.unwrap_or_default(),
     };
     let mut message = enqueue(message, format, now_ms, &mut Size(0))?;
+    message.queue = queue;
     if never_again {
         message.backoff_ms = Some(Vec::new());
     }
@@ -86,7 +89,7 @@ pub(super) fn reserved(
 
 #[cfg(test)]
 mod tests {
-    use meridian_types::Transaction;
+    use meridian_types::{InvalidQueueName, Transaction};
     use prost::Message;
 
     use super::*;
@@ -125,6 +128,7 @@ mod tests {
             backoff_schedule: vec![100, 0],
         };
         let expected = Enqueue {
+            queue: QueueName::UNNAMED,
             // As values are: in the format that every client reads.
             payload: Bytes::from_static(b"\xff\x0f0"),
             due_ms: 1_700_000_001_000,
@@ -298,12 +302,17 @@ mod tests {
         let (due_ms, backoff_ms) = (NOW_MS + 5, Some(Vec::new()));
         assert_eq!(once, [Enqueue { due_ms, backoff_ms, keys_if_undelivered, ..expected }]);
 
+        let named = by_reserved_keys(r#"{"queue":"emails"}"#, 0).unwrap();
+        assert_eq!(named, [Enqueue { queue: "emails".parse().unwrap(), ..plain[0].clone() }]);
+
         let refusal = |schedule: &str, keys| by_reserved_keys(schedule, keys).unwrap_err();
         assert!(matches!(refusal("{}", 11), Invalid::Limit { limit: 10, .. }));
         let long = r#"{"delayMs":18446744073709551615}"#;
         assert!(matches!(refusal(long, 0), Invalid::Limit { limit: 2_592_000_000, .. }));
         let slow = r#"{"backoffMs":[3600001]}"#;
         assert!(matches!(refusal(slow, 0), Invalid::Limit { limit: 3_600_000, .. }));
+        let name = format!(r#"{{"queue":"{}"}}"#, "n".repeat(65));
+        assert_eq!(refusal(&name, 0), Invalid::QueueName(InvalidQueueName::TooLong));
         let again = r#"{"backoffMs":[1,1,1,1,1,1,1,1,1,1,1]}"#;
         assert!(matches!(refusal(again, 0), Invalid::Limit { limit: 10, .. }));
     }

@@ -13,7 +13,7 @@ use meridian_gateway::{
     QueuedMessage, Reports,
 };
 use meridian_queue::{Answer, ListenerId, MessageKey, Report};
-use meridian_types::{MessageId, Settlement, Verdict, Versionstamp};
+use meridian_types::{MessageId, QueueId, QueueName, Settlement, Verdict, Versionstamp};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -136,7 +136,7 @@ async fn listener_hears_messages_over_both_versions_of_http_until_it_leaves() {
         let asked = json!({ "listener": LISTENER, "credits": 7, "held": held });
         let mut body = listen(&mut client, &asked).await;
         let Leading { listen, tell, .. } = leading(&server).await;
-        assert_eq!((listen.database, listen.listener), (MAIN, ListenerId([7; 16])));
+        assert_eq!((listen.queue, listen.listener), (MAIN.into(), ListenerId([7; 16])));
         assert_eq!((listen.credits, listen.lease, listen.held), (7, None, vec![key(4)]));
         tell.send(Heard::Messages(vec![message(8), message(9)])).await.unwrap();
         tell.send(Heard::Released(vec![key(8)])).await.unwrap();
@@ -259,6 +259,10 @@ async fn client_that_leaves_a_poll_keeps_nothing() {
     assert!(polling.await.is_err());
 }
 
+fn emails() -> QueueId {
+    QueueId { database: MAIN, name: "emails".parse().unwrap() }
+}
+
 #[tokio::test]
 async fn reports_are_answered_one_by_one() {
     let server = Server::start().await;
@@ -271,10 +275,14 @@ async fn reports_are_answered_one_by_one() {
     let answer = ask(&mut client, "report", WRITER, &body).await.json();
     assert_eq!(answer, json!({ "results": ["done", "late"] }));
     let reported = server.memory.queues.reports.lock().unwrap().pop().unwrap();
-    assert_eq!((reported.database, reported.listener), (MAIN, ListenerId([7; 16])));
+    assert_eq!((reported.queue, reported.listener), (MAIN.into(), ListenerId([7; 16])));
     let retry_after = Some(Duration::from_millis(5));
     let expected = [(key(8), Report::Done), (key(9), Report::Failed { retry_after })];
     assert_eq!(reported.reports, expected);
+    let named = json!({ "listener": LISTENER, "queue": "emails", "reports": [] });
+    ask(&mut client, "report", WRITER, &named).await.json();
+    let reported = server.memory.queues.reports.lock().unwrap().pop().unwrap();
+    assert_eq!(reported.queue, emails());
     server.memory.plan(Plan::Unavailable);
     ask(&mut client, "report", WRITER, &body).await.refuses(503, "no leader");
 }
@@ -322,6 +330,7 @@ async fn reader_sees_what_is_in_a_queue() {
     let server = Server::start().await;
     let mut client = server.http1().await;
     let letter = ListedLetter {
+        queue: QueueName::UNNAMED,
         number: 4,
         id: key(0).id,
         failed: 6,
@@ -332,16 +341,18 @@ async fn reader_sees_what_is_in_a_queue() {
     };
     let totals = ListedTotals { undelivered: 8, leased: 2, dead: 1 };
     *server.memory.queues.page.lock().unwrap() =
-        QueuePage { messages: vec![], dead_letters: vec![letter], totals, is_paused: true };
+        QueuePage { dead_letters: vec![letter], totals, is_paused: true, ..QueuePage::default() };
     let asked = json!({ "dead": true, "after": 3, "limit": 7, "payload": true });
     let answer = ask(&mut client, "list", READER, &asked).await.json();
     assert_eq!((&answer["totals"]["leased"], &answer["after"]), (&json!(2), &json!(4)));
     assert_eq!(answer["deadLetters"][0]["payload"], "/w8w");
     assert_eq!(answer["paused"], true);
-    let QueueList { database, from, limit, whole } =
+    let QueueList { queue, from, limit, whole } =
         server.memory.queues.lists.lock().unwrap().pop().unwrap();
-    assert_eq!((database, limit, whole), (MAIN, 7, true));
+    assert_eq!((queue, limit, whole), (MAIN.into(), 7, true));
     assert_eq!(from, ListFrom::DeadLetters { first: 4 });
+    ask(&mut client, "list", READER, &json!({ "queue": "emails" })).await.json();
+    assert_eq!(server.memory.queues.lists.lock().unwrap().pop().unwrap().queue, emails());
     server.memory.plan(Plan::Unavailable);
     ask(&mut client, "list", READER, &json!({})).await.refuses(503, "no leader");
 }
@@ -366,7 +377,8 @@ async fn change_of_a_queue_is_one_write() {
     });
     let answer = ask(&mut client, "change", WRITER, &body).await.json();
     assert_eq!(answer["versionstamp"].as_str().map(str::len), Some(20));
-    let of = |due_ms, verdict| Settlement { id: key(0).id, due_ms, verdict };
+    let of =
+        |due_ms, verdict| Settlement { queue: QueueName::UNNAMED, id: key(0).id, due_ms, verdict };
     let expected = [of(8, Verdict::Cancelled), of(0, Verdict::Redriven { number: 4 })];
     assert_eq!(*server.memory.queues.settled.lock().unwrap(), expected);
     assert_eq!(server.memory.committed(), 1);

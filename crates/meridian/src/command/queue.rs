@@ -2,7 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `api` | requests to the gateway, and their answers |
+//! | `api` | the queue that a command is about: requests to the gateway, and their answers |
 //! | `walk` | a queue in pages |
 //! | `show` | messages and dead letters as lines |
 //! | `ls`, `count`, `peek` | the commands that read |
@@ -22,13 +22,13 @@ mod show;
 mod walk;
 mod webhook;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 
-use super::kv::connection::Connection;
 use super::kv::output::{Form, Output};
 
-/// Shows the messages of a database's queue, and changes what becomes of them.
+/// Shows the messages of a database's queue, and changes what becomes of them: of its unnamed queue,
+/// or of the queue of the name that --queue says.
 ///
 /// A message has an id, which `ls` shows and which stays the same for its whole life. A message whose
 /// last delivery failed and that has no keys to be kept under is a dead letter, with a number.
@@ -39,7 +39,7 @@ use super::kv::output::{Form, Output};
 #[derive(Args)]
 pub(crate) struct Queue {
     #[command(flatten)]
-    connection: Connection,
+    target: api::Target,
     /// Form of the output. Default: `inspect` on a terminal, `json` into a pipe or file.
     #[arg(long, short, global = true, value_enum, value_name = "FORM")]
     output: Option<Form>,
@@ -65,15 +65,20 @@ enum Command {
 impl Queue {
     pub(crate) async fn run(self) -> Result<()> {
         let mut output = Output::new(self.output);
-        let connection = &self.connection;
+        let target = &self.target;
+        let is_of_database = matches!(self.command, Command::Pause(_) | Command::Resume(_));
+        ensure!(
+            !(is_of_database && target.is_named()),
+            "all queues of a database are paused and resumed together: leave --queue out"
+        );
         let result = match self.command {
-            Command::Ls(ls) => ls.run(connection, &mut output).await,
-            Command::Count(count) => count.run(connection, &mut output).await,
-            Command::Peek(peek) => peek.run(connection, &mut output).await,
-            Command::Cancel(cancel) => cancel.run(connection, &mut output).await,
-            Command::RunNow(run_now) => run_now.run(connection, &mut output).await,
-            Command::Redrive(redrive) => redrive.run(connection, &mut output).await,
-            Command::Purge(purge) => purge.run(connection, &mut output).await,
+            Command::Ls(ls) => ls.run(target, &mut output).await,
+            Command::Count(count) => count.run(target, &mut output).await,
+            Command::Peek(peek) => peek.run(target, &mut output).await,
+            Command::Cancel(cancel) => cancel.run(target, &mut output).await,
+            Command::RunNow(run_now) => run_now.run(target, &mut output).await,
+            Command::Redrive(redrive) => redrive.run(target, &mut output).await,
+            Command::Purge(purge) => purge.run(target, &mut output).await,
             Command::Pause(pause) => pause.run(&mut output).await,
             Command::Resume(resume) => resume.run(&mut output).await,
             Command::Webhook(webhook) => webhook.run(&mut output).await,

@@ -73,7 +73,7 @@ fn totals(state: &ShardState) -> Result<(u64, u64), StorageError> {
     loop {
         let queues = state.queues(after, PAGE)?;
         for (database, totals) in &queues {
-            undelivered += totals.undelivered;
+            undelivered += totals.undelivered_in_all();
             dead += totals.dead();
             after = Some(*database);
         }
@@ -98,8 +98,14 @@ mod tests {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         assert_eq!(totals(&state).unwrap(), (0, 0));
         let transaction = |number: u128| {
-            let totals =
-                QueueTotals { undelivered: 3, first_dead: 1, next_dead: 4, removed_dead: 1 };
+            let totals = QueueTotals {
+                undelivered: 2,
+                named_undelivered: 1,
+                names: 1,
+                first_dead: 1,
+                next_dead: 4,
+                removed_dead: 1,
+            };
             CommittedTransaction {
                 request_id: RequestId(number.to_be_bytes()),
                 database: DatabaseId(number.to_be_bytes()),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use meridian_proto::DecodedBatch;
 use meridian_queue::{MessageKey, RowChange};
 use meridian_storage::{LogSubscription, ShardState, StateChange};
-use meridian_types::{Effect, QueueEffect};
+use meridian_types::{Effect, QueueEffect, QueueId, QueueName};
 use tokio::sync::mpsc;
 
 /// Changes that wait for the task, at most: about 10 MB. A task that is further behind begins anew.
@@ -77,16 +77,17 @@ impl Feed {
 fn row_changes(decoded: &DecodedBatch) -> impl Iterator<Item = RowChange> {
     decoded.batch.iter().flat_map(|(versionstamp, transaction)| {
         let database = transaction.database;
+        let of = move |name: &QueueName| QueueId { database, name: name.clone() };
         transaction.effects.iter().filter_map(move |effect| match effect {
-            Effect::Queue(QueueEffect::PutMessage { id, due_ms, .. }) => {
+            Effect::Queue(QueueEffect::PutMessage { queue, id, due_ms, .. }) => {
                 let key = MessageKey { due_ms: *due_ms, id: *id };
                 Some(match id.enqueued == versionstamp {
-                    true => RowChange::Put(database, key),
-                    false => RowChange::Moved(database, key),
+                    true => RowChange::Put(of(queue), key),
+                    false => RowChange::Moved(of(queue), key),
                 })
             }
-            Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
-                Some(RowChange::Deleted(database, MessageKey { due_ms: *due_ms, id: *id }))
+            Effect::Queue(QueueEffect::DeleteMessage { queue, id, due_ms }) => {
+                Some(RowChange::Deleted(of(queue), MessageKey { due_ms: *due_ms, id: *id }))
             }
             _ => None,
         })
@@ -120,9 +121,11 @@ mod tests {
 
     fn apply_put(state: &ShardState, sequence: u64, put: MessageKey) {
         let MessageKey { due_ms, id } = put;
-        let put = QueueEffect::PutMessage { id, due_ms, message: Message::default() };
+        let queue = QueueName::UNNAMED;
+        let message = Message::default();
+        let put = QueueEffect::PutMessage { queue: queue.clone(), id, due_ms, message };
         let MessageKey { due_ms, id } = key(sequence - 1);
-        let effects = [put, QueueEffect::DeleteMessage { id, due_ms }].map(Effect::Queue);
+        let effects = [put, QueueEffect::DeleteMessage { queue, id, due_ms }].map(Effect::Queue);
         let transaction = CommittedTransaction {
             request_id: RequestId([7; 16]),
             database: DATABASE,
@@ -140,8 +143,8 @@ mod tests {
         let mut feed = Feed::with_room(&state, 4);
         assert_eq!(feed.present(), Ok(vec![]));
         let changes = |sequence| {
-            let put = RowChange::Put(DATABASE, key(sequence));
-            [put, RowChange::Deleted(DATABASE, key(sequence - 1))]
+            let put = RowChange::Put(DATABASE.into(), key(sequence));
+            [put, RowChange::Deleted(DATABASE.into(), key(sequence - 1))]
         };
         for first in [1, 3] {
             apply(&state, first);
@@ -160,7 +163,8 @@ mod tests {
         feed.present().unwrap();
         let moved = MessageKey { due_ms: 900, ..key(1) };
         apply_put(&state, 2, moved);
-        let changes = [RowChange::Moved(DATABASE, moved), RowChange::Deleted(DATABASE, key(1))];
+        let changes =
+            [RowChange::Moved(DATABASE.into(), moved), RowChange::Deleted(DATABASE.into(), key(1))];
         assert_eq!(feed.present(), Ok(changes.into()));
     }
 

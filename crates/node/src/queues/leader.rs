@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meridian_queue::{Action, Dispatcher, Event, Lane, MessageKey, Moment, SessionId};
 use meridian_storage::{ShardState, or_fatal};
-use meridian_types::{DatabaseId, NodeId};
+use meridian_types::{DatabaseId, NodeId, QueueId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -126,9 +126,9 @@ impl LeaderTask for Leader {
 
 /// The result of work by another thread or task.
 pub(super) enum Done {
-    Read { database: DatabaseId, rows: Vec<MessageKey>, next: Option<MessageKey> },
-    Checked { database: DatabaseId, gone: Vec<MessageKey> },
-    Settled { database: DatabaseId, lane: Lane },
+    Read { queue: QueueId, rows: Vec<MessageKey>, next: Option<MessageKey> },
+    Checked { queue: QueueId, gone: Vec<MessageKey> },
+    Settled { queue: QueueId, lane: Lane },
 }
 
 pub(super) enum Input {
@@ -194,12 +194,12 @@ impl Term<'_> {
         match input {
             Input::Applied(changes) => self.step(Event::Applied(changes?)),
             Input::Command(command) => self.command(command),
-            Input::Notice(Notice::Gone { database, key }) => {
-                self.step(Event::Gone { database, keys: vec![key] });
+            Input::Notice(Notice::Gone { queue, key }) => {
+                self.step(Event::Gone { queue, keys: vec![key] });
             }
-            Input::Notice(Notice::Closed { database, listener, session }) => {
+            Input::Notice(Notice::Closed { queue, listener, session }) => {
                 self.outboxes.remove(&session);
-                self.step(Event::Closed { database, listener, session });
+                self.step(Event::Closed { queue, listener, session });
             }
             Input::Done(done) => self.done(done)?,
             Input::Paused(paused) => self.step(Event::Paused(paused)),
@@ -217,19 +217,22 @@ impl Term<'_> {
                     self.step(Event::Opened(opening));
                 }
             }
-            Command::Report { database, listener, reports, answers } => {
-                let reports = self.reports.begin(database, reports, answers);
+            Command::Report { queue, listener, reports, answers } => {
+                let reports = self.reports.begin(queue.database, reports, answers);
                 if !reports.is_empty() {
-                    self.step(Event::Reported { database, listener, reports });
+                    self.step(Event::Reported { queue, listener, reports });
                 }
             }
-            Command::Look { database, keys, looked } => {
-                let is_leased = |key| self.dispatcher.is_leased(database, key);
+            Command::Look { queue, keys, names, looked } => {
+                let is_leased = |key| self.dispatcher.is_leased(&queue, key);
                 let leased = keys.iter().map(is_leased).collect();
-                let in_all = self.dispatcher.leases(database);
-                let is_paused = self.dispatcher.is_paused(database);
+                let in_all = self.dispatcher.leases(&queue);
+                let is_paused = self.dispatcher.is_paused(queue.database);
+                let named = |name| QueueId { database: queue.database, name };
+                let of_name = |name| self.dispatcher.leases(&named(name));
+                let of_names = names.into_iter().map(of_name).collect();
                 // A caller that has left wants no answer.
-                drop(looked.send(Ok(Looked { leased, in_all, is_paused })));
+                drop(looked.send(Ok(Looked { leased, in_all, of_names, is_paused })));
             }
             Command::Measure(measured) => {
                 let leased = self.dispatcher.leases_in_all();
@@ -244,15 +247,13 @@ impl Term<'_> {
 
     fn done(&mut self, done: Done) -> Result<(), Overrun> {
         match done {
-            Done::Read { database, rows, next } => {
-                self.step(Event::Read { database, rows, next });
-            }
-            Done::Checked { database, gone } => self.step(Event::Checked { database, gone }),
-            Done::Settled { database, lane } => {
+            Done::Read { queue, rows, next } => self.step(Event::Read { queue, rows, next }),
+            Done::Checked { queue, gone } => self.step(Event::Checked { queue, gone }),
+            Done::Settled { queue, lane } => {
                 // Log readers are called before a proposer knows that its batch is applied.
                 let changes = self.feed.present()?;
                 self.step(Event::Applied(changes));
-                self.step(Event::Settled { database, lane });
+                self.step(Event::Settled { queue, lane });
             }
         }
         Ok(())
@@ -267,12 +268,10 @@ impl Term<'_> {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Read { database, from, limit } => {
-                self.look(move |state| read(state, database, from, limit));
+            Action::Read { queue, from, limit } => {
+                self.look(move |state| read(state, queue, from, limit));
             }
-            Action::Check { database, keys } => {
-                self.look(move |state| check(state, database, keys));
-            }
+            Action::Check { queue, keys } => self.look(move |state| check(state, queue, keys)),
             Action::Deliver { session, key, until } => {
                 self.tell(session, Handout::Deliver { key, until });
             }
@@ -281,11 +280,11 @@ impl Term<'_> {
                 self.tell(session, Handout::End(reason));
                 self.outboxes.remove(&session);
             }
-            Action::Settle { database, lane, settlements } => {
-                let settling = settle(Arc::clone(&self.leader.parts), database, settlements);
+            Action::Settle { queue, lane, settlements } => {
+                let parts = Arc::clone(&self.leader.parts);
                 self.jobs.spawn(async move {
-                    settling.await;
-                    Done::Settled { database, lane }
+                    settle(parts, queue.clone(), settlements).await;
+                    Done::Settled { queue, lane }
                 });
             }
             Action::Answer { ticket, answer } => self.reports.answered(ticket, answer),
@@ -315,19 +314,19 @@ impl Term<'_> {
 /// The bytes that a read of keys may have in memory.
 const READ_BYTES: usize = 1 << 20;
 
-/// The rows of a database from `from` on.
-fn read(state: &ShardState, database: DatabaseId, from: MessageKey, limit: usize) -> Done {
+/// The rows of a queue from `from` on.
+fn read(state: &ShardState, queue: QueueId, from: MessageKey, limit: usize) -> Done {
     let after = place::before(from).map(|key| (key.due_ms, key.id));
-    let found = or_fatal(state.messages_due(database, after, u64::MAX, limit, READ_BYTES));
+    let found = or_fatal(state.messages_due(&queue, after, u64::MAX, limit, READ_BYTES));
     let rows: Vec<MessageKey> =
         found.iter().map(|row| MessageKey { due_ms: row.due_ms, id: row.id }).collect();
     // It ended there, or before the end for want of room.
     let next = rows.last().copied().and_then(place::behind);
-    Done::Read { database, rows, next }
+    Done::Read { queue, rows, next }
 }
 
 /// Which of these have no row.
-fn check(state: &ShardState, database: DatabaseId, mut keys: Vec<MessageKey>) -> Done {
-    keys.retain(|key| or_fatal(state.message(database, key.due_ms, key.id)).is_none());
-    Done::Checked { database, gone: keys }
+fn check(state: &ShardState, queue: QueueId, mut keys: Vec<MessageKey>) -> Done {
+    keys.retain(|key| or_fatal(state.message(&queue, key.due_ms, key.id)).is_none());
+    Done::Checked { queue, gone: keys }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_gateway::{ListFrom, ListedLetter, ListedMessage, ListedTotals, QueueList, QueuePage};
+use meridian_gateway::{
+    ListFrom, ListedLetter, ListedMessage, ListedQueue, ListedTotals, QueueList, QueuePage,
+};
 use meridian_queue::MessageKey;
 use meridian_storage::{QueuedMessage, ShardState, or_fatal};
 use meridian_types::{DeadLetter, Message};
@@ -27,7 +29,7 @@ impl Queues {
     /// Why not. May be dropped at any await.
     pub(crate) async fn list(&self, list: QueueList) -> Result<Fenced<QueuePage>, NotListening> {
         let Shown { group, gate, lease, state, reads, .. } = &*self.shown;
-        let (whole, database) = (list.whole, list.database);
+        let (whole, queue) = (list.whole, list.queue.clone());
         let beside = BESIDE_BYTES.saturating_mul(list.limit as usize);
         let max_bytes = if whole { PAGE_BYTES } else { READ_BYTES };
         let held = reads.take(max_bytes + MAX_MESSAGE_BYTES + beside).await;
@@ -41,13 +43,17 @@ impl Queues {
         let mut page = page.ok_or(NotListening::Unavailable("the node is stopping"))?;
 
         let keys = page.messages.iter().map(|message| message.key).collect();
+        let names = page.queues.iter().map(|queue| queue.name.clone()).collect();
         let (looked, looks) = oneshot::channel();
-        self.command(Command::Look { database, keys, looked })?;
-        let Looked { leased, in_all, is_paused } =
+        self.command(Command::Look { queue, keys, names, looked })?;
+        let Looked { leased, in_all, of_names, is_paused } =
             looks.await.unwrap_or(Err(NotListening::NotLeader(None)))?;
         (page.totals.leased, page.is_paused) = (in_all as u64, is_paused);
         for (message, leased) in page.messages.iter_mut().zip(leased) {
             message.leased = leased;
+        }
+        for (queue, leased) in page.queues.iter_mut().zip(of_names) {
+            queue.leased = leased as u64;
         }
 
         // The memory counts until the page has left.
@@ -75,22 +81,30 @@ fn last_payload(page: &mut QueuePage) -> Option<&mut Bytes> {
 }
 
 fn read(state: &ShardState, list: &QueueList, max_bytes: usize) -> QueuePage {
-    let QueueList { database, from, limit, whole } = *list;
+    let QueueList { ref queue, from, limit, whole } = *list;
     let limit = limit as usize;
     let mut page = QueuePage::default();
     match from {
         ListFrom::Messages { after } => {
             let after = after.map(|key| (key.due_ms, key.id));
-            let rows = or_fatal(state.messages_due(database, after, u64::MAX, limit, max_bytes));
+            let rows = or_fatal(state.messages_due(queue, after, u64::MAX, limit, max_bytes));
             page.messages = rows.into_iter().map(|row| message(row, whole)).collect();
         }
         ListFrom::DeadLetters { first } => {
-            let rows = or_fatal(state.dead_letters(database, first, limit, max_bytes));
+            let rows = or_fatal(state.dead_letters(queue, first, limit, max_bytes));
             page.dead_letters = rows.into_iter().map(|row| letter(row, whole)).collect();
         }
     }
-    let totals = or_fatal(state.queue_totals(database));
-    let (undelivered, dead) = (totals.undelivered, totals.dead());
+    let totals = or_fatal(state.queue_totals(queue.database));
+    let dead = totals.dead();
+    let undelivered = if queue.name.is_default() {
+        let named = or_fatal(state.named_queues(queue.database)).into_iter();
+        let listed = |(name, undelivered)| ListedQueue { name, undelivered, leased: 0 };
+        page.queues = named.map(listed).collect();
+        totals.undelivered
+    } else {
+        or_fatal(state.named_undelivered(queue))
+    };
     page.totals = ListedTotals { undelivered, leased: 0, dead };
     page
 }
@@ -110,9 +124,10 @@ fn message(row: QueuedMessage, whole: bool) -> ListedMessage {
 }
 
 fn letter((number, letter): (u64, DeadLetter), whole: bool) -> ListedLetter {
-    let DeadLetter { id, payload, attempts, enqueued_ms, died_ms } = letter;
+    let DeadLetter { queue, id, payload, attempts, enqueued_ms, died_ms } = letter;
     ListedLetter {
         number,
+        queue,
         id,
         failed: attempts,
         enqueued_ms,

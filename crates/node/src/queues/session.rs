@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::{Stream, stream};
 use meridian_queue::{ListenerId, MessageKey, Opening, SessionId};
 use meridian_storage::{ShardState, or_fatal};
-use meridian_types::{DatabaseId, Message, limits};
+use meridian_types::{Message, QueueId, limits};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 
@@ -50,7 +50,7 @@ pub(crate) struct Session {
     shown: Arc<Shown>,
     /// In which it was begun: it ends with it.
     pub(super) term: u64,
-    database: DatabaseId,
+    queue: QueueId,
     listener: ListenerId,
     session: SessionId,
     inbox: Inbox,
@@ -59,9 +59,9 @@ pub(crate) struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let (database, listener, session) = (self.database, self.listener, self.session);
+        let (queue, listener, session) = (self.queue.clone(), self.listener, self.session);
         // A task that is gone has no sessions.
-        drop(self.notices.send(Notice::Closed { database, listener, session }));
+        drop(self.notices.send(Notice::Closed { queue, listener, session }));
     }
 }
 
@@ -72,9 +72,9 @@ impl Session {
         inbox: Inbox,
         notices: &mpsc::UnboundedSender<Notice>,
     ) -> Self {
-        let Opening { database, listener, session, .. } = *opening;
-        let notices = notices.clone();
-        Self { shown, term: 0, database, listener, session, inbox, notices }
+        let Opening { ref queue, listener, session, .. } = *opening;
+        let (queue, notices) = (queue.clone(), notices.clone());
+        Self { shown, term: 0, queue, listener, session, inbox, notices }
     }
 
     /// Its parts, at the pace of the reader, until it says why there are no more.
@@ -157,15 +157,15 @@ impl Session {
         let shown = Arc::clone(&self.shown);
         let Shown { group, gate, lease, state, reads, time } = &*shown;
         let taken = tokio::select! {
-            held = reads.messages().take(self.database, PART_BYTES + MAX_MESSAGE_BYTES) => Some(held),
+            held = reads.messages().take(self.queue.database, PART_BYTES + MAX_MESSAGE_BYTES) => Some(held),
             () = self.inbox.over() => None,
         };
         let Some(mut held) = taken else { return Err(self.over()) };
         if gate.confirm(group).await != Ok(self.term) {
             return Err(shown.not_leader());
         }
-        let (state, database) = (Arc::clone(state), self.database);
-        let read = reads.little(move || read(&state, database, keys)).await;
+        let (state, queue) = (Arc::clone(state), self.queue.clone());
+        let read = reads.little(move || read(&state, &queue, keys)).await;
         let Read { found, bytes, gone, left } =
             read.ok_or(NotListening::Unavailable("the node is stopping"))?;
         // Counted from now: it has waited for memory, and for its turn.
@@ -185,7 +185,7 @@ impl Session {
         metrics::counter!("meridian_queue_delivered_messages_total").increment(count);
         for key in gone {
             // A task that is gone has no leases.
-            drop(self.notices.send(Notice::Gone { database, key }));
+            drop(self.notices.send(Notice::Gone { queue: self.queue.clone(), key }));
         }
         for (key, until) in left.into_iter().rev() {
             self.inbox.put_back(Handout::Deliver { key, until });
@@ -264,14 +264,14 @@ impl Found {
     }
 }
 
-fn read(state: &ShardState, database: DatabaseId, keys: Vec<Leased>) -> Read {
+fn read(state: &ShardState, queue: &QueueId, keys: Vec<Leased>) -> Read {
     let mut read = Read { found: Vec::new(), bytes: 0, gone: Vec::new(), left: Vec::new() };
     for (key, until) in keys {
         if read.bytes >= PART_BYTES {
             read.left.push((key, until));
             continue;
         }
-        match or_fatal(state.message(database, key.due_ms, key.id)) {
+        match or_fatal(state.message(queue, key.due_ms, key.id)) {
             Some(message) => {
                 read.bytes += message.size() + BESIDE_BYTES;
                 read.found.push(Found { key, until, message });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use meridian_gateway::new_request_id;
 use meridian_queue::{MessageKey, Outcome};
 use meridian_storage::{ShardState, or_fatal};
-use meridian_types::{DatabaseId, Settlement, Transaction, Verdict, WriteOutcome};
+use meridian_types::{DatabaseId, QueueId, Settlement, Transaction, Verdict, WriteOutcome};
 
 use super::{QueueParts, Shown};
 use crate::write::proposer::{WriteReply, WriteRequest};
@@ -21,10 +21,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// nothing.
 pub(super) async fn settle(
     parts: Arc<QueueParts>,
-    database: DatabaseId,
+    queue: QueueId,
     settlements: Vec<(MessageKey, Outcome)>,
 ) {
-    let Some(settlements) = verdicts(&parts, database, settlements).await else { return };
+    let database = queue.database;
+    let Some(settlements) = verdicts(&parts, queue, settlements).await else { return };
     let mut left = vec![settlements];
     while let Some(mut settlements) = left.pop() {
         if log(&parts, database, &settlements).await == Logged::Rejected {
@@ -78,7 +79,7 @@ async fn log(parts: &QueueParts, database: DatabaseId, settlements: &[Settlement
 /// node is stopping.
 async fn verdicts(
     parts: &Arc<QueueParts>,
-    database: DatabaseId,
+    queue: QueueId,
     settlements: Vec<(MessageKey, Outcome)>,
 ) -> Option<Vec<Settlement>> {
     let now_ms = parts.time_ms();
@@ -89,13 +90,13 @@ async fn verdicts(
             Outcome::Delivered => Verdict::Delivered,
             Outcome::Failed { retry_after } => {
                 let after_ms = retry_after.map_or_else(
-                    || scheduled_ms(&state, database, key),
+                    || scheduled_ms(&state, &queue, key),
                     |after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
                 );
                 Verdict::Failed { retry_at_ms: now_ms.saturating_add(after_ms) }
             }
         };
-        Settlement { id: key.id, due_ms: key.due_ms, verdict }
+        Settlement { queue: queue.name.clone(), id: key.id, due_ms: key.due_ms, verdict }
     };
     let is_delivered = |(_, outcome): &(MessageKey, Outcome)| *outcome == Outcome::Delivered;
     if settlements.iter().all(is_delivered) {
@@ -104,8 +105,8 @@ async fn verdicts(
     reads.little(move || settlements.into_iter().map(verdict).collect()).await
 }
 
-fn scheduled_ms(state: &ShardState, database: DatabaseId, key: MessageKey) -> u64 {
-    let message = or_fatal(state.message(database, key.due_ms, key.id));
+fn scheduled_ms(state: &ShardState, queue: &QueueId, key: MessageKey) -> u64 {
+    let message = or_fatal(state.message(queue, key.due_ms, key.id));
     let interval = message.and_then(|message| message.backoff_ms.first().copied());
     interval.map_or(0, u64::from)
 }

@@ -1,5 +1,6 @@
 //! The queues of a group of one: from the log to listeners, and back.
 
+mod names;
 mod operator;
 
 use std::collections::BTreeSet;
@@ -87,21 +88,26 @@ impl Alone {
 
     async fn report(&self, number: u8, key: MessageKey, report: Report) -> Vec<Answer> {
         let reports = vec![(key, report)];
-        self.voter.queues().report(DATABASE, ListenerId([number; 16]), reports).await.unwrap()
+        self.voter
+            .queues()
+            .report(DATABASE.into(), ListenerId([number; 16]), reports)
+            .await
+            .unwrap()
     }
 
     fn first_row(&self) -> MessageKey {
-        let rows = self.voter.state.messages_due(DATABASE, None, u64::MAX, 1, usize::MAX).unwrap();
+        let rows =
+            self.voter.state.messages_due(&DATABASE.into(), None, u64::MAX, 1, usize::MAX).unwrap();
         MessageKey { due_ms: rows[0].due_ms, id: rows[0].id }
     }
 
     /// A session of this term, and in place of a dispatcher the test.
     fn session(&self) -> (Outbox, Session) {
-        let Listener { database, listener, credits, lease, held, incarnation, resumed } =
+        let Listener { queue, listener, credits, lease, held, incarnation, resumed } =
             listener(100);
         let session = SessionId(u64::MAX);
         let opening =
-            Opening { database, listener, session, incarnation, credits, lease, held, resumed };
+            Opening { queue, listener, session, incarnation, credits, lease, held, resumed };
         let (outbox, inbox) = handouts();
         let queues = self.voter.queues();
         let shown = Arc::clone(&queues.shown);
@@ -111,13 +117,17 @@ impl Alone {
     }
 
     fn rows(&self) -> usize {
-        self.voter.state.messages_due(DATABASE, None, u64::MAX, 100, usize::MAX).unwrap().len()
+        self.voter
+            .state
+            .messages_due(&DATABASE.into(), None, u64::MAX, 100, usize::MAX)
+            .unwrap()
+            .len()
     }
 }
 
 fn listener(number: u8) -> Listener {
     Listener {
-        database: DATABASE,
+        queue: DATABASE.into(),
         listener: ListenerId([number; 16]),
         credits: 10,
         lease: None,
@@ -219,7 +229,7 @@ async fn any_number_of_large_messages_may_fail_at_once() {
     }
     let retry_after = Some(Duration::ZERO);
     let failed = keys.iter().map(|key| (*key, Report::Failed { retry_after })).collect();
-    let answers = alone.voter.queues().report(DATABASE, ListenerId([1; 16]), failed).await;
+    let answers = alone.voter.queues().report(DATABASE.into(), ListenerId([1; 16]), failed).await;
     assert_eq!(answers, Ok(vec![Answer::Done; MESSAGES]));
     let mut again = 0;
     while again < MESSAGES {
@@ -301,10 +311,10 @@ async fn nothing_is_begun_for_a_database_that_is_not_known_here_until_it_is() {
     let alone = Alone::start().await;
     let id = DatabaseId([9; 16]);
     let reports = vec![(MessageKey { due_ms: 1, ..MessageKey::FIRST }, Report::Done)];
-    let report = || alone.voter.queues().report(id, ListenerId([1; 16]), reports.clone());
+    let report = || alone.voter.queues().report(id.into(), ListenerId([1; 16]), reports.clone());
     let unknown = NotListening::Unavailable("the database is not known here");
     assert_eq!(report().await, Err(unknown.clone()));
-    let listener = Listener { database: id, ..listener(1) };
+    let listener = Listener { queue: id.into(), ..listener(1) };
     assert_eq!(alone.voter.queues().listen(listener).await.err(), Some(unknown));
     let directory = &alone.only.directory;
     let mut database = directory.known().cluster.databases[&DATABASE].clone();
@@ -358,6 +368,7 @@ async fn node_that_does_not_lead_says_so() {
     let not_leader = NotListening::NotLeader(None);
     let session = alone.voter.queues().listen(listener(1)).await;
     assert_eq!(session.err(), Some(not_leader.clone()));
-    let report = alone.voter.queues().report(DATABASE, ListenerId([1; 16]), Vec::new()).await;
+    let report =
+        alone.voter.queues().report(DATABASE.into(), ListenerId([1; 16]), Vec::new()).await;
     assert_eq!(report, Err(not_leader));
 }

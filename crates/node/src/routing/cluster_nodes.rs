@@ -219,7 +219,7 @@ impl Nodes for ClusterNodes {
             return ready(Err(Over::Failed(unknown_node(node)))).boxed();
         };
         let request = queue_calls::listener_to_wire(shard_epoch(shard), &listener);
-        let (messages, database) = (self.reads.messages().clone(), listener.database);
+        let (messages, database) = (self.reads.messages().clone(), listener.queue.database);
         async move {
             let parts = QueueClient::new(channel).listen(request).await;
             let failed = |status| Over::Failed(Failed::from_status(status));
@@ -245,10 +245,10 @@ impl Nodes for ClusterNodes {
         reports: &Reports,
     ) -> BoxFuture<'static, Result<Vec<Answer>, Failed>> {
         if let Some(local) = self.here(node, shard.0) {
-            let Reports { database, listener, reports } = reports.clone();
+            let Reports { queue, listener, reports } = reports.clone();
             return async move {
                 let LocalShard::Voter(voter) = local else { return Err(Failed::NotLeader(None)) };
-                let answers = voter.queues().report(database, listener, reports).await;
+                let answers = voter.queues().report(queue, listener, reports).await;
                 answers.map_err(queue_calls::failed)
             }
             .boxed();

@@ -1,14 +1,16 @@
 //! Pages of queues, on the wire.
 
 use bytes::Bytes;
-use meridian_gateway::{ListFrom, ListedLetter, ListedMessage, ListedTotals, QueueList, QueuePage};
+use meridian_gateway::{
+    ListFrom, ListedLetter, ListedMessage, ListedQueue, ListedTotals, QueueList, QueuePage,
+};
 use meridian_proto::queue::{self as wire, list_request::Range, list_response};
 use meridian_proto::{node_id, shard as shard_wire};
 use meridian_queue::MAX_CREDITS;
-use meridian_types::{DatabaseId, MessageId};
+use meridian_types::MessageId;
 
 use crate::network::call_failure::Failed;
-use crate::routing::queue_calls::{key, key_to_wire};
+use crate::routing::queue_calls::{key, key_to_wire, queue, queue_to_wire};
 
 /// Messages or dead letters that may be asked for.
 const MAX_LISTED: u32 = MAX_CREDITS;
@@ -19,9 +21,11 @@ pub(crate) fn list_to_wire(group: shard_wire::ShardEpoch, list: &QueueList) -> w
         ListFrom::Messages { after: Some(key) } => Range::Behind(key_to_wire(key)),
         ListFrom::DeadLetters { first } => Range::DeadFrom(*first),
     };
+    let (database, named) = queue_to_wire(&list.queue);
     wire::ListRequest {
         group: Some(group),
-        database: Bytes::copy_from_slice(&list.database.0),
+        database,
+        named,
         range: Some(range),
         limit: list.limit,
         whole: list.whole,
@@ -30,7 +34,7 @@ pub(crate) fn list_to_wire(group: shard_wire::ShardEpoch, list: &QueueList) -> w
 
 /// The field that is missing or out of its range, else.
 pub(crate) fn list(request: wire::ListRequest) -> Result<QueueList, &'static str> {
-    let database = request.database.as_ref().try_into().map_err(|_| "database")?;
+    let queue = queue(&request.database, request.named)?;
     let from = match request.range.ok_or("range")? {
         Range::AllMessages(_) => ListFrom::Messages { after: None },
         Range::Behind(behind) => ListFrom::Messages { after: Some(key(&behind).ok_or("behind")?) },
@@ -40,11 +44,16 @@ pub(crate) fn list(request: wire::ListRequest) -> Result<QueueList, &'static str
         return Err("limit");
     }
     let (limit, whole) = (request.limit, request.whole);
-    Ok(QueueList { database: DatabaseId(database), from, limit, whole })
+    Ok(QueueList { queue, from, limit, whole })
 }
 
 pub(crate) fn page_to_wire(page: QueuePage) -> wire::Page {
-    let QueuePage { messages, dead_letters, totals, is_paused } = page;
+    let QueuePage { messages, dead_letters, totals, queues, is_paused } = page;
+    let named = |queue: ListedQueue| wire::NamedCount {
+        name: queue.name.to_string(),
+        undelivered: queue.undelivered,
+        leased: queue.leased,
+    };
     let ListedTotals { undelivered, leased, dead } = totals;
     wire::Page {
         messages: messages.into_iter().map(message_to_wire).collect(),
@@ -53,6 +62,7 @@ pub(crate) fn page_to_wire(page: QueuePage) -> wire::Page {
         leased,
         dead,
         paused: is_paused,
+        queues: queues.into_iter().map(named).collect(),
     }
 }
 
@@ -65,9 +75,10 @@ fn message_to_wire(message: ListedMessage) -> wire::ListedMessage {
 }
 
 fn letter_to_wire(letter: ListedLetter) -> wire::ListedLetter {
-    let ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload } = letter;
-    let id = Bytes::copy_from_slice(&id.to_bytes());
-    wire::ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload }
+    let ListedLetter { number, queue, id, failed, .. } = letter;
+    let ListedLetter { enqueued_ms, died_ms, payload_bytes, payload, .. } = letter;
+    let (queue, id) = (queue.to_string(), Bytes::copy_from_slice(&id.to_bytes()));
+    wire::ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload, queue }
 }
 
 /// The answer of another process, if it is well formed.
@@ -85,11 +96,15 @@ pub(crate) fn page(response: wire::ListResponse) -> Result<QueuePage, Failed> {
 }
 
 fn page_from_wire(page: wire::Page) -> Option<QueuePage> {
-    let wire::Page { messages, dead_letters, undelivered, leased, dead, paused } = page;
+    let wire::Page { messages, dead_letters, undelivered, leased, dead, paused, queues } = page;
+    let named = |wire::NamedCount { name, undelivered, leased }| {
+        Some(ListedQueue { name: name.parse().ok()?, undelivered, leased })
+    };
     Some(QueuePage {
         messages: messages.into_iter().map(message_from_wire).collect::<Option<_>>()?,
         dead_letters: dead_letters.into_iter().map(letter_from_wire).collect::<Option<_>>()?,
         totals: ListedTotals { undelivered, leased, dead },
+        queues: queues.into_iter().map(named).collect::<Option<_>>()?,
         is_paused: paused,
     })
 }
@@ -103,16 +118,22 @@ fn message_from_wire(message: wire::ListedMessage) -> Option<ListedMessage> {
 }
 
 fn letter_from_wire(letter: wire::ListedLetter) -> Option<ListedLetter> {
-    let wire::ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload } =
-        letter;
-    let id = MessageId::from_slice(&id)?;
-    Some(ListedLetter { number, id, failed, enqueued_ms, died_ms, payload_bytes, payload })
+    Some(ListedLetter {
+        number: letter.number,
+        queue: letter.queue.parse().ok()?,
+        id: MessageId::from_slice(&letter.id)?,
+        failed: letter.failed,
+        enqueued_ms: letter.enqueued_ms,
+        died_ms: letter.died_ms,
+        payload_bytes: letter.payload_bytes,
+        payload: letter.payload,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use meridian_queue::MessageKey;
-    use meridian_types::Versionstamp;
+    use meridian_types::{DatabaseId, QueueId, QueueName, Versionstamp};
 
     use super::*;
 
@@ -120,7 +141,11 @@ mod tests {
     const KEY: MessageKey = MessageKey { due_ms: 7, id: ID };
 
     fn wire_of(from: ListFrom) -> wire::ListRequest {
-        let list = QueueList { database: DatabaseId([1; 16]), from, limit: 1000, whole: true };
+        wire_of_queue(from, DatabaseId([1; 16]).into())
+    }
+
+    fn wire_of_queue(from: ListFrom, queue: QueueId) -> wire::ListRequest {
+        let list = QueueList { queue, from, limit: 1000, whole: true };
         list_to_wire(shard_wire::ShardEpoch::default(), &list)
     }
 
@@ -132,9 +157,13 @@ mod tests {
             ListFrom::DeadLetters { first: 0 },
             ListFrom::DeadLetters { first: 9 },
         ] {
-            let QueueList { database, from: arrived, limit, whole } = list(wire_of(from)).unwrap();
-            assert_eq!((database, limit, whole), (DatabaseId([1; 16]), 1000, true));
-            assert_eq!(arrived, from);
+            let (database, name) = (DatabaseId([1; 16]), "emails".parse().unwrap());
+            for sent in [database.into(), QueueId { database, name }] {
+                let arrived = list(wire_of_queue(from, sent.clone())).unwrap();
+                let QueueList { queue, from: arrived, limit, whole } = arrived;
+                assert_eq!((queue, arrived), (sent, from));
+                assert_eq!((limit, whole), (1000, true));
+            }
         }
     }
 
@@ -162,6 +191,7 @@ mod tests {
         };
         let letter = ListedLetter {
             number: 8,
+            queue: "emails".parse().unwrap(),
             id: ID,
             failed: 1,
             enqueued_ms: 2,
@@ -171,8 +201,16 @@ mod tests {
         };
         let sent = QueuePage {
             messages: vec![ListedMessage { whole: None, ..message.clone() }, message],
-            dead_letters: vec![ListedLetter { payload: None, ..letter.clone() }, letter],
+            dead_letters: vec![
+                ListedLetter { queue: QueueName::UNNAMED, payload: None, ..letter.clone() },
+                letter,
+            ],
             totals: ListedTotals { undelivered: 1, leased: 2, dead: 3 },
+            queues: vec![ListedQueue {
+                name: "emails".parse().unwrap(),
+                undelivered: 4,
+                leased: 5,
+            }],
             is_paused: true,
         };
         let answered = |page| {
@@ -183,6 +221,9 @@ mod tests {
         assert_eq!(answered(wire.clone()).unwrap(), sent);
         let mut malformed = wire.clone();
         malformed.messages[0].key = None;
+        assert!(answered(malformed).is_err());
+        let mut malformed = wire.clone();
+        malformed.queues[0].name = "n".repeat(65);
         assert!(answered(malformed).is_err());
         let mut malformed = wire;
         malformed.dead_letters[0].id = Bytes::from_static(b"short");

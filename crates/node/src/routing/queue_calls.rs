@@ -7,7 +7,7 @@ use meridian_gateway::{QueuedMessage, Reports};
 use meridian_proto::queue::{self as wire, listen_part, report, report_response};
 use meridian_proto::{node_id, node_id_to_wire, shard as shard_wire};
 use meridian_queue::{Answer, Incarnation, ListenerId, MAX_CREDITS, MessageKey, Report};
-use meridian_types::{DatabaseId, MessageId};
+use meridian_types::{DatabaseId, MessageId, QueueId};
 
 use crate::network::call_failure::Failed;
 use crate::queues::{BESIDE_BYTES, Handed, Listener, NotListening, Part};
@@ -54,12 +54,34 @@ fn incarnation(wire: &[u8]) -> Result<Incarnation, &'static str> {
     Ok(Incarnation(u128::from_be_bytes(bytes)))
 }
 
+/// The fields `database` and `named`. Where there is a name, an older node finds no database.
+pub(super) fn queue_to_wire(queue: &QueueId) -> (Bytes, Option<wire::NamedQueue>) {
+    let database = Bytes::copy_from_slice(&queue.database.0);
+    if queue.name.is_default() {
+        return (database, None);
+    }
+    (Bytes::new(), Some(wire::NamedQueue { database, name: queue.name.to_string() }))
+}
+
+pub(super) fn queue(
+    database: &[u8],
+    named: Option<wire::NamedQueue>,
+) -> Result<QueueId, &'static str> {
+    let id = |bytes: &[u8]| bytes.try_into().map(DatabaseId).map_err(|_| "database");
+    match named {
+        None => Ok(id(database)?.into()),
+        Some(named) => {
+            let name = named.name.parse().map_err(|_| "name")?;
+            Ok(QueueId { database: id(&named.database)?, name })
+        }
+    }
+}
+
 /// The field that is missing or out of its range, else.
 pub(crate) fn listener(request: wire::ListenRequest) -> Result<Listener, &'static str> {
-    let database = request.database.as_ref().try_into().map_err(|_| "database")?;
     let listener = request.listener.as_ref().try_into().map_err(|_| "listener")?;
     Ok(Listener {
-        database: DatabaseId(database),
+        queue: queue(&request.database, request.named)?,
         listener: ListenerId(listener),
         credits: request.credits,
         lease: (request.lease_ms > 0).then(|| Duration::from_millis(request.lease_ms)),
@@ -71,7 +93,7 @@ pub(crate) fn listener(request: wire::ListenRequest) -> Result<Listener, &'stati
 
 /// The field that is missing or out of its range, else.
 pub(crate) fn reports(request: wire::ReportRequest) -> Result<Reports, &'static str> {
-    let database = request.database.as_ref().try_into().map_err(|_| "database")?;
+    let queue = queue(&request.database, request.named)?;
     let listener = request.listener.as_ref().try_into().map_err(|_| "listener")?;
     if request.reports.len() > MAX_CREDITS as usize {
         return Err("reports");
@@ -89,16 +111,18 @@ pub(crate) fn reports(request: wire::ReportRequest) -> Result<Reports, &'static 
         Some((key(wire.key.as_ref()?)?, said))
     };
     let reports = request.reports.into_iter().map(one).collect::<Option<_>>().ok_or("reports")?;
-    Ok(Reports { database: DatabaseId(database), listener: ListenerId(listener), reports })
+    Ok(Reports { queue, listener: ListenerId(listener), reports })
 }
 
 pub(crate) fn listener_to_wire(
     group: shard_wire::ShardEpoch,
     listener: &Listener,
 ) -> wire::ListenRequest {
+    let (database, named) = queue_to_wire(&listener.queue);
     wire::ListenRequest {
         group: Some(group),
-        database: Bytes::copy_from_slice(&listener.database.0),
+        database,
+        named,
         listener: Bytes::copy_from_slice(&listener.listener.0),
         credits: listener.credits,
         lease_ms: listener.lease.as_ref().map_or(0, ms),
@@ -112,9 +136,11 @@ pub(crate) fn reports_to_wire(
     group: shard_wire::ShardEpoch,
     reports: &Reports,
 ) -> wire::ReportRequest {
+    let (database, named) = queue_to_wire(&reports.queue);
     wire::ReportRequest {
         group: Some(group),
-        database: Bytes::copy_from_slice(&reports.database.0),
+        database,
+        named,
         listener: Bytes::copy_from_slice(&reports.listener.0),
         reports: reports.reports.iter().map(report_to_wire).collect(),
     }
@@ -271,4 +297,66 @@ fn message_from_wire(message: wire::Message) -> Option<QueuedMessage> {
         enqueued_ms: message.enqueued_ms,
         lease: message.lease_ms.map(Duration::from_millis),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// The fields of each request that say its queue, as versions without names know them: such a
+    /// node refuses a request whose database has not sixteen bytes.
+    #[derive(prost::Message)]
+    struct OldRequest {
+        #[prost(bytes = "bytes", tag = "2")]
+        database: Bytes,
+    }
+
+    fn listener_of(queue: QueueId) -> Listener {
+        Listener {
+            queue,
+            listener: ListenerId([2; 16]),
+            credits: 3,
+            lease: None,
+            held: Vec::new(),
+            incarnation: Incarnation(4),
+            resumed: true,
+        }
+    }
+
+    /// It would hand out messages of the unnamed queue, and settle them.
+    #[test]
+    fn node_without_names_finds_no_database_in_a_request_about_a_named_queue() {
+        let (database, group) = (DatabaseId([1; 16]), shard_wire::ShardEpoch::default());
+        let named = QueueId { database, name: "emails".parse().unwrap() };
+        let seen = |request: &[u8]| OldRequest::decode(request).unwrap().database;
+        for (queue, expected) in [(database.into(), &[1; 16][..]), (named, &[])] {
+            let listen = listener_to_wire(group, &listener_of(queue.clone()));
+            let reports = Reports {
+                queue: queue.clone(),
+                listener: ListenerId([2; 16]),
+                reports: vec![(MessageKey::FIRST, Report::Done)],
+            };
+            let report = reports_to_wire(group, &reports);
+            for request in [listen.encode_to_vec(), report.encode_to_vec()] {
+                assert_eq!(seen(&request), expected, "{queue:?}");
+            }
+            assert_eq!(listener(listen).unwrap().queue, queue);
+            assert_eq!(super::reports(report).unwrap().queue, queue);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_queue_of_a_request_is_named() {
+        let of = |database: &'static [u8], name: &str| wire::NamedQueue {
+            database: Bytes::from_static(database),
+            name: name.to_owned(),
+        };
+        assert_eq!(queue(&[1; 15], None), Err("database"));
+        assert_eq!(queue(&[1; 16], Some(of(&[1; 15], "emails"))), Err("database"));
+        for name in ["a\n", &"n".repeat(65)] {
+            assert_eq!(queue(&[], Some(of(&[1; 16], name))), Err("name"));
+        }
+    }
 }

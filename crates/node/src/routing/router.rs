@@ -235,12 +235,12 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
     async fn report(&self, reports: Reports) -> Result<Vec<Answer>, Unavailable> {
         let failing = "what was reported is not known to be logged";
         let ask = |node, shard| self.nodes.report(node, shard, &reports);
-        self.asked(reports.database, failing, ask).await
+        self.asked(reports.queue.database, failing, ask).await
     }
 
     async fn list_queue(&self, list: QueueList) -> Result<QueuePage, Unavailable> {
         let ask = |node, shard| self.nodes.list_queue(node, shard, &list);
-        self.asked(list.database, "no leader has listed the queue", ask).await
+        self.asked(list.queue.database, "no leader has listed the queue", ask).await
     }
 }
 

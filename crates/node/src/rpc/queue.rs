@@ -54,10 +54,10 @@ impl queue_server::Queue for QueueService {
     ) -> Result<Response<wire::ReportResponse>, Status> {
         let request = request.into_inner();
         let voter = self.0.voter(request.group)?;
-        let Reports { database, listener, reports } =
+        let Reports { queue, listener, reports } =
             queue_calls::reports(request).map_err(invalid)?;
         let answers = match voter {
-            Some(voter) => voter.queues().report(database, listener, reports).await,
+            Some(voter) => voter.queues().report(queue, listener, reports).await,
             None => Err(NotListening::NotLeader(None)),
         };
         let result = match answers {

@@ -163,6 +163,7 @@ fn dead_letter() -> (log::DeadLetter, Fields) {
         attempts: 3,
         enqueued_ms: L + 4,
         died_ms: L + 5,
+        queue: "emails".to_owned(),
     };
     let fields = vec![
         field_bytes(1, b"the id of it"),
@@ -170,6 +171,7 @@ fn dead_letter() -> (log::DeadLetter, Fields) {
         field_varint(3, 3),
         field_varint(4, L + 4),
         field_varint(5, L + 5),
+        field_bytes(6, b"emails"),
     ];
     (letter, fields)
 }
@@ -181,39 +183,55 @@ fn effects_on_queues_are_golden() {
     assert_golden(&message, &message_fields);
     let (letter, letter_fields) = dead_letter();
     assert_golden(&letter, &letter_fields);
+    // As it was before queues had names; so are those below.
+    let unnamed = log::DeadLetter { queue: String::new(), ..letter.clone() };
+    assert_golden(&unnamed, &letter_fields[..5]);
     let totals = log::QueueTotals {
         undelivered: L + 1,
         first_dead: L + 2,
         next_dead: L + 3,
         removed_dead: L + 4,
+        named_undelivered: L + 5,
+        names: L + 6,
     };
     let totals_fields = [
         field_varint(1, L + 1),
         field_varint(2, L + 2),
         field_varint(3, L + 3),
         field_varint(4, L + 4),
+        field_varint(5, L + 5),
+        field_varint(6, L + 6),
     ];
     assert_golden(&totals, &totals_fields);
     // As they were before letters were taken out.
-    let none_removed = log::QueueTotals { removed_dead: 0, ..totals };
+    let without_names = log::QueueTotals { named_undelivered: 0, names: 0, ..totals };
+    assert_golden(&without_names, &totals_fields[..4]);
+    let none_removed = log::QueueTotals { removed_dead: 0, ..without_names };
     assert_golden(&none_removed, &totals_fields[..3]);
 
     let id = Bytes::from("the id of it");
-    let row = log::MessageRow { id: id.clone(), due_ms: L + 2, message: Some(message) };
+    let queue = "emails".to_owned();
+    let row = log::MessageRow { id: id.clone(), due_ms: L + 2, message: Some(message), queue };
     let row_fields = [
         field_bytes(1, b"the id of it"),
         field_varint(2, L + 2),
         field_message(3, &message_fields),
+        field_bytes(4, b"emails"),
     ];
+    let unnamed = log::MessageRow { queue: String::new(), ..row.clone() };
+    assert_golden(&unnamed, &row_fields[..3]);
     let dead = log::DeadLetterRow { number: L + 1, letter: Some(letter) };
     let dead_fields = [field_varint(1, L + 1), field_message(2, &letter_fields)];
-    let removed = log::MessageRow { id, due_ms: L + 2, message: None };
+    let removed = log::MessageRow { id, due_ms: L + 2, message: None, queue: String::new() };
+    let named = log::NamedTotals { queue: "emails".to_owned(), undelivered: L + 7 };
+    let named_fields = [field_bytes(1, b"emails"), field_varint(2, L + 7)];
     let effects = [
         (Queue::PutMessage(row), field_message(6, &row_fields)),
         (Queue::DeleteMessage(removed), field_message(7, &row_fields[..2])),
         (Queue::PutDeadLetter(dead), field_message(8, &dead_fields)),
         (Queue::DeleteDeadLetter(L + 9), field_varint(9, L + 9)),
         (Queue::QueueTotals(totals), field_message(10, &totals_fields)),
+        (Queue::NamedTotals(named), field_message(11, &named_fields)),
     ];
     for (effect, golden) in effects {
         assert_golden(&log::Effect { queue: Some(effect), ..Default::default() }, &[golden]);

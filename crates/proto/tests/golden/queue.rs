@@ -14,6 +14,12 @@ fn key() -> (queue::MessageKey, Fields) {
     (key, vec![field_varint(1, L + 1), field_bytes(2, b"the id of it")])
 }
 
+fn named() -> (queue::NamedQueue, Fields) {
+    let database = Bytes::from("the database's!!");
+    let named = queue::NamedQueue { database, name: "emails".to_owned() };
+    (named, vec![field_bytes(1, b"the database's!!"), field_bytes(2, b"emails")])
+}
+
 #[test]
 fn requests_of_listeners_are_golden() {
     let request = queue::ListenRequest {
@@ -25,6 +31,7 @@ fn requests_of_listeners_are_golden() {
         held: vec![key().0, key().0],
         resumed: true,
         incarnation: Bytes::from("incarnation's..!"),
+        named: Some(named().0),
     };
     let golden = [
         field_message(1, &shard_epoch().1),
@@ -36,8 +43,11 @@ fn requests_of_listeners_are_golden() {
         field_message(6, &key().1),
         field_varint(7, 1),
         field_bytes(8, b"incarnation's..!"),
+        field_message(9, &named().1),
     ];
     assert_golden(&request, &golden);
+    // As it was before queues had names.
+    assert_golden(&queue::ListenRequest { named: None, ..request }, &golden[..9]);
 }
 
 #[test]
@@ -109,6 +119,7 @@ fn reports_on_messages_are_golden() {
         database: Bytes::from("the database's!!"),
         listener: Bytes::from("the listener's!!"),
         reports,
+        named: Some(named().0),
     };
     let golden = [
         vec![
@@ -117,8 +128,11 @@ fn reports_on_messages_are_golden() {
             field_bytes(3, b"the listener's!!"),
         ],
         reports_fields,
+        vec![field_message(5, &named().1)],
     ];
     assert_golden(&request, &golden.concat());
+    let unnamed = queue::ReportRequest { named: None, ..request };
+    assert_golden(&unnamed, &golden[..2].concat());
 }
 
 #[test]
@@ -150,6 +164,7 @@ fn requests_for_pages_are_golden() {
             range: Some(range),
             limit: 302,
             whole: true,
+            named: Some(named().0),
         };
         let golden = [
             field_message(1, &shard_epoch().1),
@@ -157,9 +172,36 @@ fn requests_for_pages_are_golden() {
             field,
             field_varint(6, 302),
             field_varint(7, 1),
+            field_message(8, &named().1),
         ];
         assert_golden(&request, &golden);
+        assert_golden(&queue::ListRequest { named: None, ..request }, &golden[..5]);
     }
+}
+
+fn listed_letter() -> (queue::ListedLetter, Fields) {
+    let letter = queue::ListedLetter {
+        number: L + 9,
+        id: Bytes::from("the id of it"),
+        failed: 305,
+        enqueued_ms: L + 10,
+        died_ms: L + 11,
+        payload_bytes: 306,
+        // Another thing than none.
+        payload: Some(Bytes::new()),
+        queue: "emails".to_owned(),
+    };
+    let fields = vec![
+        field_varint(1, L + 9),
+        field_bytes(2, b"the id of it"),
+        field_varint(3, 305),
+        field_varint(4, L + 10),
+        field_varint(5, L + 11),
+        field_varint(6, 306),
+        field_bytes(7, b""),
+        field_bytes(8, b"emails"),
+    ];
+    (letter, fields)
 }
 
 #[test]
@@ -188,25 +230,13 @@ fn pages_of_queues_are_golden() {
         field_varint(6, 1),
         field_message(7, &whole_fields),
     ];
-    let letter = queue::ListedLetter {
-        number: L + 9,
-        id: Bytes::from("the id of it"),
-        failed: 305,
-        enqueued_ms: L + 10,
-        died_ms: L + 11,
-        payload_bytes: 306,
-        // Another thing than none.
-        payload: Some(Bytes::new()),
-    };
-    let letter_fields = [
-        field_varint(1, L + 9),
-        field_bytes(2, b"the id of it"),
-        field_varint(3, 305),
-        field_varint(4, L + 10),
-        field_varint(5, L + 11),
-        field_varint(6, 306),
-        field_bytes(7, b""),
-    ];
+    let (letter, letter_fields) = listed_letter();
+    let unnamed = queue::ListedLetter { queue: String::new(), ..letter.clone() };
+    assert_golden(&unnamed, &letter_fields[..7]);
+    let count =
+        queue::NamedCount { name: "emails".to_owned(), undelivered: L + 15, leased: L + 16 };
+    let count_fields =
+        [field_bytes(1, b"emails"), field_varint(2, L + 15), field_varint(3, L + 16)];
     let page = queue::Page {
         messages: vec![message],
         dead_letters: vec![letter],
@@ -214,6 +244,7 @@ fn pages_of_queues_are_golden() {
         leased: L + 13,
         dead: L + 14,
         paused: true,
+        queues: vec![count],
     };
     let page_fields = [
         field_message(1, &message_fields),
@@ -222,6 +253,7 @@ fn pages_of_queues_are_golden() {
         field_varint(4, L + 13),
         field_varint(5, L + 14),
         field_varint(6, 1),
+        field_message(7, &count_fields),
     ];
     let not_leader = shard::NotLeader { leader: L + 6 };
     for (result, field) in [

@@ -28,6 +28,7 @@ fn enqueue() -> (shard::Enqueue, Fields) {
         due_ms: L + 2,
         keys_if_undelivered: vec![Bytes::from("one"), Bytes::from("two")],
         backoff: Some(shard::Backoff { intervals_ms: vec![0, 300] }),
+        queue: String::new(),
     };
     let fields = vec![
         field_bytes(1, b"payload"),
@@ -45,6 +46,7 @@ fn settlement() -> (shard::Settlement, Fields) {
         id: Bytes::from("the id of it"),
         due_ms: L + 2,
         verdict: Some(verdict),
+        queue: String::new(),
     };
     let fields =
         vec![field_bytes(1, b"the id of it"), field_varint(2, L + 2), field_varint(4, L + 4)];
@@ -59,6 +61,8 @@ fn messages_and_settlements_are_golden() {
     // No schedule is another thing than one without intervals.
     let without = shard::Enqueue { backoff: None, ..message.clone() };
     assert_golden(&without, &golden[..4]);
+    let named = shard::Enqueue { queue: "emails".to_owned(), ..message.clone() };
+    assert_golden(&named, &[&golden[..], &[field_bytes(5, b"emails")]].concat());
     let (empty, mut golden) = (Some(shard::Backoff { intervals_ms: vec![] }), golden);
     golden[4] = field_message(4, &[]);
     assert_golden(&shard::Enqueue { backoff: empty, ..message }, &golden);
@@ -74,19 +78,23 @@ fn messages_and_settlements_are_golden() {
         (Verdict::Acknowledged(true), field_varint(9, 1)),
     ] {
         let message = shard::Settlement { verdict: Some(verdict), ..message.clone() };
-        assert_golden(&message, &[golden[..2].to_vec(), vec![field]].concat());
+        let golden = [golden[..2].to_vec(), vec![field]].concat();
+        assert_golden(&message, &golden);
+        let named = shard::Settlement { queue: "emails".to_owned(), ..message };
+        assert_golden(&named, &[golden, vec![field_bytes(10, b"emails")]].concat());
     }
 }
 
 #[test]
 fn writes_to_a_shard_are_golden() {
+    use shard::write_request::Transaction;
     let (group, group_fields) = shard_epoch();
     let (write, write_fields) = atomic_write();
     let request = shard::WriteRequest {
         group: Some(group),
         database: Bytes::from("the database's!!"),
         request_id: Bytes::from("the request's id"),
-        transaction: Some(shard::write_request::Transaction::Write(write.clone())),
+        transaction: Some(Transaction::Write(write.clone())),
         retry: true,
         late_leader: L + 1,
         pass_on: true,
@@ -111,19 +119,21 @@ fn writes_to_a_shard_are_golden() {
         enqueues: vec![enqueue().0, enqueue().0],
         settlements: vec![settlement().0, settlement().0],
     };
-    let with_messages = shard::write_request::Transaction::WriteWithMessages(with_messages);
-    golden[3] = field_message(
-        10,
-        &[
-            field_message(1, &write_fields),
-            field_message(2, &enqueue().1),
-            field_message(2, &enqueue().1),
-            field_message(3, &settlement().1),
-            field_message(3, &settlement().1),
-        ],
-    );
-    let request = shard::WriteRequest { transaction: Some(with_messages), ..request };
-    assert_golden(&request, &golden);
+    let with_fields = [
+        field_message(1, &write_fields),
+        field_message(2, &enqueue().1),
+        field_message(2, &enqueue().1),
+        field_message(3, &settlement().1),
+        field_message(3, &settlement().1),
+    ];
+    for (transaction, number) in [
+        (Transaction::WriteWithMessages(with_messages.clone()), 10),
+        (Transaction::WriteWithNames(with_messages), 11),
+    ] {
+        golden[3] = field_message(number, &with_fields);
+        let request = shard::WriteRequest { transaction: Some(transaction), ..request.clone() };
+        assert_golden(&request, &golden);
+    }
 }
 
 #[test]

@@ -43,9 +43,9 @@ fn claim_of_a_message_that_is_settled_takes_no_credit() {
     let mut leader = Leader::new(&[]);
     let claimed = claim(&mut leader, claiming(1, 1, &[key(0, 1)]));
     assert_eq!(checks(&claimed), [[key(0, 1)]]);
-    leader.step(Event::Read { database: DATABASE, rows: vec![], next: None });
+    leader.step(Event::Read { queue: DATABASE.into(), rows: vec![], next: None });
     assert_eq!(delivered(&leader.enqueue(DATABASE, &[key(0, 101)])), [], "it may be held");
-    let gone = leader.step(leader.checked(DATABASE, vec![key(0, 1)]));
+    let gone = leader.step(leader.checked(DATABASE.into(), vec![key(0, 1)]));
     assert!(gone.contains(&release(1, key(0, 1))), "{gone:?}");
     assert_eq!(delivered(&gone), [(1, key(0, 101))]);
 }
@@ -56,7 +56,7 @@ fn claim_of_a_place_without_a_row_never_stands_beside_the_row_of_its_message() {
     leader.open(opening(DATABASE, 1, 1, 9));
     leader.open(opening(DATABASE, 2, 2, 9));
     let reports = vec![(Ticket(1), key(9, 51), EXTENDED)];
-    let extended = Event::Reported { database: DATABASE, listener: listener(1), reports };
+    let extended = Event::Reported { queue: DATABASE.into(), listener: listener(1), reports };
     let extended = leader.dispatcher.step(leader.moment(), extended);
     assert_eq!((checks(&extended), answers(&extended)), (vec![vec![key(9, 51)]], vec![]));
     let (incarnation, resumed) = (Incarnation(1), true);
@@ -74,7 +74,7 @@ fn claim_of_a_place_that_a_message_has_left_takes_nothing_from_its_holder() {
         let mut leader = Leader::new(&[moved]);
         leader.now_ms = 10;
         claim(&mut leader, claiming(1, 9, &[stale]));
-        leader.step(Event::Read { database: DATABASE, rows: vec![moved], next: None });
+        leader.step(Event::Read { queue: DATABASE.into(), rows: vec![moved], next: None });
         let claimed = claim(&mut leader, claiming(2, 9, &[moved]));
         assert!(!claimed.contains(&release(2, moved)), "{claimed:?}");
         let mut reported = Vec::new();
@@ -82,7 +82,7 @@ fn claim_of_a_place_that_a_message_has_left_takes_nothing_from_its_holder() {
             reported = leader.report(2, moved, Report::Done);
             assert_eq!(settlements(&reported), Some(vec![(moved, Outcome::Delivered)]));
         }
-        let checked = leader.step(leader.checked(DATABASE, vec![stale]));
+        let checked = leader.step(leader.checked(DATABASE.into(), vec![stale]));
         assert!(checked.contains(&release(1, stale)), "{checked:?}");
         assert!(!checked.contains(&release(2, moved)), "{checked:?}");
         assert_eq!(delivered(&leader.at(hold_ms() + 10)), [], "it is held");
@@ -147,7 +147,7 @@ fn what_an_earlier_leader_handed_out_may_be_reported_before_it_is_claimed() {
 fn failure_that_is_reported_twice_while_its_message_is_looked_for_counts_once() {
     let mut leader = Leader::new(&[key(0, 1)]);
     let reports = vec![(Ticket(1), key(0, 1), AGAIN), (Ticket(2), key(0, 1), AGAIN)];
-    let reported = Event::Reported { database: DATABASE, listener: listener(1), reports };
+    let reported = Event::Reported { queue: DATABASE.into(), listener: listener(1), reports };
     let reported = leader.step(reported);
     assert_eq!(settlements(&reported), Some(vec![(key(0, 1), FAILED)]));
     assert_eq!(answers(&leader.commit(&reported)), [Answer::Done, Answer::Done]);
@@ -157,8 +157,8 @@ fn failure_that_is_reported_twice_while_its_message_is_looked_for_counts_once() 
 fn claimed_row_that_is_deleted_while_it_is_looked_for_is_not_leased() {
     let mut leader = Leader::new(&[key(0, 1)]);
     claim(&mut leader, claiming(1, 1, &[key(0, 1)]));
-    let found = leader.checked(DATABASE, vec![key(0, 1)]);
-    let deleted = RowChange::Deleted(DATABASE, key(0, 1));
+    let found = leader.checked(DATABASE.into(), vec![key(0, 1)]);
+    let deleted = RowChange::Deleted(DATABASE.into(), key(0, 1));
     leader.rows.clear();
     let deleted = leader.dispatcher.step(leader.moment(), Event::Applied(vec![deleted]));
     assert!(deleted.contains(&release(1, key(0, 1))), "{deleted:?}");
@@ -180,11 +180,11 @@ fn claims_are_looked_for_a_few_at_a_time_and_all_are_leased() {
         looked_for.extend(one.clone());
         let other = leader.dispatcher.step(leader.moment(), Event::Tick);
         assert_eq!(checks(&other), [[]; 0], "one at a time");
-        let checked = leader.checked(DATABASE, one.clone());
+        let checked = leader.checked(DATABASE.into(), one.clone());
         actions = leader.dispatcher.step(leader.moment(), checked);
     }
     assert_eq!(looked_for, keys);
-    leader.step(Event::Read { database: DATABASE, rows: keys, next: None });
+    leader.step(Event::Read { queue: DATABASE.into(), rows: keys, next: None });
     assert_eq!(delivered(&leader.at(hold_ms())), []);
 }
 
@@ -233,7 +233,7 @@ fn poller_gets_another_message_for_a_message_that_was_gone() {
     let mut leader = Leader::new(&[]);
     leader.open(Opening { lease: Some(ms(30_000)), ..opening(DATABASE, 1, 1, 1) });
     leader.enqueue(DATABASE, &[key(0, 101), key(0, 102)]);
-    let gone = leader.step(Event::Gone { database: DATABASE, keys: vec![key(0, 101)] });
+    let gone = leader.step(Event::Gone { queue: DATABASE.into(), keys: vec![key(0, 101)] });
     assert_eq!(delivered(&gone), [(1, key(0, 102))]);
 }
 

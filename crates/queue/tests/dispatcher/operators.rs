@@ -21,9 +21,9 @@ fn held() -> Leader {
 }
 
 fn moves(leader: &mut Leader, from: MessageKey, to: MessageKey) -> Vec<Action> {
-    leader.rows.remove(&(DATABASE, from));
-    leader.rows.insert((DATABASE, to));
-    let moved = [RowChange::Deleted(DATABASE, from), RowChange::Moved(DATABASE, to)];
+    leader.rows.remove(&(DATABASE.into(), from));
+    leader.rows.insert((DATABASE.into(), to));
+    let moved = [RowChange::Deleted(DATABASE.into(), from), RowChange::Moved(DATABASE.into(), to)];
     leader.step(Event::Applied(moved.into()))
 }
 
@@ -43,7 +43,8 @@ fn is_done_at(leader: &mut Leader, row: MessageKey, reported: &[Action]) {
 fn held_message_that_is_cancelled_is_released_and_a_late_report_changes_nothing() {
     let mut leader = held();
     leader.rows.clear();
-    let cancelled = leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 101))]));
+    let cancelled =
+        leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE.into(), key(0, 101))]));
     assert_eq!(cancelled, [release(1, key(0, 101))]);
     for late in [AGAIN, Report::Extended { by: ms(1000) }] {
         assert_eq!(answers(&leader.report(1, key(0, 101), late)), [Answer::Late]);
@@ -93,7 +94,7 @@ fn failure_that_is_logged_when_its_message_moves_costs_no_attempt() {
     let committed = leader.commit(&failed);
     assert_eq!(answers(&committed), [Answer::Done]);
     assert_eq!(delivered(&committed).len(), 1, "where it has moved to, and not a second later");
-    assert!(leader.rows.contains(&(DATABASE, key(70, 101))));
+    assert!(leader.rows.contains(&(DATABASE.into(), key(70, 101))));
 }
 
 #[test]
@@ -101,11 +102,11 @@ fn dead_letter_that_is_a_message_again_is_settled_by_a_success_on_its_last_attem
     let mut leader = held();
     // It dies; an operator takes it out of the dead letters, and no listener has room for it.
     leader.rows.clear();
-    leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 101))]));
+    leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE.into(), key(0, 101))]));
     leader.close(1, 1);
     leader.close(2, 2);
-    leader.rows.insert((DATABASE, key(71, 101)));
-    leader.step(Event::Applied(vec![RowChange::Moved(DATABASE, key(71, 101))]));
+    leader.rows.insert((DATABASE.into(), key(71, 101)));
+    leader.step(Event::Applied(vec![RowChange::Moved(DATABASE.into(), key(71, 101))]));
     assert_eq!(answers(&leader.report(1, key(0, 101), AGAIN)), [Answer::Late]);
     let done = leader.report(1, key(0, 101), Report::Done);
     is_done_at(&mut leader, key(71, 101), &done);
@@ -114,15 +115,18 @@ fn dead_letter_that_is_a_message_again_is_settled_by_a_success_on_its_last_attem
 #[test]
 fn message_counts_as_leased_while_a_listener_holds_it() {
     let mut leader = held();
-    let leased = |leader: &Leader, key| leader.dispatcher.is_leased(DATABASE, &key);
+    let leased = |leader: &Leader, key| leader.dispatcher.is_leased(&DATABASE.into(), &key);
     assert!(leased(&leader, key(0, 101)) && !leased(&leader, key(1, 101)));
-    assert_eq!(leader.dispatcher.leases(DATABASE), 1);
+    assert_eq!(leader.dispatcher.leases(&DATABASE.into()), 1);
     assert_eq!((leader.dispatcher.leases_in_all(), leader.dispatcher.first_due_ms()), (1, None));
     moves(&mut leader, key(0, 101), key(900, 101));
     let first_due = leader.dispatcher.first_due_ms();
     assert_eq!((leader.dispatcher.leases_in_all(), first_due), (0, Some(900)));
     assert!(!leased(&leader, key(0, 101)) && !leased(&leader, key(900, 101)));
-    assert_eq!((leader.dispatcher.leases(DATABASE), leader.dispatcher.leases(OTHER)), (0, 0));
+    assert_eq!(
+        (leader.dispatcher.leases(&DATABASE.into()), leader.dispatcher.leases(&OTHER.into())),
+        (0, 0)
+    );
 }
 
 fn pause(leader: &mut Leader) -> Vec<Action> {
@@ -176,7 +180,7 @@ fn listeners_of_a_paused_queue_go_on_at_the_next_leader_with_what_they_hold() {
     pause(&mut leader);
     let held = vec![key(0, 50)];
     leader.open(Opening { held, ..opening(DATABASE, 1, 1, 2) });
-    assert!(leader.dispatcher.is_leased(DATABASE, &key(0, 50)));
+    assert!(leader.dispatcher.is_leased(&DATABASE.into(), &key(0, 50)));
     assert_eq!(delivered(&leader.at(100_000)), [], "also once the leader has waited for claims");
     let done = leader.report(1, key(0, 50), Report::Done);
     assert_eq!(answers(&leader.commit(&done)), [Answer::Done]);

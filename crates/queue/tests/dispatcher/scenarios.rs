@@ -7,23 +7,23 @@ use meridian_queue::{
     MAX_LISTENERS, MessageKey, Moment, Opening, Outcome, Refused, Report, RowChange, SessionId,
     Ticket, WINDOW,
 };
-use meridian_types::{DatabaseId, Epoch, Position};
+use meridian_types::{DatabaseId, Epoch, Position, QueueId};
 
 use super::{DATABASE, OTHER, key, listener, ms, opening};
 
 /// A leader with rows, in a term that began behind sequence 100.
 pub(crate) struct Leader {
     pub(crate) dispatcher: Dispatcher,
-    pub(crate) rows: BTreeSet<(DatabaseId, MessageKey)>,
+    pub(crate) rows: BTreeSet<(QueueId, MessageKey)>,
     pub(crate) now_ms: u64,
-    reads: Vec<MessageKey>,
+    pub(crate) reads: Vec<MessageKey>,
 }
 
 impl Leader {
     pub(crate) fn new(rows: &[MessageKey]) -> Self {
         let start = Moment { now: ms(0), time_ms: 0 };
         let began = Position::new(Epoch::FIRST, 100);
-        let rows = rows.iter().map(|key| (DATABASE, *key)).collect();
+        let rows = rows.iter().map(|key| (DATABASE.into(), *key)).collect();
         Self { dispatcher: Dispatcher::new(start, began), rows, now_ms: 0, reads: Vec::new() }
     }
 
@@ -38,8 +38,8 @@ impl Leader {
             |action: &Action| matches!(action, Action::Read { .. } | Action::Check { .. });
         while let Some(at) = actions.iter().position(is_look) {
             let seen = match actions.remove(at) {
-                Action::Read { database, from, limit } => self.read(database, from, limit),
-                Action::Check { database, keys } => self.checked(database, keys),
+                Action::Read { queue, from, limit } => self.read(queue, from, limit),
+                Action::Check { queue, keys } => self.checked(queue, keys),
                 _ => unreachable!(),
             };
             actions.extend(self.dispatcher.step(self.moment(), seen));
@@ -47,17 +47,18 @@ impl Leader {
         actions
     }
 
-    fn read(&mut self, database: DatabaseId, from: MessageKey, limit: usize) -> Event {
+    fn read(&mut self, queue: QueueId, from: MessageKey, limit: usize) -> Event {
         self.reads.push(from);
-        let mut rows = self.rows.range((database, from)..).take_while(|row| row.0 == database);
+        let mut rows = self.rows.range((queue.clone(), from)..);
+        let mut rows = rows.by_ref().take_while(|row| row.0 == queue);
         let found = rows.by_ref().take(limit).map(|row| row.1).collect();
         let next = rows.next().map(|row| row.1);
-        Event::Read { database, rows: found, next }
+        Event::Read { queue: queue.clone(), rows: found, next }
     }
 
-    pub(crate) fn checked(&self, database: DatabaseId, mut keys: Vec<MessageKey>) -> Event {
-        keys.retain(|key| !self.rows.contains(&(database, *key)));
-        Event::Checked { database, gone: keys }
+    pub(crate) fn checked(&self, queue: QueueId, mut keys: Vec<MessageKey>) -> Event {
+        keys.retain(|key| !self.rows.contains(&(queue.clone(), *key)));
+        Event::Checked { queue, gone: keys }
     }
 
     pub(crate) fn at(&mut self, now_ms: u64) -> Vec<Action> {
@@ -69,20 +70,29 @@ impl Leader {
         self.step(Event::Opened(opening))
     }
 
-    pub(crate) fn enqueue(&mut self, database: DatabaseId, keys: &[MessageKey]) -> Vec<Action> {
-        self.rows.extend(keys.iter().map(|key| (database, *key)));
-        let put = |key: &MessageKey| RowChange::Put(database, *key);
+    pub(crate) fn enqueue(
+        &mut self,
+        queue: impl Into<QueueId>,
+        keys: &[MessageKey],
+    ) -> Vec<Action> {
+        let queue = queue.into();
+        self.rows.extend(keys.iter().map(|key| (queue.clone(), *key)));
+        let put = |key: &MessageKey| RowChange::Put(queue.clone(), *key);
         self.step(Event::Applied(keys.iter().map(put).collect()))
     }
 
     pub(crate) fn report(&mut self, number: u8, key: MessageKey, report: Report) -> Vec<Action> {
         let reports = vec![(Ticket(key.due_ms), key, report)];
-        self.step(Event::Reported { database: DATABASE, listener: listener(number), reports })
+        self.step(Event::Reported { queue: DATABASE.into(), listener: listener(number), reports })
     }
 
     pub(crate) fn close(&mut self, number: u8, session: u64) -> Vec<Action> {
+        self.close_of(DATABASE.into(), number, session)
+    }
+
+    pub(crate) fn close_of(&mut self, queue: QueueId, number: u8, session: u64) -> Vec<Action> {
         let (listener, session) = (listener(number), SessionId(session));
-        self.step(Event::Closed { database: DATABASE, listener, session })
+        self.step(Event::Closed { queue, listener, session })
     }
 
     /// The settlements that were asked for commit; failed messages are due a second later.
@@ -92,18 +102,18 @@ impl Leader {
         let lane = if delivered { Lane::Deliveries } else { Lane::Failures };
         let mut changes = Vec::new();
         for (key, outcome) in settlements {
-            if !self.rows.remove(&(DATABASE, key)) {
+            if !self.rows.remove(&(DATABASE.into(), key)) {
                 continue;
             }
-            changes.push(RowChange::Deleted(DATABASE, key));
+            changes.push(RowChange::Deleted(DATABASE.into(), key));
             if outcome != Outcome::Delivered {
                 let moved = MessageKey { due_ms: self.now_ms + 1000, ..key };
-                self.rows.insert((DATABASE, moved));
-                changes.push(RowChange::Moved(DATABASE, moved));
+                self.rows.insert((DATABASE.into(), moved));
+                changes.push(RowChange::Moved(DATABASE.into(), moved));
             }
         }
         let mut actions = self.step(Event::Applied(changes));
-        actions.extend(self.step(Event::Settled { database: DATABASE, lane }));
+        actions.extend(self.step(Event::Settled { queue: DATABASE.into(), lane }));
         actions
     }
 }
@@ -160,7 +170,7 @@ fn listener_holds_no_more_than_its_credits_and_gets_the_next_when_one_is_settled
 }
 
 #[test]
-fn listeners_of_a_database_take_turns() {
+fn listeners_of_a_queue_take_turns() {
     let mut leader = Leader::new(&[]);
     (1..=3).for_each(|number| drop(leader.open(opening(DATABASE, number, number.into(), 10))));
     let keys: Vec<_> = (101..=106).map(|sequence| key(0, sequence)).collect();
@@ -174,8 +184,8 @@ fn database_with_a_long_queue_leaves_the_others_their_turns() {
     let mut leader = Leader::new(&[]);
     leader.open(opening(DATABASE, 1, 1, 1000));
     leader.open(opening(OTHER, 2, 2, 1000));
-    let changes = |database, count| {
-        (0..count).map(move |sequence| RowChange::Put(database, key(0, 101 + sequence)))
+    let changes = |database: DatabaseId, count| {
+        (0..count).map(move |sequence| RowChange::Put(database.into(), key(0, 101 + sequence)))
     };
     let all = changes(DATABASE, 500).chain(changes(OTHER, 500)).collect();
     let mut first = [None, None];
@@ -334,10 +344,11 @@ fn message_that_is_gone_frees_its_credit_and_is_not_settled() {
     let mut leader = Leader::new(&[]);
     leader.open(opening(DATABASE, 1, 1, 1));
     leader.enqueue(DATABASE, &[key(0, 101), key(0, 102)]);
-    let gone = leader.step(Event::Gone { database: DATABASE, keys: vec![key(0, 101)] });
+    let gone = leader.step(Event::Gone { queue: DATABASE.into(), keys: vec![key(0, 101)] });
     assert_eq!(settlements(&gone), None);
     assert_eq!(delivered(&gone), [(1, key(0, 102))]);
-    let cancelled = leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE, key(0, 102))]));
+    let cancelled =
+        leader.step(Event::Applied(vec![RowChange::Deleted(DATABASE.into(), key(0, 102))]));
     assert_eq!(cancelled, [Action::Release { session: SessionId(1), key: key(0, 102) }]);
 }
 
@@ -351,7 +362,7 @@ fn rows_are_never_read_again_from_the_head_of_the_queue() {
         let messages = delivered(&actions);
         order.extend(messages.iter().map(|(_, key)| *key));
         let reports = messages.iter().map(|(_, key)| (Ticket(0), *key, Report::Done)).collect();
-        let reported = Event::Reported { database: DATABASE, listener: listener(1), reports };
+        let reported = Event::Reported { queue: DATABASE.into(), listener: listener(1), reports };
         let reported = leader.step(reported);
         actions = leader.commit(&reported);
         let mut last = actions.clone();
@@ -407,11 +418,11 @@ fn row_that_was_deleted_while_it_was_read_is_not_handed_out() {
     let read = leader.dispatcher.step(leader.moment(), Event::Opened(opening(DATABASE, 1, 1, 9)));
     assert!(matches!(read[..], [Action::Read { .. }]), "{read:?}");
     leader.step(Event::Applied(vec![
-        RowChange::Put(DATABASE, key(0, 103)),
-        RowChange::Deleted(DATABASE, key(0, 101)),
+        RowChange::Put(DATABASE.into(), key(0, 103)),
+        RowChange::Deleted(DATABASE.into(), key(0, 101)),
     ]));
     let rows = vec![key(0, 101), key(0, 102)];
-    let actions = leader.step(Event::Read { database: DATABASE, rows, next: None });
+    let actions = leader.step(Event::Read { queue: DATABASE.into(), rows, next: None });
     let out = [(1, key(0, 102)), (1, key(0, 103))];
     assert_eq!(delivered(&actions), out, "the other came behind what was read");
 }

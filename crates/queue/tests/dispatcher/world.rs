@@ -11,10 +11,10 @@ use meridian_queue::{
     Action, Answer, Dispatcher, Event, GRACE, HOLD, Incarnation, Lane, ListenerId, MessageKey,
     Moment, Opening, Outcome, Report, RowChange, SessionId, Ticket,
 };
-use meridian_types::{DatabaseId, Epoch, MessageId, Position, Versionstamp};
+use meridian_types::{DatabaseId, Epoch, MessageId, Position, QueueId, Versionstamp};
 
 use super::rng::Rng;
-use super::{DATABASE, OTHER, ms};
+use super::{DATABASE, OTHER, ms, named};
 
 /// A mistake of a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +29,10 @@ pub(crate) enum Bug {
 
 const CREDITS: u32 = 4;
 const MAX_ATTEMPTS: u32 = 5;
-const CLIENTS: usize = 5;
+const CLIENTS: usize = 6;
 
 struct Client {
-    database: DatabaseId,
+    queue: QueueId,
     listener: ListenerId,
     session: Option<SessionId>,
     held: BTreeMap<MessageKey, Holding>,
@@ -59,7 +59,7 @@ pub(crate) struct World {
     now_ms: u64,
     term_began: (u64, Position),
     sequence: u64,
-    rows: BTreeMap<(DatabaseId, MessageKey), u32>,
+    rows: BTreeMap<(QueueId, MessageKey), u32>,
     /// Events on their way to the dispatcher, and when they come.
     events: BTreeMap<(u64, u64), Event>,
     commits: BTreeMap<(u64, u64), Logging>,
@@ -81,7 +81,7 @@ pub(crate) struct World {
 }
 
 /// Settlements that are being logged.
-type Logging = (DatabaseId, Lane, Vec<(MessageKey, Outcome)>);
+type Logging = (QueueId, Lane, Vec<(MessageKey, Outcome)>);
 type Checked = Result<(), String>;
 
 fn check(holds: bool, violation: &str) -> Checked {
@@ -92,7 +92,11 @@ impl World {
     pub(crate) fn new(seed: u64, bug: Option<Bug>) -> Self {
         let moment = Moment { now: ms(0), time_ms: 0 };
         let client = |number: usize| Client {
-            database: if number.is_multiple_of(3) { OTHER } else { DATABASE },
+            queue: match number {
+                0 | 3 => OTHER.into(),
+                4 | 5 => named("named"),
+                _ => DATABASE.into(),
+            },
             listener: ListenerId([u8::try_from(number).unwrap(); 16]),
             session: None,
             held: BTreeMap::new(),
@@ -176,7 +180,11 @@ impl World {
     }
 
     fn enqueue(&mut self) {
-        let database = if self.rng.chance(300) { OTHER } else { DATABASE };
+        let queue = match self.rng.below(10) {
+            0..3 => OTHER.into(),
+            3..6 => named("named"),
+            _ => QueueId::from(DATABASE),
+        };
         let due_ms = match self.rng.below(4) {
             0 => self.now_ms + self.rng.below(5000),
             1 => self.now_ms - self.rng.below(3000),
@@ -190,8 +198,9 @@ impl World {
             MessageKey { due_ms, id }
         });
         let keys: Vec<MessageKey> = changes.collect();
-        self.rows.extend(keys.iter().map(|key| ((database, *key), 0)));
-        self.tell_applied(keys.into_iter().map(|key| RowChange::Put(database, key)).collect());
+        self.rows.extend(keys.iter().map(|key| ((queue.clone(), *key), 0)));
+        let put = |key| RowChange::Put(queue.clone(), key);
+        self.tell_applied(keys.into_iter().map(put).collect());
     }
 
     fn break_a_session(&mut self) {
@@ -204,23 +213,23 @@ impl World {
         for key in client.held.keys() {
             *self.failures.entry(key.id).or_default() += 1;
         }
-        let (database, listener) = (client.database, client.listener);
+        let (queue, listener) = (client.queue.clone(), client.listener);
         if !resumes {
             client.held.clear();
             // A process that starts anew is another listener.
             client.listener = ListenerId((u128::from(session.0) << 8).to_be_bytes());
         }
         if self.bug != Some(Bug::BrokenSessionsAreForgotten) {
-            self.later(200, Event::Closed { database, listener, session });
+            self.later(200, Event::Closed { queue, listener, session });
         }
     }
 
     /// Settlements under way have committed or never will; the knowledge of the dispatcher is gone.
     fn change_leaders(&mut self) {
         self.events.clear();
-        for (_, (database, lane, settlements)) in std::mem::take(&mut self.commits) {
+        for (_, (queue, lane, settlements)) in std::mem::take(&mut self.commits) {
             if self.rng.chance(500) {
-                self.commit(database, lane, settlements);
+                self.commit(queue, lane, settlements);
             }
         }
         self.events.clear();
@@ -242,30 +251,25 @@ impl World {
         }
     }
 
-    fn commit(
-        &mut self,
-        database: DatabaseId,
-        lane: Lane,
-        settlements: Vec<(MessageKey, Outcome)>,
-    ) {
+    fn commit(&mut self, queue: QueueId, lane: Lane, settlements: Vec<(MessageKey, Outcome)>) {
         let mut changes = Vec::new();
         for (key, outcome) in settlements {
-            let Some(attempts) = self.rows.remove(&(database, key)) else { continue };
-            changes.push(RowChange::Deleted(database, key));
+            let Some(attempts) = self.rows.remove(&(queue.clone(), key)) else { continue };
+            changes.push(RowChange::Deleted(queue.clone(), key));
             if outcome == Outcome::Delivered || attempts + 1 >= MAX_ATTEMPTS {
                 self.done.insert(key.id);
             } else {
                 // Never at the place where it was.
                 let due_ms = self.now_ms.max(key.due_ms + 1) + self.rng.below(1500);
                 let moved = MessageKey { due_ms, ..key };
-                self.rows.insert((database, moved), attempts + 1);
-                changes.push(RowChange::Moved(database, moved));
+                self.rows.insert((queue.clone(), moved), attempts + 1);
+                changes.push(RowChange::Moved(queue.clone(), moved));
             }
         }
         self.tell_applied(changes);
         if self.bug != Some(Bug::SettledBeforeTheCommit) {
             let number = self.number();
-            self.events.insert((self.applied_at, number), Event::Settled { database, lane });
+            self.events.insert((self.applied_at, number), Event::Settled { queue, lane });
         }
     }
 
@@ -274,15 +278,15 @@ impl World {
         while let Some(((at, number), _)) = self.commits.first_key_value()
             && *at <= self.now_ms
         {
-            let (database, lane, settlements) = self.commits.remove(&(*at, *number)).unwrap();
+            let (queue, lane, settlements) = self.commits.remove(&(*at, *number)).unwrap();
             for (key, outcome) in &settlements {
-                let attempts = self.rows.get(&(database, *key)).copied();
+                let attempts = self.rows.get(&(queue.clone(), *key)).copied();
                 let failures = self.failures.get(&key.id).copied().unwrap_or_default();
                 let is_counted = *outcome != Outcome::Delivered && attempts.is_some();
                 let may_fail = attempts.unwrap_or_default() < failures;
                 check(!is_counted || may_fail, "an attempt is counted that did not fail")?;
             }
-            self.commit(database, lane, settlements);
+            self.commit(queue, lane, settlements);
         }
         while let Some((key, _)) = self.events.first_key_value()
             && key.0 <= self.now_ms
@@ -314,7 +318,7 @@ impl World {
                 client.incarnation += 1;
             }
             let opening = Opening {
-                database: client.database,
+                queue: client.queue.clone(),
                 listener: client.listener,
                 session,
                 credits: CREDITS,
@@ -325,7 +329,7 @@ impl World {
             };
             return self.step(Event::Opened(opening));
         }
-        let (database, listener) = (client.database, client.listener);
+        let (queue, listener) = (client.queue.clone(), client.listener);
         let due: Vec<_> = client
             .held
             .iter_mut()
@@ -341,8 +345,8 @@ impl World {
             }
             let ticket = Ticket(self.number());
             self.tickets.insert(ticket, (number, key));
-            let reports = vec![(ticket, key, report)];
-            self.later(30, Event::Reported { database, listener, reports });
+            let (queue, reports) = (queue.clone(), vec![(ticket, key, report)]);
+            self.later(30, Event::Reported { queue, listener, reports });
         }
         Ok(())
     }
@@ -355,27 +359,26 @@ impl World {
 
     fn carry_out(&mut self, action: Action) -> Checked {
         match action {
-            Action::Read { database, from, limit } => {
-                let mut rows = self.rows.range((database, from)..);
-                let own = |((of, key), _): (&(DatabaseId, MessageKey), &u32)| {
-                    (*of == database).then_some(*key)
-                };
+            Action::Read { queue, from, limit } => {
+                let mut rows = self.rows.range((queue.clone(), from)..);
+                let own =
+                    |((of, key), _): (&(QueueId, MessageKey), &u32)| (*of == queue).then_some(*key);
                 let found = rows.by_ref().take(limit).map_while(own).collect();
                 let next = rows.next().and_then(own);
-                self.later(60, Event::Read { database, rows: found, next });
+                self.later(60, Event::Read { queue, rows: found, next });
             }
-            Action::Settle { database, lane, settlements } => {
+            Action::Settle { queue, lane, settlements } => {
                 if self.bug == Some(Bug::SettledBeforeTheCommit) {
-                    self.later(2, Event::Settled { database, lane });
+                    self.later(2, Event::Settled { queue: queue.clone(), lane });
                 }
                 let at = self.now_ms + self.rng.below(400);
                 let number = self.number();
-                self.commits.insert((at, number), (database, lane, settlements));
+                self.commits.insert((at, number), (queue, lane, settlements));
             }
-            Action::Check { database, keys } => {
-                let is_gone = |key: &MessageKey| !self.rows.contains_key(&(database, *key));
+            Action::Check { queue, keys } => {
+                let is_gone = |key: &MessageKey| !self.rows.contains_key(&(queue.clone(), *key));
                 let keys = keys.into_iter().filter(is_gone).collect();
-                self.later(60, Event::Checked { database, gone: keys });
+                self.later(60, Event::Checked { queue, gone: keys });
             }
             Action::Deliver { session, key, .. } => self.deliver(session, key)?,
             Action::Release { session, key } => {
@@ -403,7 +406,7 @@ impl World {
         }
         // Where a message has moved to is not known to the leader of a later term.
         let is_known = holding.is_some_and(|holding| holding.since >= self.term_began.0);
-        let row = (self.clients[number].database, key);
+        let row = (self.clients[number].queue.clone(), key);
         let remains = if is_known { lives } else { self.rows.contains_key(&row) };
         check(!remains, "a success is answered and the message is there still")
     }
@@ -416,16 +419,17 @@ impl World {
             *self.failures.entry(key.id).or_default() += 1;
             return Ok(());
         };
-        let database = self.clients[number].database;
+        let row = (self.clients[number].queue.clone(), key);
+        let queue = &row.0;
         check(key.due_ms <= self.now_ms, "a message is handed out before it is due")?;
-        check(!self.paused.contains(&database), "a paused queue hands out a message")?;
-        if !self.rows.contains_key(&(database, key)) {
-            self.later(30, Event::Gone { database, keys: vec![key] });
+        check(!self.paused.contains(&queue.database), "a paused queue hands out a message")?;
+        if !self.rows.contains_key(&row) {
+            self.later(30, Event::Gone { queue: queue.clone(), keys: vec![key] });
             return Ok(());
         }
         check(!self.done.contains(&key.id), "a message is handed out that was settled")?;
         if is_new {
-            self.check_order(database, key)?;
+            self.check_order(&row)?;
         }
         for client in &self.clients {
             let is_held = client.held.iter().any(|(held, holding)| {
@@ -454,10 +458,11 @@ impl World {
     }
 
     /// No message that this leader may hand out, and that never was, comes before this one.
-    fn check_order(&self, database: DatabaseId, key: MessageKey) -> Checked {
+    fn check_order(&self, row: &(QueueId, MessageKey)) -> Checked {
         let (began_at, began) = self.term_began;
         let is_over = ms(self.now_ms - began_at) >= HOLD;
-        let mut before = self.rows.range((database, MessageKey::FIRST)..(database, key));
+        let first = (row.0.clone(), MessageKey::FIRST);
+        let mut before = self.rows.range(&first..row);
         let is_passed_over = before.any(|((_, row), _)| {
             let may_go = is_over || row.id.enqueued.position() > began;
             may_go && self.told.contains(&row.id) && !self.ever.contains(&row.id)

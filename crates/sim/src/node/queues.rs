@@ -101,7 +101,7 @@ impl Queues {
     fn end_session(&mut self, context: &mut Context<'_>, session: SessionId) -> Option<Event> {
         self.tell(context, session, Part::Ended);
         let Session { listener, .. } = self.sessions.remove(&session)?;
-        Some(Event::Closed { database: DATABASE, listener, session })
+        Some(Event::Closed { queue: DATABASE.into(), listener, session })
     }
 
     /// The listener's next attempt is due then, as its schedule says or its listener.
@@ -198,7 +198,7 @@ impl Node {
             OfListener::Closes(session) => {
                 queues.opened.insert(session);
                 if let Some(Session { listener, .. }) = queues.sessions.remove(&session) {
-                    let closed = Event::Closed { database: DATABASE, listener, session };
+                    let closed = Event::Closed { queue: DATABASE.into(), listener, session };
                     node.step(context, queues, closed);
                 }
             }
@@ -206,7 +206,7 @@ impl Node {
                 let ticket = Ticket(queues.number());
                 queues.tickets.insert(ticket, (gateway, call));
                 let reports = vec![(ticket, key, report)];
-                let reported = Event::Reported { database: DATABASE, listener, reports };
+                let reported = Event::Reported { queue: DATABASE.into(), listener, reports };
                 node.step(context, queues, reported);
             }
         });
@@ -240,7 +240,7 @@ impl Node {
         }
         if !queues.committed.is_empty() && self.may_answer(context) {
             for lane in std::mem::take(&mut queues.committed) {
-                self.step(context, queues, Event::Settled { database: DATABASE, lane });
+                self.step(context, queues, Event::Settled { queue: DATABASE.into(), lane });
             }
         }
     }
@@ -255,14 +255,14 @@ impl Node {
         while let Some(event) = events.pop_front() {
             for action in queues.dispatcher.step(moment, event) {
                 match action {
-                    Action::Read { database, from, limit } => {
+                    Action::Read { queue, from, limit } => {
                         let (rows, next) = queues.rows.from(from, limit);
-                        self.look(context, queues, Event::Read { database, rows, next });
+                        self.look(context, queues, Event::Read { queue, rows, next });
                     }
-                    Action::Check { database, keys } => {
+                    Action::Check { queue, keys } => {
                         let gone = |key: &MessageKey| queues.rows.row(key).is_none();
                         let gone = keys.into_iter().filter(gone).collect();
-                        self.look(context, queues, Event::Checked { database, gone });
+                        self.look(context, queues, Event::Checked { queue, gone });
                     }
                     Action::Deliver { session, key, until } => {
                         queues.handouts.push(Handout { session, key, until, round: None });
@@ -388,7 +388,7 @@ impl Node {
                 continue;
             }
             let Some(row) = queues.rows.row(&key) else {
-                let gone = Event::Gone { database: DATABASE, keys: vec![key] };
+                let gone = Event::Gone { queue: DATABASE.into(), keys: vec![key] };
                 self.step(context, queues, gone);
                 continue;
             };

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, QueueId};
 
 use super::ShardState;
 use crate::schema::{self, META_FAMILY};
@@ -19,10 +19,12 @@ pub(super) fn forget(engine: &dyn Engine, family: &str) -> Result<(), StorageErr
 }
 
 /// All rows of a database that have a range of their own.
-pub(super) fn ranges(database: DatabaseId) -> [(Vec<u8>, Vec<u8>); 3] {
+pub(super) fn ranges(database: DatabaseId) -> [(Vec<u8>, Vec<u8>); 5] {
     [
         schema::data_range(database),
-        schema::messages_range(database),
+        schema::messages_range(&QueueId::from(database)),
+        schema::named_messages_range(database),
+        schema::named_totals_range(database),
         schema::dead_letters_range(database),
     ]
 }

@@ -11,8 +11,10 @@ use meridian_proto::{
     decode_dead_letter, decode_message, decode_queue_totals, encode_dead_letter, encode_message,
     encode_queue_totals,
 };
-use meridian_types::limits::DEAD_LETTER_RETENTION_MS;
-use meridian_types::{DatabaseId, DeadLetter, Message, MessageId, QueueEffect, QueueTotals};
+use meridian_types::limits::{DEAD_LETTER_RETENTION_MS, MAX_QUEUE_NAMES};
+use meridian_types::{
+    DatabaseId, DeadLetter, Message, MessageId, QueueEffect, QueueId, QueueName, QueueTotals,
+};
 
 use super::{Applied, ShardState};
 use crate::schema;
@@ -32,13 +34,14 @@ pub(super) fn write_effect(
     database: DatabaseId,
     effect: &QueueEffect,
 ) {
+    let of = |name: &QueueName| QueueId { database, name: name.clone() };
     match effect {
-        QueueEffect::PutMessage { id, due_ms, message } => {
-            let row = schema::message_key(database, *due_ms, *id);
+        QueueEffect::PutMessage { queue, id, due_ms, message } => {
+            let row = schema::message_key(&of(queue), *due_ms, *id);
             writes.put(family, row, encode_message(message));
         }
-        QueueEffect::DeleteMessage { id, due_ms } => {
-            writes.delete(family, schema::message_key(database, *due_ms, *id));
+        QueueEffect::DeleteMessage { queue, id, due_ms } => {
+            writes.delete(family, schema::message_key(&of(queue), *due_ms, *id));
         }
         QueueEffect::PutDeadLetter { number, letter } => {
             let row = schema::dead_letter_key(database, *number);
@@ -50,28 +53,35 @@ pub(super) fn write_effect(
         QueueEffect::PutTotals(totals) => {
             writes.put(family, schema::queue_totals_key(database), encode_queue_totals(*totals));
         }
+        QueueEffect::PutNamedTotals { queue, undelivered: 0 } => {
+            writes.delete(family, schema::named_totals_key(&of(queue)));
+        }
+        QueueEffect::PutNamedTotals { queue, undelivered } => {
+            let totals = QueueTotals { undelivered: *undelivered, ..QueueTotals::default() };
+            writes.put(family, schema::named_totals_key(&of(queue)), encode_queue_totals(totals));
+        }
     }
 }
 
 impl ShardState {
-    /// The messages of a database that are due at `until_ms` or before, by due time and then in the
+    /// The messages of a queue that are due at `until_ms` or before, by due time and then in the
     /// order of commits: at most `limit`, and until they exceed `max_bytes`.
     ///
     /// They begin behind the place `after`. What was removed before it is not looked at: a reader
     /// that knows its lowest message spares itself all those that were delivered.
     pub fn messages_due(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         after: Option<(u64, MessageId)>,
         until_ms: u64,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<QueuedMessage>, StorageError> {
         let start = match after {
-            None => schema::messages_range(database).0,
-            Some((due_ms, id)) => [&schema::message_key(database, due_ms, id)[..], &[0]].concat(),
+            None => schema::messages_range(queue).0,
+            Some((due_ms, id)) => [&schema::message_key(queue, due_ms, id)[..], &[0]].concat(),
         };
-        let end = schema::messages_bound(database, until_ms);
+        let end = schema::messages_bound(queue, until_ms);
         let read = |(key, value): (Bytes, Bytes)| {
             let corrupt = || StorageError::corruption("the key of a message", format!("{key:?}"));
             let (_, due_ms, id) = schema::parse_message_key(&key).ok_or_else(corrupt)?;
@@ -86,25 +96,52 @@ impl ShardState {
         })
     }
 
-    /// The message with this id, if it is stored under this due time.
+    /// The message with this id, if the queue stores it under this due time.
     pub fn message(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, StorageError> {
-        let key = schema::message_key(database, due_ms, id);
+        let key = schema::message_key(queue, due_ms, id);
         self.in_family(|family| self.engine.get(family, &key))?.map(message).transpose()
     }
 
-    /// The totals of a database's queue.
+    /// The totals of a database's queues.
     pub fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, StorageError> {
         let key = schema::queue_totals_key(database);
         let row = self.in_family(|family| self.engine.get(family, &key))?;
         row.map_or(Ok(QueueTotals::default()), |row| totals(&row))
     }
 
-    /// The queues of the databases behind `after` that ever had a message, at most `limit`.
+    /// The undelivered messages of a named queue.
+    pub fn named_undelivered(&self, queue: &QueueId) -> Result<u64, StorageError> {
+        let key = schema::named_totals_key(queue);
+        let row = self.in_family(|family| self.engine.get(family, &key))?;
+        row.map_or(Ok(0), |row| totals(&row).map(|totals| totals.undelivered))
+    }
+
+    /// The named queues of a database that have undelivered messages, and how many, by name.
+    pub fn named_queues(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Vec<(QueueName, u64)>, StorageError> {
+        let (start, end) = schema::named_totals_range(database);
+        let read = |(key, value): (Bytes, Bytes)| {
+            let corrupt = || StorageError::corruption("the key of a queue", format!("{key:?}"));
+            let queue = schema::parse_named_totals_key(&key).ok_or_else(corrupt)?;
+            Ok((queue.name, totals(&value)?.undelivered))
+        };
+        self.in_family(|family| {
+            let snapshot = self.engine.snapshot();
+            rows(&*snapshot, family, &start, &end, MAX_QUEUE_NAMES, usize::MAX)?
+                .into_iter()
+                .map(read)
+                .collect()
+        })
+    }
+
+    /// The totals of the databases behind `after` that ever had a message, at most `limit`.
     pub fn queues(
         &self,
         after: Option<DatabaseId>,
@@ -126,16 +163,18 @@ impl ShardState {
 
     /// Dead letters of a database with their numbers, the oldest first, from number `first` on: at
     /// most `limit`, and until they exceed `max_bytes`. Those are left out that have been kept for
-    /// long enough: they are removed when another comes.
+    /// long enough: they are removed when another comes. So are, where a queue is named, those of
+    /// others.
     pub fn dead_letters(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         first: u64,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(u64, DeadLetter)>, StorageError> {
         let (snapshot, family, applied) = self.at_one_moment()?;
         let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
+        let database = queue.database;
         let kept_since = applied.time_ms.saturating_sub(DEAD_LETTER_RETENTION_MS);
         // Removed ones lie before, and are not looked at.
         let kept = snapshot.get(&family, &schema::queue_totals_key(database))?;
@@ -151,12 +190,13 @@ impl ShardState {
                     || StorageError::corruption("the key of a dead letter", format!("{key:?}"));
                 let number = schema::parse_dead_letter_key(&key).ok_or_else(corrupt)?;
                 let letter = dead_letter(value)?;
-                if letter.died_ms >= kept_since {
+                let is_wanted = queue.name.is_default() || letter.queue == queue.name;
+                if is_wanted && letter.died_ms >= kept_since {
                     letters.push((number, letter));
                 }
                 last = Some(number);
             }
-            // Behind those that were kept for long enough there may be others.
+            // Behind those that are left out there may be others.
             match last.and_then(|last| last.checked_add(1)) {
                 Some(next) if letters.is_empty() => {
                     start = schema::dead_letter_key(database, next);

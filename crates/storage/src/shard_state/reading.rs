@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use meridian_txn::{Stored, View};
 use meridian_types::{
-    DatabaseId, DeadLetter, Entry, Message, MessageId, Position, QueueTotals, ReadRange,
+    DatabaseId, DeadLetter, Entry, Message, MessageId, Position, QueueId, QueueTotals, ReadRange,
 };
 
 use super::{Applied, ShardState};
@@ -232,15 +232,19 @@ impl View for StateAt<'_> {
 
     fn message(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, StorageError> {
-        self.state.message(database, due_ms, id)
+        self.state.message(queue, due_ms, id)
     }
 
     fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, StorageError> {
         self.state.queue_totals(database)
+    }
+
+    fn named_undelivered(&self, queue: &QueueId) -> Result<u64, StorageError> {
+        self.state.named_undelivered(queue)
     }
 
     fn dead_letter(

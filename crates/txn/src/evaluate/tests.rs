@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use meridian_types::{
     Check, DatabaseId, DeadLetter, Effect, Epoch, Message, MessageId, Mutation, MutationKind,
-    Position, QueueTotals, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
+    Position, QueueId, QueueTotals, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
     limits::{MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, MAX_WRITE_KEY_BYTES},
 };
 
@@ -26,12 +26,16 @@ impl View for State {
         if key == b"broken" { Err("disk") } else { Ok(self.0.get(key).cloned()) }
     }
 
-    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
+    fn message(&self, _: &QueueId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
         Ok(None)
     }
 
     fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
         Ok(QueueTotals::default())
+    }
+
+    fn named_undelivered(&self, _: &QueueId) -> Result<u64, Self::Error> {
+        Ok(0)
     }
 
     fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Self::Error> {
@@ -248,12 +252,16 @@ impl View for Everywhere {
         Ok(Some(Stored { versionstamp: stamp(1), value: self.0.clone() }))
     }
 
-    fn message(&self, _: DatabaseId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
+    fn message(&self, _: &QueueId, _: u64, _: MessageId) -> Result<Option<Message>, Self::Error> {
         Ok(None)
     }
 
     fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
         Ok(QueueTotals::default())
+    }
+
+    fn named_undelivered(&self, _: &QueueId) -> Result<u64, Self::Error> {
+        Ok(0)
     }
 
     fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Self::Error> {

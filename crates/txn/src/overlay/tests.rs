@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, DeadLetter, Effect, Epoch, Message, MessageId,
-    Position, QueueEffect, QueueTotals, RequestId, Versionstamp,
+    Position, QueueEffect, QueueId, QueueName, QueueTotals, RequestId, Versionstamp,
 };
 
 use super::{Overlaid, Overlay};
@@ -24,7 +24,7 @@ impl View for Zeros {
     /// It was applied with the first batch, under whatever id.
     fn message(
         &self,
-        _: DatabaseId,
+        _: &QueueId,
         due_ms: u64,
         _: MessageId,
     ) -> Result<Option<Message>, Self::Error> {
@@ -33,6 +33,10 @@ impl View for Zeros {
 
     fn queue_totals(&self, _: DatabaseId) -> Result<QueueTotals, Self::Error> {
         Ok(totals(1))
+    }
+
+    fn named_undelivered(&self, _: &QueueId) -> Result<u64, Self::Error> {
+        Ok(1)
     }
 
     /// It died at ten times its number.
@@ -49,7 +53,8 @@ fn message(attempts: u32) -> Message {
 }
 
 fn letter(died_ms: u64) -> DeadLetter {
-    DeadLetter { id: ID, payload: Bytes::new(), attempts: 1, enqueued_ms: 1, died_ms }
+    let queue = QueueName::default();
+    DeadLetter { queue, id: ID, payload: Bytes::new(), attempts: 1, enqueued_ms: 1, died_ms }
 }
 
 fn totals(undelivered: u64) -> QueueTotals {
@@ -57,11 +62,13 @@ fn totals(undelivered: u64) -> QueueTotals {
 }
 
 fn put_message(due_ms: u64, attempts: u32) -> Effect {
-    Effect::Queue(QueueEffect::PutMessage { id: ID, due_ms, message: message(attempts) })
+    let (queue, message) = (QueueName::default(), message(attempts));
+    Effect::Queue(QueueEffect::PutMessage { queue, id: ID, due_ms, message })
 }
 
 fn delete_message(due_ms: u64) -> Effect {
-    Effect::Queue(QueueEffect::DeleteMessage { id: ID, due_ms })
+    let queue = QueueName::default();
+    Effect::Queue(QueueEffect::DeleteMessage { queue, id: ID, due_ms })
 }
 
 fn put_totals(undelivered: u64) -> Effect {
@@ -72,7 +79,7 @@ fn put_totals(undelivered: u64) -> Effect {
 fn queue(overlay: &Overlay, database: DatabaseId, due_ms: u64) -> (Option<u32>, u64) {
     let view = Overlaid { overlay, applied: &Zeros, now_ms: 0 };
     let (Ok(message), Ok(totals)) =
-        (view.message(database, due_ms, ID), view.queue_totals(database));
+        (view.message(&database.into(), due_ms, ID), view.queue_totals(database));
     (message.map(|message| message.attempts), totals.undelivered)
 }
 
@@ -218,6 +225,38 @@ fn messages_in_flight_are_seen_moved_and_removed_before_they_are_applied() {
     assert_eq!(queue(&overlay, DATABASE, 200), (None, 1));
     assert_eq!(queue(&overlay, DATABASE, APPLIED_DUE_MS), (Some(1), 1), "the applied view again");
     overlay.release(at(3));
+    assert!(overlay.is_empty() && overlay.newest.is_empty());
+}
+
+#[test]
+fn named_queues_in_flight_see_neither_each_other_nor_the_unnamed_one() {
+    let name = |name: &str| -> QueueName { name.parse().unwrap() };
+    let put = |queue: &str, attempts, undelivered| {
+        let (queue, message) = (name(queue), message(attempts));
+        let put = QueueEffect::PutMessage { queue: queue.clone(), id: ID, due_ms: 200, message };
+        [put, QueueEffect::PutNamedTotals { queue, undelivered }].map(Effect::Queue)
+    };
+    let seen = |overlay: &Overlay, queue: &str| {
+        let view = Overlaid { overlay, applied: &Zeros, now_ms: 0 };
+        let queue = QueueId { database: DATABASE, name: name(queue) };
+        let (Ok(message), Ok(undelivered)) =
+            (view.message(&queue, 200, ID), view.named_undelivered(&queue));
+        (message.map(|message| message.attempts), undelivered)
+    };
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(2), DATABASE, &put("a", 2, 5));
+    overlay.push(stamp(3), DATABASE, &put("b", 3, 6));
+    overlay.push(stamp(4), DATABASE, &put("b", 4, 7));
+    let of_each = |overlay: &Overlay| ["a", "b", "c"].map(|queue| seen(overlay, queue));
+    assert_eq!(of_each(&overlay), [(Some(2), 5), (Some(4), 7), (None, 1)]);
+    assert_eq!(queue(&overlay, DATABASE, 200), (None, 1), "of the unnamed queue");
+    overlay.release(at(3));
+    assert_eq!(
+        of_each(&overlay),
+        [(None, 1), (Some(4), 7), (None, 1)],
+        "a later batch's rows stay"
+    );
+    overlay.release(at(4));
     assert!(overlay.is_empty() && overlay.newest.is_empty());
 }
 

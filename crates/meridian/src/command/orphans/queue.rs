@@ -1,6 +1,6 @@
 //! An effect on a queue in an orphan file, as text and as JSON.
 
-use meridian_types::{MessageId, QueueEffect};
+use meridian_types::{MessageId, QueueEffect, QueueName};
 use serde::Serialize;
 
 use super::key;
@@ -10,6 +10,9 @@ use crate::command::operator::format;
 #[derive(Default, Serialize)]
 pub(super) struct ExportedQueueEffect {
     op: &'static str,
+    /// Of a named queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,19 +34,22 @@ pub(super) struct ExportedQueueEffect {
     #[serde(skip_serializing_if = "Option::is_none")]
     undelivered: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    named_undelivered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     dead: Option<u64>,
 }
 
 impl ExportedQueueEffect {
     pub(super) fn of(effect: &QueueEffect) -> Self {
-        let place = |op, id: &MessageId, due_ms: &u64| Self {
+        let place = |op, queue, id: &MessageId, due_ms: &u64| Self {
             op,
+            queue: named(queue),
             message: Some(id.to_string()),
             due_ms: Some(*due_ms),
             ..Self::default()
         };
         match effect {
-            QueueEffect::PutMessage { id, due_ms, message } => Self {
+            QueueEffect::PutMessage { queue, id, due_ms, message } => Self {
                 payload_hex: Some(key::hex(&message.payload)),
                 keys_if_undelivered_hex: Some(
                     message.keys_if_undelivered.iter().map(|key| key::hex(key)).collect(),
@@ -51,11 +57,14 @@ impl ExportedQueueEffect {
                 backoff_ms: Some(message.backoff_ms.clone()),
                 attempts: Some(message.attempts),
                 enqueued_ms: Some(message.enqueued_ms),
-                ..place("put-message", id, due_ms)
+                ..place("put-message", queue, id, due_ms)
             },
-            QueueEffect::DeleteMessage { id, due_ms } => place("delete-message", id, due_ms),
+            QueueEffect::DeleteMessage { queue, id, due_ms } => {
+                place("delete-message", queue, id, due_ms)
+            }
             QueueEffect::PutDeadLetter { number, letter } => Self {
                 op: "put-dead-letter",
+                queue: named(&letter.queue),
                 message: Some(letter.id.to_string()),
                 payload_hex: Some(key::hex(&letter.payload)),
                 attempts: Some(letter.attempts),
@@ -70,31 +79,47 @@ impl ExportedQueueEffect {
             QueueEffect::PutTotals(totals) => Self {
                 op: "queue-totals",
                 undelivered: Some(totals.undelivered),
+                named_undelivered: Some(totals.named_undelivered).filter(|count| *count > 0),
                 dead: Some(totals.dead()),
+                ..Self::default()
+            },
+            QueueEffect::PutNamedTotals { queue, undelivered } => Self {
+                op: "queue-totals",
+                queue: named(queue),
+                undelivered: Some(*undelivered),
                 ..Self::default()
             },
         }
     }
 }
 
+fn named(queue: &QueueName) -> Option<String> {
+    (!queue.is_default()).then(|| queue.to_string())
+}
+
 /// For people: without payloads.
 pub(super) fn text(effect: &QueueEffect) -> String {
     let size = |bytes: usize| format::size(bytes as u64);
+    let queue = |queue| named(queue).map(|name| format!(", queue {name}")).unwrap_or_default();
     match effect {
-        QueueEffect::PutMessage { id, due_ms, message } => {
+        QueueEffect::PutMessage { queue: of, id, due_ms, message } => {
             let (due, payload) = (format::time(*due_ms), size(message.payload.len()));
-            format!("message {id}  due {due}, {payload}, {} failed", message.attempts)
+            let failed = message.attempts;
+            format!("message {id}  due {due}, {payload}, {failed} failed{}", queue(of))
         }
-        QueueEffect::DeleteMessage { id, due_ms } => {
-            format!("settle  {id}  due {}", format::time(*due_ms))
+        QueueEffect::DeleteMessage { queue: of, id, due_ms } => {
+            format!("settle  {id}  due {}{}", format::time(*due_ms), queue(of))
         }
         QueueEffect::PutDeadLetter { number, letter } => {
-            let payload = size(letter.payload.len());
-            format!("dead    {}  dead letter {number}, {payload}", letter.id)
+            let (payload, of) = (size(letter.payload.len()), queue(&letter.queue));
+            format!("dead    {}  dead letter {number}, {payload}{of}", letter.id)
         }
         QueueEffect::DeleteDeadLetter { number } => format!("forget  dead letter {number}"),
         QueueEffect::PutTotals(totals) => {
             format!("queue   {} undelivered, {} dead", totals.undelivered, totals.dead())
+        }
+        QueueEffect::PutNamedTotals { queue: of, undelivered } => {
+            format!("queue   {undelivered} undelivered{}", queue(of))
         }
     }
 }
@@ -105,7 +130,8 @@ mod tests {
 
     use super::*;
 
-    fn effects() -> [QueueEffect; 5] {
+    fn effects() -> [QueueEffect; 7] {
+        let (unnamed, emails) = (QueueName::UNNAMED, "emails".parse::<QueueName>().unwrap());
         let id = MessageId { enqueued: Versionstamp([1; 10]), index: 2 };
         let message = Message {
             payload: vec![7; 3].into(),
@@ -115,18 +141,23 @@ mod tests {
             enqueued_ms: 5,
         };
         let payload = message.payload.clone();
-        let letter = DeadLetter { id, payload, attempts: 2, enqueued_ms: 5, died_ms: 6 };
+        let queue = emails.clone();
+        let letter = DeadLetter { queue, id, payload, attempts: 2, enqueued_ms: 5, died_ms: 6 };
         [
-            QueueEffect::PutMessage { id, due_ms: 1000, message },
-            QueueEffect::DeleteMessage { id, due_ms: 1000 },
+            QueueEffect::PutMessage { queue: unnamed.clone(), id, due_ms: 1000, message },
+            QueueEffect::DeleteMessage { queue: unnamed, id, due_ms: 1000 },
             QueueEffect::PutDeadLetter { number: 4, letter },
             QueueEffect::DeleteDeadLetter { number: 3 },
             QueueEffect::PutTotals(QueueTotals {
                 undelivered: 9,
+                named_undelivered: 7,
+                names: 2,
                 first_dead: 3,
                 next_dead: 5,
                 removed_dead: 1,
             }),
+            QueueEffect::DeleteMessage { queue: emails.clone(), id, due_ms: 1000 },
+            QueueEffect::PutNamedTotals { queue: emails, undelivered: 6 },
         ]
     }
 
@@ -135,9 +166,11 @@ mod tests {
         let expected = [
             "message 010101010101010101010002  due 1970-01-01T00:00:01.000Z, 3 B, 1 failed",
             "settle  010101010101010101010002  due 1970-01-01T00:00:01.000Z",
-            "dead    010101010101010101010002  dead letter 4, 3 B",
+            "dead    010101010101010101010002  dead letter 4, 3 B, queue emails",
             "forget  dead letter 3",
             "queue   9 undelivered, 1 dead",
+            "settle  010101010101010101010002  due 1970-01-01T00:00:01.000Z, queue emails",
+            "queue   6 undelivered, queue emails",
         ];
         assert_eq!(effects().map(|effect| text(&effect)), expected);
     }
@@ -152,11 +185,16 @@ mod tests {
             ),
             r#"{"op":"delete-message","message":"010101010101010101010002","due_ms":1000}"#,
             concat!(
-                r#"{"op":"put-dead-letter","message":"010101010101010101010002","#,
+                r#"{"op":"put-dead-letter","queue":"emails","message":"010101010101010101010002","#,
                 r#""payload_hex":"070707","attempts":2,"enqueued_ms":5,"died_ms":6,"number":4}"#,
             ),
             r#"{"op":"delete-dead-letter","number":3}"#,
-            r#"{"op":"queue-totals","undelivered":9,"dead":1}"#,
+            r#"{"op":"queue-totals","undelivered":9,"named_undelivered":7,"dead":1}"#,
+            concat!(
+                r#"{"op":"delete-message","queue":"emails","#,
+                r#""message":"010101010101010101010002","due_ms":1000}"#,
+            ),
+            r#"{"op":"queue-totals","queue":"emails","undelivered":6}"#,
         ];
         let exported = effects()
             .map(|effect| serde_json::to_string(&ExportedQueueEffect::of(&effect)).unwrap());

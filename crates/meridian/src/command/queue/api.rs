@@ -1,9 +1,12 @@
-//! Requests about queues to the gateway, and their answers.
+//! The queue that a command is about: requests to the gateway, and their answers.
 
 use anyhow::{Context, Result};
+use clap::Args;
+use meridian_types::{Consistency, QueueName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::command::kv::connection::Connection;
 use crate::command::kv::session::Session;
 use crate::command::pieces;
 
@@ -11,6 +14,52 @@ use crate::command::pieces;
 pub(super) const MAX_AT_ONCE: usize = 1000;
 /// Payloads that one change writes again, at most: well within what one transaction may.
 const CHANGED_BYTES: u64 = 2 << 20;
+
+/// A queue of a database.
+#[derive(Args)]
+pub(super) struct Target {
+    #[command(flatten)]
+    connection: Connection,
+    /// Name of the queue. Default: the queue without a name.
+    #[arg(long, global = true, value_name = "NAME")]
+    queue: Option<QueueName>,
+}
+
+impl Target {
+    pub(super) async fn open(&self) -> Result<QueueSession> {
+        let session = self.connection.open(Consistency::Strong).await?;
+        Ok(QueueSession { session, queue: self.queue.clone().unwrap_or_default() })
+    }
+
+    /// Of the database, as clients open it.
+    pub(super) fn url(&self) -> Result<String> {
+        self.connection.url()
+    }
+
+    pub(super) fn is_named(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| !queue.is_default())
+    }
+}
+
+/// Asks a gateway about one queue.
+pub(super) struct QueueSession {
+    session: Session,
+    queue: QueueName,
+}
+
+/// A request about a queue.
+#[derive(Serialize)]
+struct About<'a, T> {
+    #[serde(flatten)]
+    request: &'a T,
+    /// Empty: the unnamed one.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    queue: &'a str,
+}
+
+fn about<T: Serialize>(queue: &QueueName, request: &T) -> Result<String> {
+    Ok(serde_json::to_string(&About { request, queue: queue.as_str() })?)
+}
 
 /// A request for a page.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +78,9 @@ pub(super) struct Page {
     pub(super) messages: Vec<Message>,
     pub(super) dead_letters: Vec<Letter>,
     pub(super) totals: Totals,
+    /// The named queues with messages, where the unnamed one was asked for.
+    #[serde(default)]
+    pub(super) queues: Vec<NamedTotals>,
     #[serde(default)]
     pub(super) paused: bool,
     pub(super) after: Option<Value>,
@@ -54,6 +106,9 @@ pub(super) struct Message {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Letter {
     pub(super) number: u64,
+    /// Empty of the unnamed queue.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) queue: String,
     pub(super) id: String,
     pub(super) attempts: u32,
     pub(super) enqueued: u64,
@@ -69,6 +124,14 @@ pub(super) struct Totals {
     pub(super) undelivered: u64,
     pub(super) leased: u64,
     pub(super) dead: u64,
+}
+
+/// Of a named queue.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct NamedTotals {
+    pub(super) queue: String,
+    pub(super) undelivered: u64,
+    pub(super) leased: u64,
 }
 
 /// A change that takes effect at once.
@@ -117,14 +180,14 @@ struct Changed {
     versionstamp: String,
 }
 
-pub(super) async fn page(session: &mut Session, list: &List) -> Result<Page> {
-    let answer = session.list_queue(serde_json::to_string(list)?).await?;
+pub(super) async fn page(session: &mut QueueSession, list: &List) -> Result<Page> {
+    let answer = session.session.list_queue(about(&session.queue, list)?).await?;
     serde_json::from_slice(&answer).context("the gateway answers with something else than a page")
 }
 
 /// The versionstamp of the change.
-pub(super) async fn change(session: &mut Session, change: &Change) -> Result<String> {
-    let answer = session.change_queue(serde_json::to_string(change)?).await?;
+pub(super) async fn change(session: &mut QueueSession, change: &Change) -> Result<String> {
+    let answer = session.session.change_queue(about(&session.queue, change)?).await?;
     let changed: Changed = serde_json::from_slice(&answer)
         .context("the gateway answers with something else than a versionstamp")?;
     Ok(changed.versionstamp)
@@ -154,8 +217,10 @@ mod tests {
     #[test]
     fn requests_are_those_that_the_gateway_takes() {
         let list = List { dead: false, after: None, limit: 5, payload: true };
-        let text = |list: &List| serde_json::to_string(list).unwrap();
+        let text = |list: &List| about(&QueueName::UNNAMED, list).unwrap();
         assert_eq!(text(&list), r#"{"dead":false,"limit":5,"payload":true}"#);
+        let named = about(&"emails".parse().unwrap(), &list).unwrap();
+        assert_eq!(named, r#"{"dead":false,"limit":5,"payload":true,"queue":"emails"}"#);
         let after = serde_json::json!({ "id": "a", "due": 7 });
         let next = List { after: Some(after), ..list };
         assert!(text(&next).contains(r#""after":{"due":7,"id":"a"}"#), "{}", text(&next));

@@ -2,11 +2,10 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use meridian_types::{Consistency, MessageId};
+use meridian_types::MessageId;
 
-use super::api::{self, Change, Message, Row};
+use super::api::{self, Change, Message, Row, Target};
 use super::walk::{Walk, find};
-use crate::command::kv::connection::Connection;
 use crate::command::kv::output::{Form, Output};
 use crate::command::operator::format;
 
@@ -33,8 +32,8 @@ pub(crate) struct RunNow {
 }
 
 impl Cancel {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
-        let mut session = connection.open(Consistency::Strong).await?;
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut session = target.open().await?;
         let (found, missing) = find(&mut Walk::messages(&mut session), &self.ids).await?;
         for piece in api::pieces(&found, |_| 0) {
             let cancel = piece.iter().map(Row::from).collect();
@@ -51,8 +50,8 @@ impl Cancel {
 }
 
 impl RunNow {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
-        let mut session = connection.open(Consistency::Strong).await?;
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut session = target.open().await?;
         let (found, missing) = find(&mut Walk::messages(&mut session), &self.ids).await?;
         let now_ms = format::now_ms();
         let waits = |message: &Message| message.due <= now_ms && !message.leased;

@@ -2,11 +2,10 @@
 
 use anyhow::Result;
 use clap::Args;
-use meridian_types::Consistency;
 
+use super::api::Target;
 use super::show;
 use super::walk::Walk;
-use crate::command::kv::connection::Connection;
 use crate::command::kv::output::{Form, Output};
 use crate::command::operator::format;
 
@@ -25,8 +24,8 @@ pub(crate) struct Ls {
 }
 
 impl Ls {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
-        let mut session = connection.open(Consistency::Strong).await?;
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut session = target.open().await?;
         let mut walk = Walk::new(&mut session, self.dead).limit(self.limit);
         let form = output.form();
         let mut is_first = true;

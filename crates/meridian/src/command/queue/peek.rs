@@ -2,15 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_types::{Consistency, MessageId};
+use meridian_types::MessageId;
 use serde_json::{Value, json};
 
-use super::api::{self, Letter, List, Message};
+use super::api::{self, Letter, List, Message, QueueSession, Target};
 use super::show;
 use super::walk::{Walk, find};
-use crate::command::kv::connection::Connection;
 use crate::command::kv::output::Output;
-use crate::command::kv::session::Session;
 use crate::command::operator::format;
 
 /// Shows messages with their payloads: the next that is due, or those with these ids.
@@ -31,10 +29,10 @@ pub(crate) struct Peek {
 }
 
 impl Peek {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
         let Self { ids, dead, limit } = self;
         if ids.is_empty() {
-            let mut session = connection.open(Consistency::Strong).await?;
+            let mut session = target.open().await?;
             return first(&mut session, dead, limit.unwrap_or(1), output).await;
         }
         if dead {
@@ -43,16 +41,21 @@ impl Peek {
                 number.with_context(|| format!("`{text}` is not the number of a dead letter"))
             };
             let numbers = ids.iter().map(number).collect::<Result<Vec<u64>>>()?;
-            let mut session = connection.open(Consistency::Strong).await?;
+            let mut session = target.open().await?;
             return of_numbers(&mut session, &numbers, output).await;
         }
         let ids: Vec<MessageId> = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
-        let mut session = connection.open(Consistency::Strong).await?;
+        let mut session = target.open().await?;
         of_ids(&mut session, &ids, output).await
     }
 }
 
-async fn first(session: &mut Session, dead: bool, limit: u64, output: &mut Output) -> Result<()> {
+async fn first(
+    session: &mut QueueSession,
+    dead: bool,
+    limit: u64,
+    output: &mut Output,
+) -> Result<()> {
     let mut walk = Walk::new(session, dead).limit(Some(limit)).with_payloads();
     while !output.is_closed()
         && let Some(page) = walk.next().await?
@@ -68,7 +71,7 @@ async fn first(session: &mut Session, dead: bool, limit: u64, output: &mut Outpu
     Ok(())
 }
 
-async fn of_ids(session: &mut Session, ids: &[MessageId], output: &mut Output) -> Result<()> {
+async fn of_ids(session: &mut QueueSession, ids: &[MessageId], output: &mut Output) -> Result<()> {
     let (found, mut missing) = find(&mut Walk::messages(session), ids).await?;
     for message in found {
         match whole(session, &message).await? {
@@ -85,7 +88,7 @@ async fn of_ids(session: &mut Session, ids: &[MessageId], output: &mut Output) -
 }
 
 /// A message with its payload, if it has not moved since it was found.
-async fn whole(session: &mut Session, found: &Message) -> Result<Option<Message>> {
+async fn whole(session: &mut QueueSession, found: &Message) -> Result<Option<Message>> {
     let list = List { dead: false, after: Some(before(found)?), limit: 1, payload: true };
     let whole = api::page(session, &list).await?.messages.into_iter().next();
     Ok(whole.filter(|whole| whole.id == found.id))
@@ -97,7 +100,11 @@ fn before(message: &Message) -> Result<Value> {
     Ok(json!({ "id": format!("{id:024x}"), "due": message.due }))
 }
 
-async fn of_numbers(session: &mut Session, numbers: &[u64], output: &mut Output) -> Result<()> {
+async fn of_numbers(
+    session: &mut QueueSession,
+    numbers: &[u64],
+    output: &mut Output,
+) -> Result<()> {
     for number in numbers {
         let letter = letter(session, *number).await?;
         let letter = letter.with_context(|| format!("there is no dead letter {number}"))?;
@@ -107,7 +114,7 @@ async fn of_numbers(session: &mut Session, numbers: &[u64], output: &mut Output)
 }
 
 /// With its payload, if it is there.
-async fn letter(session: &mut Session, number: u64) -> Result<Option<Letter>> {
+async fn letter(session: &mut QueueSession, number: u64) -> Result<Option<Letter>> {
     let after = number.checked_sub(1).map(Into::into);
     let list = List { dead: true, after, limit: 1, payload: true };
     let found = api::page(session, &list).await?.dead_letters.into_iter().next();

@@ -2,16 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_types::Consistency;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Buried, Change, List, Page, Row, Totals};
+use super::api::{self, Buried, Change, List, Page, QueueSession, Row, Target, Totals};
 use super::walk::Walk;
 use crate::command::kv::confirm;
-use crate::command::kv::connection::Connection;
 use crate::command::kv::output::{Form, Output};
 use crate::command::kv::progress::Progress;
-use crate::command::kv::session::Session;
 use crate::command::operator::format;
 use crate::command::{Hangup, asked_to_stop};
 
@@ -32,16 +29,15 @@ pub(crate) struct Purge {
 }
 
 impl Purge {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
-        let mut session = connection.open(Consistency::Strong).await?;
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut session = target.open().await?;
         // Ordered among all writes, so that a message with a later id came behind it; and no put,
         // which a node with a full disk would refuse. A token that may only read fails here.
         let marker = Change { cancel: vec![Row::none()], ..Change::default() };
         let began = api::change(&mut session, &marker).await?;
-        let of = |totals: Totals| if self.dead { totals.dead } else { totals.undelivered };
         let noun = if self.dead { "dead letter" } else { "message" };
-        let found = of(totals(&mut session).await?);
-        let which = format!("{} of {}", format::count(found, noun), connection.url()?);
+        let found = self.count(&mut session, target).await?;
+        let which = format!("{} of {}", format::count(found, noun), target.url()?);
         let would = format!("{which} would be removed; --yes removes them");
         if found > 0 && !self.yes && !confirm(&format!("Remove {which}"), &would)? {
             bail!("nothing was removed");
@@ -50,16 +46,30 @@ impl Purge {
             0 => 0,
             found => self.remove(&mut session, &began, found, noun).await?,
         };
-        let left = of(totals(&mut session).await?);
+        let left = self.count(&mut session, target).await?;
         output.line(&match output.form() {
             Form::Json => format!("{{\"removed\":{removed},\"left\":{left}}}"),
             Form::Inspect => format!("{} removed, {left} left", format::count(removed, noun)),
         })
     }
 
+    /// How many there are to remove.
+    async fn count(&self, session: &mut QueueSession, target: &Target) -> Result<u64> {
+        if !(self.dead && target.is_named()) {
+            let totals = totals(session).await?;
+            return Ok(if self.dead { totals.dead } else { totals.undelivered });
+        }
+        // Only the dead letters of all queues together have a total.
+        let (mut walk, mut count) = (Walk::dead_letters(session), 0);
+        while let Some(page) = walk.next().await? {
+            count += page.dead_letters.len() as u64;
+        }
+        Ok(count)
+    }
+
     async fn remove(
         &self,
-        session: &mut Session,
+        session: &mut QueueSession,
         began: &str,
         found: u64,
         noun: &str,
@@ -91,7 +101,7 @@ impl Purge {
     }
 }
 
-async fn totals(session: &mut Session) -> Result<Totals> {
+async fn totals(session: &mut QueueSession) -> Result<Totals> {
     let list = List { dead: false, after: None, limit: 1, payload: false };
     Ok(api::page(session, &list).await?.totals)
 }

@@ -4,30 +4,28 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_types::Consistency;
 
-use super::api::{self, Buried, Change, Letter};
+use super::api::{self, Buried, Change, Letter, Target};
 use super::walk::Walk;
-use crate::command::kv::connection::Connection;
 use crate::command::kv::output::{Form, Output};
 use crate::command::kv::progress::Progress;
 use crate::command::operator::format;
 
 /// Makes messages of dead letters again: due now, with the usual schedule, and as if no delivery had
-/// failed. They keep their ids.
+/// failed. They keep their ids, and come back to their queues.
 #[derive(Args)]
 pub(crate) struct Redrive {
     /// Numbers of dead letters, as `meridian queue ls --dead` shows them.
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NUMBER")]
     numbers: Vec<u64>,
-    /// All dead letters.
+    /// All dead letters; with --queue those of that queue.
     #[arg(long)]
     all: bool,
 }
 
 impl Redrive {
-    pub(super) async fn run(self, connection: &Connection, output: &mut Output) -> Result<()> {
-        let mut session = connection.open(Consistency::Strong).await?;
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let mut session = target.open().await?;
         let mut walk = Walk::dead_letters(&mut session);
         let mut wanted: BTreeSet<u64> = self.numbers.into_iter().collect();
         let mut found: Vec<Letter> = Vec::new();

@@ -7,7 +7,7 @@ use meridian_proto::kv_connect as pb;
 use meridian_values::{Key, inspect, json};
 use serde::Serialize;
 
-use super::api::{Letter, Message, Page, Totals};
+use super::api::{Letter, Message, NamedTotals, Page, Totals};
 use crate::command::kv::output::{Form, Output, hex, json_value};
 use crate::command::operator::format;
 
@@ -36,12 +36,13 @@ pub(super) fn message(message: &Message, form: Form, now_ms: u64) -> Result<Stri
 }
 
 pub(super) fn letter(letter: &Letter, form: Form) -> Result<String> {
-    let Letter { number, id, attempts, died, bytes, .. } = letter;
+    let Letter { number, queue, id, attempts, died, bytes, .. } = letter;
     Ok(match form {
         Form::Json => serde_json::to_string(letter)?,
         Form::Inspect => {
             let (died, size) = (format::time(*died), format::size(*bytes));
-            format!("{number:>8}  {id}  {died:<24}  {attempts:>8}  {size:>8}")
+            let queue = if queue.is_empty() { String::new() } else { format!("  {queue}") };
+            format!("{number:>8}  {id}  {died:<24}  {attempts:>8}  {size:>8}{queue}")
         }
     })
 }
@@ -63,32 +64,41 @@ fn waits(due_ms: u64, now_ms: u64) -> String {
 /// The figures of a whole queue.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Counted {
+struct Counted<'a> {
     #[serde(flatten)]
     totals: Totals,
     /// When the first message was or is due, held or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_due: Option<u64>,
     paused: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    queues: &'a [NamedTotals],
 }
 
 /// Of the queue whose first page this is.
 pub(super) fn totals(first: &Page, form: Form, now_ms: u64) -> Result<String> {
-    let Page { messages, totals, paused, .. } = first;
+    let Page { messages, totals, queues, paused, .. } = first;
     let first_due = messages.first().map(|message| message.due);
-    let counted = Counted { totals: *totals, first_due, paused: *paused };
+    let counted = Counted { totals: *totals, first_due, paused: *paused, queues };
     let Totals { undelivered, leased, dead } = *totals;
     Ok(match form {
         Form::Json => serde_json::to_string(&counted)?,
         Form::Inspect => {
             let waits = first_due.map(|due_ms| format!(", the first {}", waits(due_ms, now_ms)));
-            format!(
+            let mut text = format!(
                 "{} undelivered, {leased} of them held by listeners{}; {}{}",
                 format::count(undelivered, "message"),
                 waits.unwrap_or_default(),
                 format::count(dead, "dead letter"),
                 if *paused { "; the queue is paused" } else { "" }
-            )
+            );
+            for NamedTotals { queue, undelivered, leased } in queues {
+                let messages = format::count(*undelivered, "message");
+                text.push_str(&format!(
+                    "\nqueue {queue}: {messages} undelivered, {leased} of them held by listeners"
+                ));
+            }
+            text
         }
     })
 }
@@ -172,6 +182,7 @@ mod tests {
     fn dead() -> Letter {
         Letter {
             number: 17,
+            queue: String::new(),
             id: ID.to_owned(),
             attempts: 6,
             enqueued: 5,
@@ -200,6 +211,8 @@ mod tests {
         let line = letter(&dead(), Form::Inspect).unwrap();
         assert_eq!(line, format!("      17  {ID}  2026-08-20T12:00:01.123Z         6       9 B"));
         columns(heading(true), &line, &["NUMBER", "ATTEMPTS", "SIZE"]);
+        let of_queue = Letter { queue: "emails".to_owned(), ..dead() };
+        assert_eq!(letter(&of_queue, Form::Inspect).unwrap(), format!("{line}  emails"));
     }
 
     #[test]
@@ -215,8 +228,14 @@ mod tests {
     fn totals_are_shown_with_the_wait_of_the_first_message_and_whether_the_queue_is_paused() {
         let totals = Totals { undelivered: 3, leased: 1, dead: 1 };
         let message = Message { due: 10_000, ..sample() };
-        let page =
-            |messages, paused| Page { messages, dead_letters: vec![], totals, paused, after: None };
+        let page = |messages, paused| Page {
+            messages,
+            dead_letters: vec![],
+            totals,
+            queues: vec![],
+            paused,
+            after: None,
+        };
         let text = |page: &Page, form| super::totals(page, form, 12_500).unwrap();
         let full = page(vec![message], true);
         assert_eq!(
@@ -231,6 +250,18 @@ mod tests {
         assert_eq!(
             text(&page(vec![], false), Form::Inspect),
             "3 messages undelivered, 1 of them held by listeners; 1 dead letter"
+        );
+        let emails = NamedTotals { queue: "emails".to_owned(), undelivered: 2, leased: 1 };
+        let named = Page { queues: vec![emails], ..page(vec![], false) };
+        assert_eq!(
+            text(&named, Form::Inspect),
+            "3 messages undelivered, 1 of them held by listeners; 1 dead letter\n\
+             queue emails: 2 messages undelivered, 1 of them held by listeners"
+        );
+        assert_eq!(
+            text(&named, Form::Json),
+            "{\"undelivered\":3,\"leased\":1,\"dead\":1,\"paused\":false,\"queues\":[\
+             {\"queue\":\"emails\",\"undelivered\":2,\"leased\":1}]}"
         );
     }
 

@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use meridian_types::MessageId;
 
-use super::api::{self, List, MAX_AT_ONCE, Message, Page};
+use super::api::{self, List, MAX_AT_ONCE, Message, Page, QueueSession};
 use crate::command::kv::progress::Progress;
-use crate::command::kv::session::Session;
 use crate::command::operator::format;
 
 pub(super) struct Walk<'a> {
-    session: &'a mut Session,
+    session: &'a mut QueueSession,
     list: List,
     /// Messages or dead letters that may still come.
     remaining: u64,
@@ -19,16 +18,16 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn messages(session: &'a mut Session) -> Self {
+    pub(super) fn messages(session: &'a mut QueueSession) -> Self {
         Self::new(session, false)
     }
 
-    pub(super) fn dead_letters(session: &'a mut Session) -> Self {
+    pub(super) fn dead_letters(session: &'a mut QueueSession) -> Self {
         Self::new(session, true)
     }
 
     /// Of the dead letters, or of the messages.
-    pub(super) fn new(session: &'a mut Session, dead: bool) -> Self {
+    pub(super) fn new(session: &'a mut QueueSession, dead: bool) -> Self {
         let list = List { dead, after: None, limit: MAX_AT_ONCE as u64, payload: false };
         Self { session, list, remaining: u64::MAX, is_over: false }
     }
@@ -56,7 +55,7 @@ impl<'a> Walk<'a> {
     }
 
     /// For work on what was found.
-    pub(super) fn session(&mut self) -> &mut Session {
+    pub(super) fn session(&mut self) -> &mut QueueSession {
         self.session
     }
 }

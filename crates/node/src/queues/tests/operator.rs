@@ -1,7 +1,7 @@
 //! Pages for operators, and messages that operators cancel, move and take out of the dead letters.
 
 use meridian_gateway::{ListFrom, ListedTotals, QueueList, QueuePage};
-use meridian_types::{Settlement, Verdict};
+use meridian_types::{QueueName, Settlement, Verdict};
 
 use super::*;
 
@@ -10,7 +10,7 @@ const FAR_MS: u64 = 1 << 60;
 const DEAD: ListFrom = ListFrom::DeadLetters { first: 0 };
 
 fn page(from: ListFrom, limit: u32) -> QueueList {
-    QueueList { database: DATABASE, from, limit, whole: false }
+    QueueList { queue: DATABASE.into(), from, limit, whole: false }
 }
 
 impl Alone {
@@ -24,7 +24,8 @@ impl Alone {
     }
 
     async fn settle(&self, key: MessageKey, verdict: Verdict) {
-        let settlements = vec![Settlement { id: key.id, due_ms: key.due_ms, verdict }];
+        let settlements =
+            vec![Settlement { queue: QueueName::UNNAMED, id: key.id, due_ms: key.due_ms, verdict }];
         self.commit(Transaction { settlements, ..Transaction::default() }).await;
     }
 }

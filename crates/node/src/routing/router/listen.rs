@@ -123,11 +123,11 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
         let router = Arc::clone(&self.router);
         loop {
             let directory = router.directory.watch();
-            let shard = match router.shard(self.listen.database) {
+            let shard = match router.shard(self.listen.queue.database) {
                 Ok(shard) => shard,
                 Err(unavailable) => return unavailable.reason,
             };
-            let moved = router.moved(self.listen.database, shard, directory);
+            let moved = router.moved(self.listen.queue.database, shard, directory);
             let refused = tokio::select! {
                 // First the news of a session, which the next one would have to tell again.
                 biased;
@@ -306,10 +306,11 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
     }
 
     fn listener(&self) -> Listener {
-        let Listen { database, listener, lease, incarnation, .. } = self.listen;
+        let Listen { ref queue, listener, lease, incarnation, .. } = self.listen;
+        let queue = queue.clone();
         let credits = if self.takes_nothing { 0 } else { self.listen.credits };
         let (held, resumed) = (self.held.iter().copied().collect(), self.resumed);
-        Listener { database, listener, credits, lease, held, incarnation, resumed }
+        Listener { queue, listener, credits, lease, held, incarnation, resumed }
     }
 }
 

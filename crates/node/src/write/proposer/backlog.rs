@@ -139,8 +139,9 @@ mod tests {
 
     use meridian_memory::ByteBudget;
     use meridian_types::{
-        Check, DatabaseId, Enqueue, MessageId, Mutation, MutationKind, RequestId, Settlement,
-        SumBounds, Transaction, Value, ValueEncoding, Verdict, Versionstamp, WriteOutcome,
+        Check, DatabaseId, Enqueue, MessageId, Mutation, MutationKind, QueueName, RequestId,
+        Settlement, SumBounds, Transaction, Value, ValueEncoding, Verdict, Versionstamp,
+        WriteOutcome,
     };
     use tokio::sync::{mpsc, watch};
 
@@ -234,13 +235,16 @@ mod tests {
         let checks = vec![Check { key: vec![1; 3].into(), versionstamp: None }; 2];
         let transaction = Transaction { checks, ..Transaction::default() };
         assert_eq!(size(&request(transaction)), 2 * 3 + 3 * empty);
+        let queue = QueueName::UNNAMED;
         let enqueue = Enqueue {
+            queue: queue.clone(),
             payload: vec![1; 1000].into(),
             due_ms: 1,
             keys_if_undelivered: vec![vec![1; 50].into(); 2],
             backoff_ms: Some(vec![1; 3]),
         };
         let settlement = Settlement {
+            queue,
             id: MessageId { enqueued: Versionstamp([1; 10]), index: 0 },
             due_ms: 1,
             verdict: Verdict::Delivered,

@@ -5,7 +5,8 @@ use std::cell::Cell;
 use meridian_txn::{Stored, View};
 use meridian_types::limits::MAX_VALUE_BYTES;
 use meridian_types::{
-    CommittedTransaction, DatabaseId, DeadLetter, Message, MessageId, QueueTotals, Versionstamp,
+    CommittedTransaction, DatabaseId, DeadLetter, Message, MessageId, QueueId, QueueTotals,
+    Versionstamp,
 };
 
 /// One batch at most. It ends with the transaction that reaches one of these, so that it comes to
@@ -74,11 +75,11 @@ impl<V: View> View for Counting<'_, V> {
 
     fn message(
         &self,
-        database: DatabaseId,
+        queue: &QueueId,
         due_ms: u64,
         id: MessageId,
     ) -> Result<Option<Message>, V::Error> {
-        let message = self.view.message(database, due_ms, id)?;
+        let message = self.view.message(queue, due_ms, id)?;
         self.count(message.as_ref().map_or(0, Message::size));
         Ok(message)
     }
@@ -86,6 +87,11 @@ impl<V: View> View for Counting<'_, V> {
     fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, V::Error> {
         self.count(0);
         self.view.queue_totals(database)
+    }
+
+    fn named_undelivered(&self, queue: &QueueId) -> Result<u64, V::Error> {
+        self.count(0);
+        self.view.named_undelivered(queue)
     }
 
     fn dead_letter(
@@ -103,7 +109,7 @@ impl<V: View> View for Counting<'_, V> {
 mod tests {
     use std::convert::Infallible;
 
-    use meridian_types::{Effect, RequestId, Value, ValueEncoding};
+    use meridian_types::{Effect, QueueName, RequestId, Value, ValueEncoding};
 
     use super::*;
 
@@ -124,7 +130,7 @@ mod tests {
 
         fn message(
             &self,
-            _: DatabaseId,
+            _: &QueueId,
             _: u64,
             _: MessageId,
         ) -> Result<Option<Message>, Infallible> {
@@ -135,10 +141,15 @@ mod tests {
             Ok(QueueTotals::default())
         }
 
+        fn named_undelivered(&self, _: &QueueId) -> Result<u64, Infallible> {
+            Ok(7)
+        }
+
         fn dead_letter(&self, _: DatabaseId, _: u64) -> Result<Option<DeadLetter>, Infallible> {
             let id = MessageId { enqueued: Versionstamp([1; 10]), index: 0 };
             let payload = vec![7; self.0].into();
-            Ok(Some(DeadLetter { id, payload, attempts: 1, enqueued_ms: 1, died_ms: 1 }))
+            let queue = QueueName::default();
+            Ok(Some(DeadLetter { queue, id, payload, attempts: 1, enqueued_ms: 1, died_ms: 1 }))
         }
     }
 
@@ -172,13 +183,14 @@ mod tests {
         assert_eq!(room.read_bytes.get(), 2 * LOOKUP_BYTES + 1030 + 30);
         let (database, id) =
             (DatabaseId([1; 16]), MessageId { enqueued: Versionstamp([1; 10]), index: 0 });
-        let Ok(message) = counting.message(database, 1, id);
+        let Ok(message) = counting.message(&database.into(), 1, id);
         assert!(message.is_some_and(|message| message.payload.len() == 1000));
         let (Ok(totals), Ok(letter)) =
             (counting.queue_totals(database), counting.dead_letter(database, 1));
         assert_eq!(totals, QueueTotals::default());
+        let Ok(7) = counting.named_undelivered(&database.into()) else { panic!() };
         assert!(letter.is_some_and(|letter| letter.payload.len() == 1000));
-        let expected = 5 * LOOKUP_BYTES + 1030 + 30 + 1000 + 1000;
+        let expected = 6 * LOOKUP_BYTES + 1030 + 30 + 1000 + 1000;
         assert_eq!(room.read_bytes.get(), expected);
         while room.is_left() {
             let Ok(_) = room.counting(&view).get(DatabaseId([1; 16]), &[1; 30]);

@@ -35,7 +35,9 @@ fn fill(database: DatabaseId) -> (DatabaseId, Vec<Effect>) {
     let rows = (0..ROWS).flat_map(|n| {
         let id = MessageId { enqueued: Versionstamp([1; 10]), index: n.try_into().unwrap() };
         let message = Message { payload: data().into(), ..Message::default() };
-        let message = QueueEffect::PutMessage { id, due_ms: 7, message };
+        let queue = if n % 2 == 0 { "" } else { "named" };
+        let queue = queue.parse().unwrap();
+        let message = QueueEffect::PutMessage { queue, id, due_ms: 7, message };
         let value = Value { encoding: ValueEncoding::Bytes, data: data().into() };
         let put = Effect::Put {
             key: Bytes::from(format!("k{n:06}")),
@@ -55,7 +57,7 @@ fn rows(engine: &dyn Engine, family: &str, database: DatabaseId) -> [usize; 3] {
             data += usize::from(key.first() == Some(&b'd') && key[1..17] == database.0);
             expiry += usize::from(schema::expiry_database(key) == Some(database));
             let message = schema::parse_message_key(key);
-            messages += usize::from(message.is_some_and(|(of, ..)| of == database));
+            messages += usize::from(message.is_some_and(|(of, ..)| of.database == database));
             ControlFlow::Continue(())
         })
         .unwrap();

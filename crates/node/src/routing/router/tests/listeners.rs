@@ -11,9 +11,9 @@ use crate::testing::until;
 use world::{Link, ToldOne, Voters, gateway};
 
 fn listen() -> Listen {
-    let (database, listener) = (DEV_DEFAULT_DATABASE, ListenerId([7; 16]));
+    let (queue, listener) = (DEV_DEFAULT_DATABASE.into(), ListenerId([7; 16]));
     let (held, incarnation) = (Vec::new(), Incarnation(5));
-    Listen { database, listener, credits: 10, lease: None, held, incarnation }
+    Listen { queue, listener, credits: 10, lease: None, held, incarnation }
 }
 
 fn key(due_ms: u64) -> MessageKey {
@@ -129,8 +129,8 @@ async fn reports_that_are_not_answered_in_time_say_nothing_of_the_leader_to_othe
     router.leaders.answered(time.now(), ShardId(1), NodeId(1), NodeId(1));
     *voters.scripted.lock() =
         vec![Failed::NotDone("full".to_owned()), Failed::Unknown("no answer".to_owned())];
-    let (database, listener) = (DEV_DEFAULT_DATABASE, ListenerId([7; 16]));
-    let reports = Reports { database, listener, reports: Vec::new() };
+    let (queue, listener) = (DEV_DEFAULT_DATABASE.into(), ListenerId([7; 16]));
+    let reports = Reports { queue, listener, reports: Vec::new() };
     tokio::select! {
         _ = router.report(reports) => panic!("nothing is logged"),
         () = until("a round is over", async || voters.reports.lock().len() > 3) => {}
@@ -146,7 +146,7 @@ async fn page_of_a_queue_comes_from_the_leader_whichever_node_is_taken_for_it() 
     router.leaders.answered(time.now(), ShardId(1), NodeId(1), NodeId(1));
     voters.leader.send_replace(Some(NodeId(2)));
     let from = ListFrom::DeadLetters { first: 0 };
-    let list = QueueList { database: DEV_DEFAULT_DATABASE, from, limit: 1, whole: false };
+    let list = QueueList { queue: DEV_DEFAULT_DATABASE.into(), from, limit: 1, whole: false };
     assert_eq!(router.list_queue(list).await.unwrap(), QueuePage::default());
     assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(2)));
 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use meridian_types::{
-    Check, Enqueue, MessageId, Mutation, MutationKind, Settlement, SumBounds, Value, ValueEncoding,
-    Verdict, Versionstamp,
+    Check, Enqueue, MessageId, Mutation, MutationKind, QueueName, Settlement, SumBounds, Value,
+    ValueEncoding, Verdict, Versionstamp,
 };
 
 use super::*;
@@ -132,6 +132,7 @@ fn try_costs_by_the_keys_and_values_that_it_sends() {
             ..Enqueue::default()
         }],
         settlements: vec![Settlement {
+            queue: QueueName::UNNAMED,
             id: MessageId { enqueued: Versionstamp([1; 10]), index: 0 },
             due_ms: 1,
             verdict: Verdict::Delivered,

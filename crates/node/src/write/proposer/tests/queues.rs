@@ -1,7 +1,7 @@
 //! Messages through a leader: enqueued once, settled once, and in order with what is in flight.
 
 use meridian_storage::QueuedMessage;
-use meridian_types::{Enqueue, MessageId, Settlement, Verdict};
+use meridian_types::{Enqueue, MessageId, QueueName, Settlement, Verdict};
 
 use super::*;
 
@@ -13,12 +13,13 @@ fn enqueue(due_ms: u64) -> Transaction {
 }
 
 fn settle(message: &QueuedMessage, verdict: Verdict) -> Transaction {
-    let settlement = Settlement { id: message.id, due_ms: message.due_ms, verdict };
+    let queue = QueueName::UNNAMED;
+    let settlement = Settlement { queue, id: message.id, due_ms: message.due_ms, verdict };
     Transaction { settlements: vec![settlement], ..Transaction::default() }
 }
 
 fn messages(leader: &Leader) -> Vec<QueuedMessage> {
-    leader.state.messages_due(DATABASE, None, u64::MAX, 99, usize::MAX).unwrap()
+    leader.state.messages_due(&DATABASE.into(), None, u64::MAX, 99, usize::MAX).unwrap()
 }
 
 fn undelivered(leader: &Leader) -> u64 {

@@ -9,104 +9,38 @@
     reason = "a test, also outside its #[test] functions"
 )]
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
+mod applied;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
+use meridian_txn::{Evaluation, Overlaid, Overlay, View, evaluate};
 use meridian_types::limits::DEFAULT_BACKOFF_MS;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, DeadLetter, Effect, Enqueue, Message, MessageId,
-    Mutation, MutationKind, Position, QueueEffect, QueueTotals, RequestId, Settlement, SumBounds,
-    Transaction, Value, ValueEncoding, Verdict, Versionstamp,
+    Batch, CommittedTransaction, DatabaseId, DeadLetter, Enqueue, Message, MessageId, Mutation,
+    MutationKind, Position, QueueId, QueueName, RequestId, Settlement, SumBounds, Transaction,
+    Value, ValueEncoding, Verdict, Versionstamp,
 };
 use proptest::collection::vec;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, TestCaseError, any, prop_assert_eq, prop_oneof, proptest,
 };
 
+use applied::Applied;
+
 const DATABASES: u8 = 2;
 const KEYS: u8 = 3;
-
-/// The storage's part: applies effects blindly.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Applied {
-    keys: BTreeMap<(DatabaseId, Bytes), Stored>,
-    messages: BTreeMap<(DatabaseId, u64, MessageId), Message>,
-    dead: BTreeMap<(DatabaseId, u64), DeadLetter>,
-    totals: BTreeMap<DatabaseId, QueueTotals>,
-}
-
-impl Applied {
-    fn apply(&mut self, batch: &Batch) {
-        for (versionstamp, transaction) in batch.iter() {
-            let database = transaction.database;
-            for effect in transaction.effects.clone() {
-                match effect {
-                    Effect::Put { key, value, .. } => {
-                        self.keys.insert((database, key), Stored { versionstamp, value });
-                    }
-                    Effect::Queue(QueueEffect::PutMessage { id, due_ms, message }) => {
-                        self.messages.insert((database, due_ms, id), message);
-                    }
-                    Effect::Queue(QueueEffect::DeleteMessage { id, due_ms }) => {
-                        self.messages.remove(&(database, due_ms, id));
-                    }
-                    Effect::Queue(QueueEffect::PutDeadLetter { number, letter }) => {
-                        self.dead.insert((database, number), letter);
-                    }
-                    Effect::Queue(QueueEffect::DeleteDeadLetter { number }) => {
-                        self.dead.remove(&(database, number));
-                    }
-                    Effect::Queue(QueueEffect::PutTotals(totals)) => {
-                        self.totals.insert(database, totals);
-                    }
-                    Effect::Delete { .. } | Effect::Unindex { .. } | Effect::DropDatabase => {
-                        panic!("nothing here deletes: {effect:?}")
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl View for Applied {
-    type Error = Infallible;
-
-    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Infallible> {
-        Ok(self.keys.get(&(database, Bytes::copy_from_slice(key))).cloned())
-    }
-
-    fn message(
-        &self,
-        database: DatabaseId,
-        due_ms: u64,
-        id: MessageId,
-    ) -> Result<Option<Message>, Infallible> {
-        Ok(self.messages.get(&(database, due_ms, id)).cloned())
-    }
-
-    fn queue_totals(&self, database: DatabaseId) -> Result<QueueTotals, Infallible> {
-        Ok(self.totals.get(&database).copied().unwrap_or_default())
-    }
-
-    fn dead_letter(
-        &self,
-        database: DatabaseId,
-        number: u64,
-    ) -> Result<Option<DeadLetter>, Infallible> {
-        Ok(self.dead.get(&(database, number)).cloned())
-    }
-}
+/// The names of queues.
+const NAMES: [&str; 3] = ["", "a", "ab"];
 
 #[derive(Debug, Clone)]
 struct Write {
     database: u8,
-    /// Due in how long, keys if undelivered, and the schedule.
-    enqueues: Vec<(i64, Vec<u8>, Vec<u32>)>,
-    /// Which message (of all that ever were), whether it is named with another due time than it
-    /// has, and the verdict, whose time is relative.
-    settlements: Vec<(usize, bool, Verdict)>,
+    /// In which queue, due in how long, keys if undelivered, and the schedule.
+    enqueues: Vec<(usize, i64, Vec<u8>, Vec<u32>)>,
+    /// Which message (of all that ever were), whether it is named with another due time, or another
+    /// queue, than it has, and the verdict, whose time is relative.
+    settlements: Vec<(usize, bool, bool, Verdict)>,
     /// The number of a dead letter, whether it is named with the id that it has, and whether it is
     /// to be a message again.
     letters: Vec<(u64, bool, bool)>,
@@ -126,7 +60,7 @@ enum Step {
 /// A message has one place, and the dead of a database have numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Model {
-    messages: BTreeMap<(DatabaseId, MessageId), (u64, Message)>,
+    messages: BTreeMap<(DatabaseId, MessageId), (QueueName, u64, Message)>,
     dead: BTreeMap<(DatabaseId, u64), DeadLetter>,
     next_dead: BTreeMap<DatabaseId, u64>,
     keys: BTreeMap<(DatabaseId, Bytes), Bytes>,
@@ -134,6 +68,14 @@ struct Model {
 
 fn database(number: u8) -> DatabaseId {
     DatabaseId([number; 16])
+}
+
+fn names() -> [QueueName; 3] {
+    NAMES.map(|name| name.parse().unwrap())
+}
+
+fn name(number: usize) -> QueueName {
+    names()[number % NAMES.len()].clone()
 }
 
 fn key(number: u8) -> Bytes {
@@ -168,7 +110,7 @@ impl Model {
                 enqueued_ms: letter.enqueued_ms,
             };
             let due_ms = now_ms.max(letter.died_ms + 1);
-            self.messages.insert((database, letter.id), (due_ms, message));
+            self.messages.insert((database, letter.id), (letter.queue, due_ms, message));
         }
     }
 
@@ -176,36 +118,40 @@ impl Model {
     fn missing(&self, database: DatabaseId, transaction: &Transaction) -> Vec<u32> {
         let is_acknowledged = |it: &&Settlement| it.verdict == Verdict::Acknowledged;
         let acknowledged = (0..).zip(transaction.settlements.iter().filter(is_acknowledged));
-        let row =
-            |it: &Settlement| self.messages.get(&(database, it.id)).map(|(due_ms, _)| *due_ms);
-        let missing = acknowledged.filter(|(_, it)| row(it) != Some(it.due_ms));
+        let has_row = |it: &Settlement| {
+            let message = self.messages.get(&(database, it.id));
+            message.is_some_and(|(queue, due_ms, _)| (queue, *due_ms) == (&it.queue, it.due_ms))
+        };
+        let missing = acknowledged.filter(|(_, it)| !has_row(it));
         missing.map(|(index, _)| index).collect()
     }
 
     fn settle(&mut self, database: DatabaseId, settlement: &Settlement, now_ms: u64) {
         self.take_out(database, settlement, now_ms);
         let at = (database, settlement.id);
-        let Some((due_ms, mut message)) = self.messages.remove(&at) else { return };
-        if due_ms != settlement.due_ms {
-            self.messages.insert(at, (due_ms, message));
+        let Some((queue, due_ms, mut message)) = self.messages.remove(&at) else { return };
+        if (&queue, due_ms) != (&settlement.queue, settlement.due_ms) {
+            self.messages.insert(at, (queue, due_ms, message));
             return;
         }
         match settlement.verdict {
             Verdict::Redriven { .. } | Verdict::Discarded { .. } => {
-                self.messages.insert(at, (due_ms, message));
+                self.messages.insert(at, (queue, due_ms, message));
             }
             Verdict::Delivered | Verdict::Acknowledged | Verdict::Cancelled => {}
             Verdict::Rescheduled { due_ms } => {
-                self.messages.insert(at, (due_ms.max(now_ms), message));
+                self.messages.insert(at, (queue, due_ms.max(now_ms), message));
             }
             Verdict::Failed { retry_at_ms } => {
                 message.attempts += 1;
                 if !message.backoff_ms.is_empty() {
                     message.backoff_ms.remove(0);
-                    self.messages.insert(at, (retry_at_ms.max(now_ms).max(due_ms + 1), message));
+                    let due_ms = retry_at_ms.max(now_ms).max(due_ms + 1);
+                    self.messages.insert(at, (queue, due_ms, message));
                 } else if message.keys_if_undelivered.is_empty() {
                     let next = self.next_dead.entry(database).or_default();
                     let letter = DeadLetter {
+                        queue,
                         id: settlement.id,
                         payload: message.payload,
                         attempts: message.attempts,
@@ -231,7 +177,8 @@ impl Model {
             attempts: 0,
             enqueued_ms: now_ms,
         };
-        self.messages.insert((database, id), (enqueue.due_ms.max(now_ms), message));
+        let row = (enqueue.queue.clone(), enqueue.due_ms.max(now_ms), message);
+        self.messages.insert((database, id), row);
     }
 }
 
@@ -244,8 +191,8 @@ struct Proposer {
     now_ms: u64,
     model: Model,
     applied_model: Model,
-    /// All that ever were, with a due time that each had.
-    known: Vec<(MessageId, u64)>,
+    /// All that ever were, with their queues, and a due time that each had.
+    known: Vec<(MessageId, QueueName, u64)>,
 }
 
 fn batch(position: Position) -> Batch {
@@ -267,33 +214,41 @@ impl Proposer {
     }
 
     fn transaction(&self, write: &Write) -> Transaction {
-        let enqueues =
-            write.enqueues.iter().enumerate().map(|(index, (due_in, keys, backoff))| Enqueue {
+        let enqueue = |(index, enqueue): (usize, &(_, _, Vec<u8>, Vec<u32>))| {
+            let (queue, due_in, keys, backoff) = enqueue;
+            Enqueue {
+                queue: name(*queue),
                 payload: Bytes::from(format!("payload {index} of {}", self.known.len())),
                 due_ms: self.now_ms.saturating_add_signed(*due_in),
                 keys_if_undelivered: keys.iter().map(|number| key(*number)).collect(),
                 backoff_ms: Some(backoff.clone()),
-            });
-        let settlements = write.settlements.iter().filter_map(|(which, other, verdict)| {
-            let (id, once_due_ms) =
-                *self.known.get(which.checked_rem(self.known.len()).unwrap_or(0))?;
-            let present = self.model.messages.get(&(database(write.database), id));
+            }
+        };
+        let enqueues = write.enqueues.iter().enumerate().map(enqueue);
+        let settlements = write.settlements.iter().filter_map(|settlement| {
+            let (which, other_time, other_queue, verdict) = *settlement;
+            let which = which.checked_rem(self.known.len()).unwrap_or(0);
+            let (id, queue, once_due_ms) = self.known.get(which)?;
+            let present = self.model.messages.get(&(database(write.database), *id));
             let due_ms = match present {
-                Some((due_ms, _)) if !other => *due_ms,
-                _ => once_due_ms,
+                Some((_, due_ms, _)) if !other_time => *due_ms,
+                _ => *once_due_ms,
             };
-            Some(Settlement { id, due_ms, verdict: relative(*verdict, self.now_ms) })
+            let queue = if other_queue { name(which) } else { queue.clone() };
+            let verdict = relative(verdict, self.now_ms);
+            Some(Settlement { queue, id: *id, due_ms, verdict })
         });
         let letters = write.letters.iter().filter_map(|(number, is_named, redriven)| {
             let number = *number;
             let letter = self.model.dead.get(&(database(write.database), number));
-            let other = || self.known.first().map(|(id, _)| *id);
+            let other = || self.known.first().map(|(id, ..)| *id);
             let named = letter.filter(|_| *is_named).map(|letter| letter.id);
             let verdict = match redriven {
                 true => Verdict::Redriven { number },
                 false => Verdict::Discarded { number },
             };
-            Some(Settlement { id: named.or_else(other)?, due_ms: 0, verdict })
+            let (queue, id) = (QueueName::default(), named.or_else(other)?);
+            Some(Settlement { queue, id, due_ms: 0, verdict })
         });
         let one = Value { encoding: ValueEncoding::Le64, data: vec![1, 0, 0, 0, 0, 0, 0].into() };
         let sum = MutationKind::Sum { operand: one, bounds: SumBounds::default() };
@@ -325,13 +280,12 @@ impl Proposer {
         let Evaluation::Commit(effects) = evaluation else {
             return Err(TestCaseError::fail(format!("{evaluation:?}")));
         };
-        for settlement in &transaction.settlements {
-            self.model.settle(database, settlement, self.now_ms);
-        }
+        transaction.settlements.iter().for_each(|it| self.model.settle(database, it, self.now_ms));
         for (index, enqueue) in (0..).zip(&transaction.enqueues) {
             let id = MessageId { enqueued: stamp, index };
             self.model.enqueue(database, id, enqueue, self.now_ms);
-            self.known.push((id, enqueue.due_ms.max(self.now_ms)));
+            let due_ms = enqueue.due_ms.max(self.now_ms);
+            self.known.push((id, enqueue.queue.clone(), due_ms));
         }
         self.overlay.push(stamp, database, &effects);
         let request_id = RequestId([0; 16]);
@@ -372,23 +326,35 @@ impl Proposer {
     /// The next transaction sees the model, and the applied rows are the model of then.
     fn compare(&self) -> Result<(), TestCaseError> {
         let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms: 0 };
-        for (id, once_due_ms) in &self.known {
+        for (id, _, once_due_ms) in &self.known {
             for number in 0..DATABASES {
                 let present = self.model.messages.get(&(database(number), *id));
-                for due_ms in present.map(|(due_ms, _)| *due_ms).into_iter().chain([*once_due_ms]) {
-                    let Ok(message) = view.message(database(number), due_ms, *id);
-                    let expected = present.filter(|(at, _)| *at == due_ms);
-                    prop_assert_eq!(message.as_ref(), expected.map(|(_, message)| message));
+                let times = present.map(|(_, due_ms, _)| *due_ms).into_iter().chain([*once_due_ms]);
+                for (due_ms, name) in times.flat_map(|at| names().map(|name| (at, name))) {
+                    let expected = present.filter(|(of, at, _)| (of, *at) == (&name, due_ms));
+                    let queue = QueueId { database: database(number), name };
+                    let Ok(message) = view.message(&queue, due_ms, *id);
+                    prop_assert_eq!(message.as_ref(), expected.map(|(_, _, message)| message));
                 }
             }
         }
         for database in (0..DATABASES).map(database) {
             let Ok(totals) = view.queue_totals(database);
-            let messages = self.model.messages.keys().filter(|(of, _)| *of == database).count();
+            let of_database = self.model.messages.iter().filter(|((of, _), _)| *of == database);
+            let counts = names().map(|name| {
+                of_database.clone().filter(|(_, (queue, ..))| *queue == name).count() as u64
+            });
+            for (name, count) in names().into_iter().zip(counts).skip(1) {
+                let Ok(undelivered) = view.named_undelivered(&QueueId { database, name });
+                prop_assert_eq!(undelivered, count);
+            }
+            let [messages, a, ab] = counts;
+            prop_assert_eq!(totals.named_undelivered, a + ab);
+            prop_assert_eq!(totals.names, u64::from(a > 0) + u64::from(ab > 0));
             let dead = self.model.dead.keys().filter(|(of, _)| *of == database);
             let first_dead = dead.clone().map(|(_, number)| *number).next();
             let (first_dead, dead) = (first_dead.unwrap_or(totals.next_dead), dead.count());
-            prop_assert_eq!((totals.undelivered, totals.dead()), (messages as u64, dead as u64));
+            prop_assert_eq!((totals.undelivered, totals.dead()), (messages, dead as u64));
             prop_assert_eq!(totals.first_dead, first_dead, "nothing is looked at in vain");
             for key in (0..KEYS).map(key) {
                 let Ok(stored) = view.get(database, &key);
@@ -397,17 +363,23 @@ impl Proposer {
             }
         }
         let rows: BTreeMap<_, _> = (self.applied.messages.iter())
-            .map(|((database, due_ms, id), message)| ((*database, *id), (*due_ms, message.clone())))
+            .map(|((queue, due_ms, id), message)| {
+                ((queue.database, *id), (queue.name.clone(), *due_ms, message.clone()))
+            })
             .collect();
         prop_assert_eq!(rows.len(), self.applied.messages.len(), "a message with two rows");
         prop_assert_eq!(&rows, &self.applied_model.messages);
         prop_assert_eq!(&self.applied.dead, &self.applied_model.dead);
+        let of_names = self.applied.messages.keys().map(|(queue, ..)| queue);
+        let of_names: BTreeSet<_> = of_names.filter(|queue| !queue.name.is_default()).collect();
+        let named: BTreeSet<_> = self.applied.named.keys().collect();
+        prop_assert_eq!(named, of_names, "names leave no trace");
         Ok(())
     }
 }
 
 fn write() -> impl Strategy<Value = Write> {
-    let enqueue = (-5_i64..30, vec(0..KEYS, 0..3), vec(any::<u32>(), 0..3));
+    let enqueue = (0..NAMES.len(), -5_i64..30, vec(0..KEYS, 0..3), vec(any::<u32>(), 0..3));
     let verdict = prop_oneof![
         2 => Just(Verdict::Delivered),
         5 => (0_u64..30).prop_map(|retry_at_ms| Verdict::Failed { retry_at_ms }),
@@ -415,7 +387,8 @@ fn write() -> impl Strategy<Value = Write> {
         1 => Just(Verdict::Acknowledged),
         2 => (0_u64..30).prop_map(|due_ms| Verdict::Rescheduled { due_ms }),
     ];
-    let settlement = (any::<usize>(), prop_oneof![4 => Just(false), 1 => Just(true)], verdict);
+    let is_other = || prop_oneof![4 => Just(false), 1 => Just(true)];
+    let settlement = (any::<usize>(), is_other(), is_other(), verdict);
     let letter = (0_u64..8, prop_oneof![9 => Just(true), 1 => Just(false)], any::<bool>());
     let fails = prop_oneof![9 => Just(false), 1 => Just(true)];
     (0..DATABASES, vec(enqueue, 0..3), vec(settlement, 0..5), vec(letter, 0..2), fails).prop_map(
@@ -447,8 +420,6 @@ proptest! {
         steps in vec(step(), 1..60),
     ) {
         let mut proposer = Proposer::new();
-        for step in &steps {
-            proposer.step(step)?;
-        }
+        steps.iter().try_for_each(|step| proposer.step(step))?;
     }
 }
