@@ -5,6 +5,8 @@
 // alone, unless the buffer itself was: buffers of Node and Bun lie in pools with foreign bytes.
 // Private: `openKv` of `node.js` uses it.
 
+import { types } from "node:util";
+
 const WRITTEN_VERSION = 15;
 const READABLE_VERSIONS = [13, 16];
 
@@ -29,6 +31,7 @@ const VIEWS = {
 // By the numbers that Node's `serialize` gives them; 10 is Node's Buffer.
 const NODE_VIEWS = [..."bBCwWdDfF?BqQh"];
 const LENGTH_TRACKING = 1;
+const RESIZABLE = 2;
 
 const name = (view) => Object.prototype.toString.call(view).slice(8, -1);
 const TAG_OF_VIEW = Object.fromEntries(Object.entries(VIEWS).filter(([, of]) => of).map(([tag, of]) => [of.name, tag]));
@@ -149,36 +152,37 @@ class Writer {
       this.tag("^");
       return this.varint(known);
     }
+    if (types.isProxy(object) || types.isArgumentsObject(object)) throw uncloneable(object);
     if (ArrayBuffer.isView(object)) return this.view(object);
     this.ids.set(object, this.ids.size);
     if (Array.isArray(object)) return this.array(object);
-    if (object instanceof Map) return this.collection(";", ":", [...object].flat());
-    if (object instanceof Set) return this.collection("'", ",", [...object]);
-    if (object instanceof Date) {
+    if (types.isMap(object)) return this.collection(";", ":", [...Map.prototype.entries.call(object)].flat());
+    if (types.isSet(object)) return this.collection("'", ",", [...Set.prototype.values.call(object)]);
+    if (types.isDate(object)) {
       this.tag("D");
-      return this.double(object.getTime());
+      return this.double(Date.prototype.getTime.call(object));
     }
-    if (object instanceof RegExp) {
+    if (types.isRegExp(object)) {
       this.tag("R");
       this.string(object.source);
       return this.varint([...object.flags].reduce((bits, flag) => bits | 1 << REGEXP_FLAGS.indexOf(flag), 0));
     }
-    if (object instanceof ArrayBuffer) return this.buffer(object);
-    if (object instanceof Error) return this.error(object);
-    if (object instanceof Boolean) return this.tag(object.valueOf() ? "y" : "x");
-    if (object instanceof Number) {
+    if (types.isArrayBuffer(object)) return this.buffer(object);
+    if (types.isNativeError(object)) return this.error(object);
+    if (types.isBooleanObject(object)) return this.tag(Boolean.prototype.valueOf.call(object) ? "y" : "x");
+    if (types.isNumberObject(object)) {
       this.tag("n");
-      return this.double(object.valueOf());
+      return this.double(Number.prototype.valueOf.call(object));
     }
-    if (object instanceof BigInt) {
+    if (types.isBigIntObject(object)) {
       this.tag("z");
-      return this.bigint(object.valueOf());
+      return this.bigint(BigInt.prototype.valueOf.call(object));
     }
-    if (object instanceof String) {
+    if (types.isStringObject(object)) {
       this.tag("s");
-      return this.string(object.valueOf());
+      return this.string(String.prototype.valueOf.call(object));
     }
-    if (object instanceof Symbol || UNCLONEABLE.includes(name(object))) throw uncloneable(object);
+    if (types.isSymbolObject(object) || UNCLONEABLE.includes(name(object))) throw uncloneable(object);
     this.tag("o");
     this.properties("{", object, Object.keys(object));
   }
@@ -216,6 +220,7 @@ class Writer {
   }
 
   buffer(buffer) {
+    if (buffer.detached) throw uncloneable(buffer);
     this.tag(buffer.resizable ? "~" : "B");
     this.varint(buffer.byteLength);
     if (buffer.resizable) this.varint(buffer.maxByteLength);
@@ -225,6 +230,7 @@ class Writer {
   view(view) {
     const tag = TAG_OF_VIEW[name(view)];
     if (tag === undefined || name(view.buffer) === "SharedArrayBuffer") throw uncloneable(view);
+    if (view.buffer.detached) throw uncloneable(view.buffer);
     const { buffer, byteOffset, byteLength } = view;
     const isPart = byteLength < buffer.byteLength || buffer.resizable;
     // Views of a buffer that is written go on sharing it.
@@ -235,7 +241,7 @@ class Writer {
     this.tag(tag);
     this.varint(isShared ? byteOffset : 0);
     this.varint(byteLength);
-    this.varint(0);
+    this.varint(isShared && buffer.resizable ? RESIZABLE : 0);
   }
 
   error(error) {
@@ -314,8 +320,9 @@ class Reader {
     const bits = this.varint();
     const length = Math.floor(bits / 2);
     const begin = this.take(length);
-    let bigint = 0n;
-    for (let i = length; i-- > 0;) bigint = bigint << 8n | BigInt(this.bytes[begin + i]);
+    let hex = "0x0";
+    for (let i = length; i-- > 0;) hex += this.bytes[begin + i].toString(16).padStart(2, "0");
+    const bigint = BigInt(hex);
     return bits % 2 === 1 ? -bigint : bigint;
   }
 
@@ -323,7 +330,7 @@ class Reader {
     const size = this.varint();
     const begin = this.take(size);
     const bytes = this.bytes.subarray(begin, begin + size);
-    if (tag === "S") return new TextDecoder().decode(bytes);
+    if (tag === "S") return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
     if (tag !== '"' && (tag !== "c" || size % 2 === 1)) this.fail("no string where one should be");
     let string = "";
     for (let i = 0; i < size;) {
@@ -347,7 +354,9 @@ class Reader {
   value() {
     const value = this.one();
     // A view comes behind its buffer.
-    if (!(value instanceof ArrayBuffer) || this.at === this.bytes.length || this.peek() !== "V") return value;
+    if (!(value instanceof ArrayBuffer)) return value;
+    while (this.bytes[this.at] === PADDING) this.at++;
+    if (this.at === this.bytes.length || this.peek() !== "V") return value;
     this.tag();
     const View = VIEWS[String.fromCharCode(this.byte())] ?? this.fail("no view that is known here");
     const [offset, length] = [this.varint(), this.varint()];
@@ -417,11 +426,13 @@ class Reader {
       case "A": {
         const length = this.varint();
         if (length > this.bytes.length - this.at) this.fail("the value ends too early");
-        const array = this.add(new Array(length));
+        // Grows as its elements come: arrays within arrays may all claim the bytes that are left.
+        const array = this.add([]);
         for (let i = 0; i < length; i++) {
           if (this.peek() === "-") this.tag();
           else array[i] = this.value();
         }
+        array.length = length;
         this.properties("$", array);
         this.varint();
         return array;

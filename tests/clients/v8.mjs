@@ -64,6 +64,24 @@ assert.deepEqual(decodeV8(bytes("ff0f5c0a026869")), new Uint8Array([104, 105]));
 for (const value of [() => 1, Symbol("s"), { f() {} }, Promise.resolve(), new WeakMap(), new SharedArrayBuffer(1)]) {
   assert.throws(() => encodeV8(value), { name: "DataCloneError" });
 }
+for (const value of [new Proxy({}, {}), (function () { return arguments; })()]) {
+  assert.throws(() => encodeV8(value), { name: "DataCloneError" });
+}
+// The kind is what an object is made of, and not what it says.
+class Odd extends Map {
+  [Symbol.iterator]() {
+    return [][Symbol.iterator]();
+  }
+}
+assert.equal(hex(new Odd([[1, 2]])), "ff0f3b490249043a02");
+assert.equal(hex(Object.create(Map.prototype)), "ff0f6f7b00");
+// A view of a buffer that may grow says so.
+const growing = new ArrayBuffer(4, { maxByteLength: 8 });
+assert.equal(hex([growing, new Uint8Array(growing, 1, 2)]), "ff0f41027e0408000000005e015642010202240002");
+assert.equal(decodeV8(bytes("ff0f5303efbbbf")), "\ufeff");
+// Arrays that claim all bytes that are left, within each other.
+const claims = Array.from({ length: 6000 }, (_, at) => [0x41, (65_000 - at * 4) % 128 + 128, (65_000 - at * 4 >> 7) % 128 + 128, 65_000 - at * 4 >> 14]);
+assert.throws(() => decodeV8(Buffer.concat([bytes("ff0f"), Buffer.from(claims.flat()), Buffer.alloc(41_000)])), { name: "DataCloneError" });
 const deep = Buffer.concat([bytes("ff0f"), Buffer.alloc(60_000, bytes("4101"))]);
 for (const broken of [
   "", "ff", "ff0f", "ff0c5f", "ff115f", "490a", "ff0f57", "ff0f2205616263", "ff0f6303616263", "ff0f5e00", "ff0f6f5f49027b01",

@@ -21,8 +21,7 @@ pub const WEBHOOK_KEY_BYTES: RangeInclusive<usize> = 24..=64;
 const DEFAULT_CONCURRENCY: u32 = 10;
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 const MAX_URL_BYTES: usize = 2000;
-/// Of a key's SHA-256, in hex: enough to tell keys from each other, too few to test guesses of a
-/// key against.
+/// Of a key's SHA-256, in hex: enough to tell keys from each other.
 const FINGERPRINT_BYTES: usize = 4;
 /// Before the base64 of a key in text.
 const TEXT_PREFIX: &str = "whsec_";

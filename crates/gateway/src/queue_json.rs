@@ -68,6 +68,11 @@ fn at_most(field: &'static str, value: u64, limit: u64) -> Result<u64, InvalidQu
 /// An empty body is an empty object.
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, InvalidQueueRequest> {
     let body = if body.is_empty() { b"{}" } else { body };
+    // Fields are taken by their names alone, and not by their places in an array.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        let wants = ": expected an object".to_owned();
+        return Err(InvalidQueueRequest::Json { line: 1, column: 1, wants });
+    }
     serde_json::from_slice(body).map_err(|error| {
         let (line, column, wants) = (error.line(), error.column(), wanted(&error.to_string()));
         InvalidQueueRequest::Json { line, column, wants }
@@ -306,7 +311,11 @@ pub(crate) fn enqueue(
         backoff_schedule: backoff_ms.unwrap_or_default(),
     };
     let message = pb::AtomicWrite { enqueues: vec![enqueue], ..pb::AtomicWrite::default() };
-    let id = id.map(|id| Sha256::digest(id.as_bytes()).into());
+    // Ids of a named queue are its own. A name has no control character.
+    let id = id.map(|id| match queue.as_str() {
+        "" => Sha256::digest(id.as_bytes()).into(),
+        name => Sha256::digest([name.as_bytes(), b"\0", id.as_bytes()].concat()).into(),
+    });
     Ok(validation::write(message, format, now_ms).map(|(mut transaction, _)| {
         if let Some(enqueue) = transaction.enqueues.first_mut() {
             enqueue.queue = queue;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::RETRY_AFTER;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
@@ -25,10 +25,14 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use tokio::sync::Semaphore;
 use tonic::codegen::Service;
 
-/// Of one address of a host; TLS has the time of the whole request.
+/// Of one address of a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection without a request is kept so long: less than servers do, which close theirs.
-const IDLE: Duration = Duration::from_secs(15);
+/// Of all addresses, with the look-up before and TLS behind. A connection that is begun for a request
+/// may go on without it.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
+/// A connection without a request is kept so long: less than servers do, which close theirs. A
+/// request that is written as its server closes has failed.
+const IDLE: Duration = Duration::from_millis(1500);
 /// Connections without a request, at most, as long as more may be in use.
 const MAX_IDLE: usize = 32;
 /// A head that is longer is an error.
@@ -102,7 +106,7 @@ pub enum NotAnswered {
 /// number without a request.
 #[derive(Clone)]
 pub struct Posts {
-    client: Client<HttpsConnector<HttpConnector<Resolver>>, Body>,
+    client: Client<Within<HttpsConnector<HttpConnector<Resolver>>>, Body>,
 }
 
 impl Posts {
@@ -123,7 +127,7 @@ impl Posts {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(concurrency.min(MAX_IDLE))
             .http1_max_buf_size(MAX_HEAD_BYTES)
-            .build(connector);
+            .build(Within(connector));
         Self { client }
     }
 
@@ -144,6 +148,34 @@ impl Posts {
         Ok(answer)
     }
 }
+
+/// Connects in bounded time.
+#[derive(Clone)]
+struct Within<C>(C);
+
+impl<C> Service<Uri> for Within<C>
+where
+    C: Service<Uri, Error = BoxError>,
+    C::Future: Send + 'static,
+{
+    type Response = C::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.0.call(uri);
+        Box::pin(async move {
+            let connected = tokio::time::timeout(CONNECTED_WITHIN, connecting).await;
+            connected.map_err(|_| format!("none within {} s", CONNECTED_WITHIN.as_secs()))?
+        })
+    }
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Finds the addresses of hosts, a few at a time.
 #[derive(Clone)]
@@ -205,7 +237,6 @@ fn innermost(error: &dyn Error) -> String {
 mod tests {
     use std::time::Instant;
 
-    use hyper::Uri;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 

@@ -27,7 +27,7 @@ use meridian_queue::{
 };
 use meridian_storage::{ShardState, or_fatal};
 use meridian_types::{DatabaseId, NodeId, QueueId, QueueName};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cluster_view::epoch_lease::EpochLease;
 use crate::cluster_view::view::Directory;
@@ -41,6 +41,8 @@ use leader::Leader;
 
 pub(crate) use session::{BESIDE_BYTES, Handed, Part, Session};
 
+/// As listeners are told, here as at gateways.
+pub(crate) const TOO_MANY_LISTENERS: &str = "too many listeners are open";
 /// Openings and reports that wait for the task, at most.
 const COMMANDS: usize = 256;
 
@@ -58,7 +60,7 @@ pub(crate) enum NotListening {
 impl From<Refused> for NotListening {
     fn from(refused: Refused) -> Self {
         Self::Refused(match refused {
-            Refused::TooManyListeners => "too many listeners are open",
+            Refused::TooManyListeners => TOO_MANY_LISTENERS,
             Refused::Replaced => "the listener has another session",
         })
     }
@@ -164,6 +166,9 @@ pub(crate) struct Queues {
     commands: mpsc::Sender<Command>,
     notices: mpsc::UnboundedSender<Notice>,
     sessions: AtomicU64,
+    /// One list is read at a time: it passes over the rows that were removed lately, and leaves the
+    /// other turns to reads that do not.
+    lists: Semaphore,
 }
 
 impl Queues {
@@ -183,7 +188,8 @@ impl Queues {
         let (notices, noticed) = mpsc::unbounded_channel();
         let (shown, directory) = (Arc::clone(&parts.shown), Arc::clone(&parts.directory));
         tokio::spawn(Leader::new(Arc::new(parts), asked, noticed).run());
-        Self { directory, shown, commands, notices, sessions: AtomicU64::new(0) }
+        let (sessions, lists) = (AtomicU64::new(0), Semaphore::new(1));
+        Self { directory, shown, commands, notices, sessions, lists }
     }
 
     /// Begins a session, if this node leads.

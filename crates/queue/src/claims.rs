@@ -38,6 +38,11 @@ impl Claims {
         self.all.len()
     }
 
+    /// Whether rows are looked for at present, also if no claim of theirs is left.
+    pub(crate) fn is_checking(&self) -> bool {
+        self.checking.is_some()
+    }
+
     pub(crate) fn contains(&self, key: &MessageKey) -> bool {
         self.all.contains_key(key)
     }

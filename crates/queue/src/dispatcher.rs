@@ -66,6 +66,12 @@ impl Count {
         of_all.max(own.min(MAX_LEASES_OF_NAMES.saturating_sub(self.leases)))
     }
 
+    /// Of a database: leases of the leader before that may go on. Whichever of its queues it gave
+    /// them to, all find room, in any order.
+    fn room_for_claims(&self) -> usize {
+        MAX_LEASES_OF_NAMES.saturating_sub(self.leases)
+    }
+
     /// With a queue's part as it was before replaced.
     fn replace(&mut self, before: Self, part: Self) {
         self.leases = self.leases - before.leases + part.leases;
@@ -220,15 +226,17 @@ impl Dispatcher {
         for change in changes {
             let (RowChange::Put(id, key) | RowChange::Moved(id, key) | RowChange::Deleted(id, key)) =
                 &change;
+            // Also of a queue that was forgotten.
+            if let RowChange::Moved(..) = &change
+                && (self.queues.contains_key(id) || self.moved.knows(key.id))
+            {
+                self.moved.insert(id.database, *key);
+            }
             if !self.queues.contains_key(id) {
                 continue;
             }
             self.with(moment, id, actions, |queue, context| match change {
-                RowChange::Put(..) => queue.put(*key),
-                RowChange::Moved(..) => {
-                    context.moved.insert(*key);
-                    queue.put(*key);
-                }
+                RowChange::Put(..) | RowChange::Moved(..) => queue.put(*key),
                 RowChange::Deleted(..) => queue.deleted(*key, context),
             });
             if !changed.contains(id) {
@@ -276,11 +284,13 @@ impl Dispatcher {
         let queue = &mut self.queues.entry(id.clone()).or_insert_with(new).queue;
         let before = Count::of(queue);
         let of_database = self.of_database.entry(id.database).or_default();
-        let room = of_database.room(&before);
-        let room = room.min(MAX_LEASES_IN_ALL.saturating_sub(self.in_all.leases));
-        let (hold, moved) = (self.hold, &mut self.moved);
+        let of_shard = MAX_LEASES_IN_ALL.saturating_sub(self.in_all.leases);
+        let room = of_database.room(&before).min(of_shard);
+        let room_for_claims = of_database.room_for_claims().min(of_shard);
+        let (hold, moved) = (self.hold, &self.moved);
         let is_paused = self.paused.contains(&id.database);
-        let context = &mut Context { moment, hold, is_paused, room, moved, actions };
+        let context =
+            &mut Context { moment, hold, is_paused, room, room_for_claims, moved, actions };
         let result = change(queue, context);
         let part = Count::of(queue);
         self.in_all.replace(before, part);

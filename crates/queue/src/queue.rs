@@ -47,7 +47,9 @@ pub(crate) struct Context<'a> {
     /// Leases that the queue may have beyond those that it has: by the bounds of its shard and of
     /// its database.
     pub(crate) room: usize,
-    pub(crate) moved: &'a mut Moved,
+    /// And for messages that a leader before has handed out.
+    pub(crate) room_for_claims: usize,
+    pub(crate) moved: &'a Moved,
     pub(crate) actions: &'a mut Vec<Action>,
 }
 
@@ -99,6 +101,7 @@ impl Queue {
         self.listeners.is_empty()
             && self.leases() == 0
             && self.acked.is_empty()
+            && !self.claims.is_checking()
             && !self.window.is_reading()
             && !is_settling(&self.deliveries)
             && !is_settling(&self.failures)
@@ -340,11 +343,12 @@ impl Queue {
             && self.leases.get(key.id).is_none()
             && !self.claims.contains(key)
             && !context.moved.knows(key.id)
-            && context.room > 0
+            && context.room_for_claims > 0
     }
 
     pub(crate) fn claim(&mut self, key: MessageKey, claim: Claim, context: &mut Context<'_>) {
         context.room = context.room.saturating_sub(1);
+        context.room_for_claims = context.room_for_claims.saturating_sub(1);
         self.listeners.leased(claim.holder);
         self.claims.insert(key, claim);
     }

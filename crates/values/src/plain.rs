@@ -6,6 +6,7 @@ use crate::graph::{Array, Graph, Object, ObjectId, Value};
 use crate::json::{base64url, quoted};
 use crate::number;
 use crate::text::Text;
+use crate::v8::MAX_DEPTH;
 
 /// A value in JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +16,9 @@ pub struct Plain {
     pub is_exact: bool,
 }
 
-/// `None`: the JSON would be longer than `max_bytes`, or take too long to write. Objects may lead to
-/// each other such that a short value has no end.
+/// `None`: the JSON would be longer than `max_bytes`, take too long to write, or have values within
+/// values deeper than [`MAX_DEPTH`]. Objects may lead to each other such that a short value has no
+/// end, and is deeper than its bytes.
 ///
 /// | of JavaScript | in JSON |
 /// |---|---|
@@ -89,6 +91,9 @@ impl Writer<'_> {
         if self.within.contains(&id) {
             self.inexact("null");
             return Some(());
+        }
+        if self.within.len() >= MAX_DEPTH {
+            return None;
         }
         self.within.push(id);
         let graph = self.graph;
@@ -221,6 +226,31 @@ mod tests {
             assert_eq!(of(text), (json.to_owned(), false), "{text}");
             assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
         }
+    }
+
+    /// Sets within each other, the innermost of which refers to the root of those before: each chain
+    /// is as deep as bytes may be, and all of them are one.
+    #[test]
+    fn value_that_is_deeper_than_its_bytes_is_not_written() {
+        let (depth, chains) = (MAX_DEPTH - 10, 40u8);
+        let mut bytes = vec![0xff, 0x0f, b'a', chains];
+        for chain in 0..chains {
+            // The last chain is the first element, and refers to those before.
+            bytes.extend([b'I', 2 * (chains - 1 - chain)]);
+            bytes.extend(vec![b'\''; depth]);
+            if chain > 0 {
+                let root = u16::try_from(1 + usize::from(chain - 1) * depth).unwrap();
+                let [low, high] = [root % 0x80 + 0x80, root / 0x80];
+                bytes.extend([b'^', u8::try_from(low).unwrap(), u8::try_from(high).unwrap()]);
+                bytes.extend([b',', 1].repeat(depth));
+            } else {
+                bytes.extend([b',', 0]);
+                bytes.extend([b',', 1].repeat(depth - 1));
+            }
+        }
+        bytes.extend([b'@', chains, chains]);
+        let graph = v8::read(&bytes).unwrap();
+        assert_eq!(value(&graph, 1 << 18), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Databases, their deletion, and tokens.
 
-use meridian_types::{DatabaseId, ShardId, V8Format};
+use meridian_types::limits::MAX_QUEUE_NAMES;
+use meridian_types::{DatabaseId, QueueName, ShardId, V8Format};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
@@ -127,14 +128,16 @@ impl Cluster {
         queue: &str,
         settings: &WebhookSettings,
     ) -> Result<(), Refused> {
-        ensure(queue.is_empty(), || format!("database {id} has no queue called {queue}"))?;
+        queue.parse::<QueueName>().map_err(|error| Refused(error.to_string()))?;
         let webhooks = self.webhooks(id)?;
         let place = webhooks.iter().position(|webhook| webhook.queue == queue);
         let present = place.and_then(|place| webhooks.get(place));
         let webhook = Webhook::with(present, queue, settings)?;
         webhooks.retain(|webhook| webhook.queue != queue);
         webhooks.push(webhook);
-        Ok(())
+        ensure(webhooks.len() <= MAX_QUEUE_NAMES, || {
+            format!("a database has at most {MAX_QUEUE_NAMES} webhooks")
+        })
     }
 
     pub(super) fn rotate_webhook_key(

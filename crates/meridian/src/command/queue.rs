@@ -81,7 +81,7 @@ impl Queue {
             Command::Purge(purge) => purge.run(target, &mut output).await,
             Command::Pause(pause) => pause.run(&mut output).await,
             Command::Resume(resume) => resume.run(&mut output).await,
-            Command::Webhook(webhook) => webhook.run(&mut output).await,
+            Command::Webhook(webhook) => webhook.run(target, &mut output).await,
         };
         // Also of a command that fails half-way.
         output.end()?;

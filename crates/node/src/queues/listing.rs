@@ -32,6 +32,7 @@ impl Queues {
         let (whole, queue) = (list.whole, list.queue.clone());
         let beside = BESIDE_BYTES.saturating_mul(list.limit as usize);
         let max_bytes = if whole { PAGE_BYTES } else { READ_BYTES };
+        let turn = self.lists.acquire().await;
         let held = reads.take(max_bytes + MAX_MESSAGE_BYTES + beside).await;
         let mut held =
             held.map_err(|_| NotListening::Unavailable("the leader is short of memory for reads"))?;
@@ -40,6 +41,7 @@ impl Queues {
         }
         let state = Arc::clone(state);
         let page = reads.little(move || read(&state, &list, max_bytes)).await;
+        drop(turn);
         let mut page = page.ok_or(NotListening::Unavailable("the node is stopping"))?;
 
         let keys = page.messages.iter().map(|message| message.key).collect();

@@ -13,6 +13,7 @@ mod hearing;
 mod leaders;
 mod listen;
 mod operation;
+mod places;
 mod read;
 mod refusals;
 mod watch;
@@ -44,6 +45,7 @@ use health::NodeHealth;
 use leaders::Leaders;
 use listen::Listening;
 pub(crate) use listen::Wish;
+use places::Places;
 use read::{Here, ReadOperation};
 use refusals::Refusals;
 pub(crate) use watch::RoutedWatch;
@@ -68,6 +70,7 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     served: Mutex<BTreeMap<ShardId, Position>>,
     /// Watches that look for another node.
     watches_moving: Arc<AtomicU32>,
+    listeners: Places,
 }
 
 impl<N: Nodes, C: Clock> Router<N, C> {
@@ -92,6 +95,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             changes_refusals: Refusals::default(),
             served: Mutex::default(),
             watches_moving: Arc::default(),
+            listeners: Places::default(),
         }
     }
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use meridian_gateway::{Heard, Listen, Listened, QueuedMessage, Reports, Unavailable};
-use meridian_memory::ByteBudget;
+use meridian_memory::{ByteBudget, Held};
 use meridian_net::post::Posts;
 use meridian_queue::{Answer, ListenerId, MessageKey, Report};
 use tokio::sync::mpsc;
@@ -21,7 +23,7 @@ const CONNECTION_BYTES: usize = 48 << 10;
 /// One request, until its true size is known.
 pub(super) const REQUEST_BYTES: usize = MAX_BODY_BYTES + CONNECTION_BYTES;
 /// How long one try to have memory lasts, before the want of it is counted.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
+const MEMORY_PATIENCE: Duration = Duration::from_secs(60);
 /// A report is repeated so often: each try takes as long as a request may. A message that cannot be
 /// reported on goes back, and may come to the endpoint again.
 const REPORT_TRIES: u32 = 6;
@@ -72,19 +74,33 @@ pub(super) struct Judged {
 }
 
 impl<Q: Attended> Deliveries<Q> {
+    /// The memory of a request, if there is some now.
+    pub(super) fn room(&self) -> Option<Held> {
+        self.bytes.take(REQUEST_BYTES, MEMORY_PATIENCE).now_or_never()?.ok()
+    }
+
+    /// ... once there is, in the order of asking among all webhooks of this node.
+    pub(super) fn next_room(&self) -> BoxFuture<'static, Held> {
+        let bytes = self.bytes.clone();
+        let taking = async move {
+            loop {
+                if let Ok(held) = bytes.take(REQUEST_BYTES, MEMORY_PATIENCE).await {
+                    return held;
+                }
+            }
+        };
+        taking.boxed()
+    }
+
     /// Whether the message is reported on; else it is held still. What came of the request is told
     /// before that. To drop the future closes the connection, and reports nothing.
     pub(super) async fn deliver(
         self: Arc<Self>,
         message: QueuedMessage,
+        mut held: Held,
         judged: mpsc::UnboundedSender<Judged>,
     ) -> bool {
         let key = message.key;
-        let mut held = loop {
-            if let Ok(held) = self.bytes.take(REQUEST_BYTES, MEMORY_PATIENCE).await {
-                break held;
-            }
-        };
         let begun = boot_time();
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let verdict = match self.destination.request(&message, seconds.as_secs()) {
@@ -124,8 +140,8 @@ impl<Q: Attended> Deliveries<Q> {
             if attempt > 0 {
                 tokio::time::sleep(REPORT_PAUSE).await;
             }
-            let (database, listener) = (self.destination.database, self.listener);
-            let reports = Reports { database, listener, reports: vec![(key, report)] };
+            let (queue, listener) = (self.destination.queue.clone(), self.listener);
+            let reports = Reports { queue, listener, reports: vec![(key, report)] };
             if self.queue.report(reports).await.is_ok() {
                 return true;
             }

@@ -50,7 +50,9 @@ impl Pace {
         match (now < self.paused_until, self.is_on_trial) {
             (true, true) => 0,
             (false, true) => 1,
-            (_, false) => self.concurrency,
+            // The next ones of a limit that grows are held already, and no more than that: what waits
+            // is memory of the leader's.
+            (_, false) => self.limit.saturating_mul(2).min(self.concurrency),
         }
     }
 
@@ -139,7 +141,7 @@ mod tests {
         assert_eq!((limits, pace.credits(now)), (vec![2, 4, 5, 5], 5));
         pace.in_trouble(now, now, None);
         assert_eq!(pace.pause_ends(now), Some(now + FIRST_PAUSE), "troubles are counted anew");
-        assert_eq!(pace.credits(now), 5, "a short pause gives nothing back");
+        assert_eq!(pace.credits(now), 2, "a short pause gives nothing back");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use hyper::header::{CONTENT_TYPE, USER_AGENT};
 use hyper::{Request, Uri};
 use meridian_gateway::QueuedMessage;
 use meridian_net::post::Body;
-use meridian_types::{DatabaseId, limits};
+use meridian_types::{QueueId, limits};
 use meridian_values::{json, plain, v8};
 
 use super::signature::Keys;
@@ -24,7 +24,7 @@ pub(super) const MAX_BODY_BYTES: usize =
 /// Where messages of a queue go, and how.
 #[derive(Clone)]
 pub(super) struct Destination {
-    pub(super) database: DatabaseId,
+    pub(super) queue: QueueId,
     /// Of the database.
     pub(super) name: String,
     pub(super) uri: Uri,
@@ -55,7 +55,7 @@ impl Destination {
 
     /// The message's name over all its attempts, and over all databases.
     fn id(&self, message: &QueuedMessage) -> String {
-        format!("{}_{}", self.database, message.key.id)
+        format!("{}_{}", self.queue.database, message.key.id)
     }
 
     /// The value, and, where JSON does not have all of it, the payload from which V8 reads it.
@@ -66,8 +66,12 @@ impl Destination {
              \"databaseId\":\"{}\"",
             key.id,
             json::quoted(&self.name),
-            self.database
+            self.queue.database
         );
+        if !self.queue.name.is_default() {
+            body.push_str(",\"queue\":");
+            body.push_str(&json::quoted(self.queue.name.as_str()));
+        }
         let value = v8::read(payload).ok();
         let value = value.and_then(|graph| plain::value(&graph, MAX_VALUE_BYTES));
         if let Some(value) = &value {
@@ -88,13 +92,13 @@ impl Destination {
 mod tests {
     use http_body_util::BodyExt;
     use meridian_queue::MessageKey;
-    use meridian_types::{MessageId, Versionstamp};
+    use meridian_types::{DatabaseId, MessageId, Versionstamp};
 
     use super::*;
 
     fn destination() -> Destination {
         Destination {
-            database: DatabaseId([7; 16]),
+            queue: DatabaseId([7; 16]).into(),
             name: "or\"ders".to_owned(),
             uri: "https://example.com/hook?a=b".parse().unwrap(),
             keys: Keys::new([&[1; 32][..], &[2; 32]]),
@@ -143,6 +147,10 @@ mod tests {
             parts(destination.request(&message(b"\xff\x0fI\x02", 2), 99).unwrap()).await;
         assert_eq!(header(&second, "webhook-id"), header(&first, "webhook-id"));
         assert!(body.contains("\"attempt\":2"), "{body}");
+        let name = "e\"mails".parse().unwrap();
+        let named = Destination { queue: QueueId { name, ..destination.queue }, ..destination };
+        let (_, body) = parts(named.request(&message(b"\xff\x0fI\x02", 1), 77).unwrap()).await;
+        assert!(body.contains(r#","queue":"e\"mails","value":1"#), "{body}");
     }
 
     #[test]

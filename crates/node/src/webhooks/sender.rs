@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use meridian_gateway::{Heard, Listen, QueuedMessage};
+use meridian_memory::Held;
 use meridian_queue::{Incarnation, MessageKey};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -35,8 +37,11 @@ pub(super) struct Sender<Q> {
     credits: u32,
     /// Whether the queue's leader knows it.
     granted: Option<oneshot::Receiver<()>>,
-    /// Held, and not begun on.
+    /// Held, and not begun on: they go back when the sender stops or the endpoint rests.
     waiting: VecDeque<QueuedMessage>,
+    /// Memory for the next request, while a message waits for it.
+    room: Option<Held>,
+    next_room: Option<BoxFuture<'static, Held>>,
     /// Held, and under way.
     begun: HashMap<MessageKey, Begun>,
     keys: HashMap<Id, MessageKey>,
@@ -63,7 +68,7 @@ impl<Q: Attended> Sender<Q> {
         stop: CancellationToken,
     ) {
         let (heard, wishes) = deliveries.queue.attend(Listen {
-            database: deliveries.destination.database,
+            queue: deliveries.destination.queue.clone(),
             listener: deliveries.listener,
             credits: concurrency,
             lease: None,
@@ -81,14 +86,18 @@ impl<Q: Attended> Sender<Q> {
             credits: concurrency,
             granted: None,
             waiting: VecDeque::new(),
+            room: None,
+            next_room: None,
             begun: HashMap::new(),
             keys: HashMap::new(),
             requests: JoinSet::new(),
             judge,
         };
         sender.serve(heard, judged).await;
-        standings.forget(&queue);
-        if !stop.is_cancelled() {
+        // Why it is not attended is said until it is again.
+        if stop.is_cancelled() {
+            standings.forget(&queue);
+        } else {
             drop(tokio::time::timeout(AGAIN, stop.cancelled()).await);
         }
     }
@@ -115,18 +124,23 @@ impl<Q: Attended> Sender<Q> {
                 // News of the endpoint count before the next message is begun on.
                 biased;
                 Some(judged) = judged.recv() => self.judged(judged),
-                () = granted(&mut self.granted) => self.granted = None,
                 Some(ended) = self.requests.join_next_with_id() => self.ended(ended),
+                // Messages that were handed out before a wish was granted come before that.
                 news = heard.next(), if !is_over => match news {
                     Some(Heard::Messages(messages)) => self.waiting.extend(messages),
                     Some(Heard::Released(keys)) => keys.iter().for_each(|key| self.released(key)),
                     Some(Heard::Ended(reason)) => {
                         let database = &self.deliveries.destination.name;
-                        tracing::info!(%database, reason, "a webhook's queue is not attended");
+                        let queue = &self.deliveries.destination.queue.name;
+                        tracing::info!(%database, %queue, reason, "a webhook's queue is not attended");
+                        let now = (now, wall_ms());
+                        self.standings.fails(&self.queue, database, &reason, now);
                         is_over = true;
                     }
                     None => is_over = true,
                 },
+                () = granted(&mut self.granted) => self.granted = None,
+                room = found(&mut self.next_room), if !stops => self.room = Some(room),
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() && !stops => {}
                 () = self.stop.cancelled(), if !stops => {}
             }
@@ -136,15 +150,20 @@ impl<Q: Attended> Sender<Q> {
     /// Begins on messages that wait, as many as may be.
     fn begin(&mut self, now: Duration) {
         let limit = usize::try_from(self.pace.limit(now)).unwrap_or(usize::MAX);
-        while self.begun.len() < limit
-            && let Some(message) = self.waiting.pop_front()
-        {
+        while self.begun.len() < limit && !self.waiting.is_empty() {
+            let Some(room) = self.room.take().or_else(|| self.deliveries.room()) else {
+                self.next_room.get_or_insert_with(|| self.deliveries.next_room());
+                return;
+            };
+            let Some(message) = self.waiting.pop_front() else { return };
             let key = message.key;
-            let deliver = Arc::clone(&self.deliveries).deliver(message, self.judge.clone());
+            let deliver = Arc::clone(&self.deliveries).deliver(message, room, self.judge.clone());
             let request = self.requests.spawn(deliver);
             self.keys.insert(request.id(), key);
             self.begun.insert(key, Begun { request, is_judged: false });
         }
+        // Others may have it.
+        (self.room, self.next_room) = (None, None);
     }
 
     /// Messages that wait go back when no more are wished for.
@@ -207,6 +226,18 @@ impl<Q: Attended> Sender<Q> {
                 self.ask(vec![key]);
             }
         }
+    }
+}
+
+/// As [`granted`], for memory.
+async fn found(waits: &mut Option<BoxFuture<'static, Held>>) -> Held {
+    match waits {
+        Some(room) => {
+            let held = room.await;
+            *waits = None;
+            held
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -8,7 +8,7 @@ use meridian_directory::{Webhook, WebhookKey};
 use meridian_memory::ByteBudget;
 use meridian_net::post::{Posts, Trust};
 use meridian_queue::ListenerId;
-use meridian_types::ShardId;
+use meridian_types::{QueueId, ShardId};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -91,7 +91,7 @@ impl Senders {
         for (id, database) in &known.cluster.databases {
             for webhook in &database.webhooks {
                 has_webhooks = true;
-                if self.leads(database.shard) {
+                if self.leads(database.shard) && !database.queue_paused {
                     let settings = (database.name.clone(), webhook.clone());
                     wanted.insert((*id, webhook.queue.clone()), settings);
                 }
@@ -148,14 +148,18 @@ async fn send(
             return drop(tokio::time::timeout(AGAIN, stop.cancelled()).await);
         }
     };
-    let Ok(uri) = webhook.url.parse() else { return };
+    let (Ok(uri), Ok(of_database)) = (webhook.url.parse(), queue.1.parse()) else {
+        let reason = "the URL is none for HTTP";
+        parts.standings.fails(&queue, &name, reason, (boot_time(), wall_ms()));
+        return drop(tokio::time::timeout(AGAIN, stop.cancelled()).await);
+    };
     let keys = std::iter::once(&webhook.key).chain(&webhook.next_key);
     let keys: Vec<Vec<u8>> = keys.filter_map(WebhookKey::bytes).collect();
     let deliveries = Deliveries {
         queue: Arc::new(Arc::clone(&parts.router)),
         listener: ListenerId(Uuid::new_v4().into_bytes()),
         destination: Destination {
-            database: queue.0,
+            queue: QueueId { database: queue.0, name: of_database },
             name,
             uri,
             keys: Keys::new(keys.iter().map(Vec::as_slice)),

@@ -56,7 +56,7 @@ impl Standings {
         if is_new || now.saturating_sub(failing.said_at) >= SAY_EVERY {
             failing.said_at = now;
             let attempts = failing.attempts;
-            tracing::warn!(database = name, reason, attempts, "a webhook fails");
+            tracing::warn!(database = name, queue = queue.1, reason, attempts, "a webhook fails");
         }
     }
 
@@ -64,7 +64,12 @@ impl Standings {
         let ended = self.0.lock().remove(queue);
         if let Some(Failing { name, attempts, .. }) = ended {
             metrics::gauge!("meridian_webhooks_failing").decrement(1.0);
-            tracing::info!(database = name, attempts, "a webhook takes messages again");
+            tracing::info!(
+                database = name,
+                queue = queue.1,
+                attempts,
+                "a webhook takes messages again"
+            );
         }
     }
 
@@ -78,14 +83,18 @@ impl Standings {
     /// A sentence on each that fails.
     pub(crate) fn warnings(&self, now_ms: u64) -> Vec<String> {
         let all = self.0.lock();
-        let sentence = |failing: &Failing| {
+        let sentence = |((_, queue), failing): (&Queue, &Failing)| {
             let Failing { name, since_ms, reason, attempts, .. } = failing;
+            let of = match &**queue {
+                "" => String::new(),
+                queue => format!("queue {queue} of "),
+            };
             let seconds = now_ms.saturating_sub(*since_ms) / 1000;
             format!(
-                "the webhook of database {name} has failed for {seconds} s, {attempts} times: {reason}"
+                "the webhook of {of}database {name} has failed for {seconds} s, {attempts} times: {reason}"
             )
         };
-        all.values().map(sentence).collect()
+        all.iter().map(sentence).collect()
     }
 }
 

@@ -42,7 +42,7 @@ fn stage(url: &str, messages: u64, concurrency: u32, timeout: Duration) -> Stage
         queue: Arc::clone(&queue),
         listener: ListenerId([1; 16]),
         destination: Destination {
-            database,
+            queue: database.into(),
             name: "orders".to_owned(),
             uri: url.parse().unwrap(),
             keys: Keys::new([&[1; 32][..], &[2; 32]]),

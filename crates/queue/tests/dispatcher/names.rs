@@ -6,6 +6,7 @@ use meridian_queue::{
     Action, Event, ListenerId, MAX_CREDITS, MAX_IDLE, MAX_LEASES, MAX_LISTENERS, MIN_LEASES,
     MessageKey, Opening, Outcome, Refused, Report, SessionId, Ticket,
 };
+use meridian_types::MessageId;
 use meridian_types::limits::MAX_QUEUE_NAMES;
 
 use super::scenarios::{Leader, delivered, settlements};
@@ -79,6 +80,30 @@ fn queue_whose_listeners_are_slow_leaves_leases_to_every_other_of_its_database()
 }
 
 /// Clients may invent names, and claim what was never there.
+/// That leader gave the unnamed queue all leases first, and then each named one its own.
+#[test]
+fn leases_of_the_leader_before_go_on_in_whichever_order_their_listeners_come() {
+    let mut leader = Leader::new(&[]);
+    let message = |number: usize| {
+        let enqueued = key(0, 1).id.enqueued;
+        MessageKey { due_ms: 0, id: MessageId { enqueued, index: u16::try_from(number).unwrap() } }
+    };
+    let mut held = (0..MAX_LEASES + MIN_LEASES).map(message);
+    let mut opening = |queue: &str, number: u8, count: usize| {
+        let queue = if queue.is_empty() { DATABASE.into() } else { named(queue) };
+        let held = held.by_ref().take(count).collect::<Vec<_>>();
+        leader.rows.extend(held.iter().map(|key| (queue.clone(), *key)));
+        let opening = opening(queue, number, number.into(), MAX_CREDITS);
+        let actions = leader.open(Opening { held, resumed: true, ..opening });
+        actions.iter().filter(|action| matches!(action, Action::Release { .. })).count()
+    };
+    assert_eq!(opening("a", 1, MIN_LEASES), 0);
+    for number in 2..2 + MAX_LEASES / MAX_CREDITS as usize {
+        let number = u8::try_from(number).unwrap();
+        assert_eq!(opening("", number, MAX_CREDITS as usize), 0, "{number}");
+    }
+}
+
 #[test]
 fn names_multiply_neither_the_leases_nor_the_listeners_of_a_database() {
     let mut leader = Leader::new(&[]);

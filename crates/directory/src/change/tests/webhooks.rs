@@ -77,9 +77,16 @@ fn webhook_out_of_its_limits_is_refused() {
     let forged = Some(serde_json::from_str(forged).unwrap());
     let forged = WebhookSettings { key: forged, ..Default::default() };
     assert_eq!(refused(forged), "the key is not that of its fingerprint");
-    let settings = WebhookSettings::default();
-    let named = Change::SetWebhook { id: DATABASE, queue: "mail".to_owned(), settings };
-    assert!(super::refused(&present, &named).ends_with("no queue called mail"));
+    let settings = settings(URL, Some(1), None);
+    let of = |queue: &str| Change::SetWebhook {
+        id: DATABASE,
+        queue: queue.to_owned(),
+        settings: settings.clone(),
+    };
+    assert!(super::refused(&present, &of("a\nb")).contains("control character"));
+    let filled =
+        (1..100).fold(present.clone(), |cluster, number| done(&cluster, &of(&number.to_string())));
+    assert_eq!(super::refused(&filled, &of("mail")), "a database has at most 100 webhooks");
     let mut database = database("other", "a");
     database.webhooks = vec![only(&present).clone()];
     let id = DatabaseId([9; 16]);

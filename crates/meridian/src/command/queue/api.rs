@@ -1,6 +1,6 @@
 //! The queue that a command is about: requests to the gateway, and their answers.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use meridian_types::{Consistency, QueueName};
 use serde::{Deserialize, Serialize};
@@ -21,14 +21,23 @@ pub(super) struct Target {
     #[command(flatten)]
     connection: Connection,
     /// Name of the queue. Default: the queue without a name.
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", value_parser = queue_name)]
     queue: Option<QueueName>,
+}
+
+/// A variable of a script that is not set is no wish for the queue without a name.
+fn queue_name(text: &str) -> Result<QueueName> {
+    ensure!(
+        !text.is_empty(),
+        "a name has a character at least; without --queue it is the queue without a name"
+    );
+    Ok(text.parse()?)
 }
 
 impl Target {
     pub(super) async fn open(&self) -> Result<QueueSession> {
         let session = self.connection.open(Consistency::Strong).await?;
-        Ok(QueueSession { session, queue: self.queue.clone().unwrap_or_default() })
+        Ok(QueueSession { session, queue: self.queue() })
     }
 
     /// Of the database, as clients open it.
@@ -37,7 +46,16 @@ impl Target {
     }
 
     pub(super) fn is_named(&self) -> bool {
-        self.queue.as_ref().is_some_and(|queue| !queue.is_default())
+        self.queue.is_some()
+    }
+
+    pub(super) fn queue(&self) -> QueueName {
+        self.queue.clone().unwrap_or_default()
+    }
+
+    /// Before the URL of the database, for people.
+    pub(super) fn of_queue(&self) -> String {
+        self.queue.as_ref().map(|queue| format!(" of queue {queue}")).unwrap_or_default()
     }
 }
 

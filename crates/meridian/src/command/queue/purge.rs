@@ -37,7 +37,8 @@ impl Purge {
         let began = api::change(&mut session, &marker).await?;
         let noun = if self.dead { "dead letter" } else { "message" };
         let found = self.count(&mut session, target).await?;
-        let which = format!("{} of {}", format::count(found, noun), target.url()?);
+        let which =
+            format!("{}{} of {}", format::count(found, noun), target.of_queue(), target.url()?);
         let would = format!("{which} would be removed; --yes removes them");
         if found > 0 && !self.yes && !confirm(&format!("Remove {which}"), &would)? {
             bail!("nothing was removed");

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::command::kv::output::{Form, Output};
 use crate::command::operator::{Connect, Directory, format, resolve};
+use crate::command::queue::api::Target;
 
 /// Sends the messages of a queue to a URL, each in a signed POST. An answer of 2xx acknowledges it,
 /// all else is a failed attempt.
@@ -85,22 +86,25 @@ fn timeout_s() -> clap::builder::RangedU64ValueParser<u64> {
 }
 
 impl WebhookCommand {
-    pub(super) async fn run(self, output: &mut Output) -> Result<()> {
+    pub(super) async fn run(self, target: &Target, output: &mut Output) -> Result<()> {
+        let queue = target.queue().to_string();
         match self.command {
-            Command::Set(set) => set.run(output).await,
-            Command::Show(named) => named.show(output).await,
+            Command::Set(set) => set.run(queue, output).await,
+            Command::Show(named) => named.show(target.is_named().then_some(&*queue), output).await,
             Command::Rotate(named) => {
-                named.change(|id, queue| Change::RotateWebhookKey { id, queue }, output).await
+                let rotate = |id| Change::RotateWebhookKey { id, queue: queue.clone() };
+                named.change(rotate, &queue, output).await
             }
             Command::Remove(named) => {
-                named.change(|id, queue| Change::RemoveWebhook { id, queue }, output).await
+                let remove = |id| Change::RemoveWebhook { id, queue: queue.clone() };
+                named.change(remove, &queue, output).await
             }
         }
     }
 }
 
 impl Set {
-    async fn run(self, output: &mut Output) -> Result<()> {
+    async fn run(self, queue: String, output: &mut Output) -> Result<()> {
         let Self { named, url, key_file, next_key_file, concurrency, timeout } = self;
         let settings = WebhookSettings {
             url,
@@ -112,8 +116,8 @@ impl Set {
         if settings == WebhookSettings::default() {
             bail!("say what is to be set, such as --url or --concurrency");
         }
-        let set = |id, queue| Change::SetWebhook { id, queue, settings };
-        named.change(set, output).await
+        let set = |id| Change::SetWebhook { id, queue: queue.clone(), settings };
+        named.change(set, &queue, output).await
     }
 }
 
@@ -135,30 +139,40 @@ fn key(path: &Path) -> Result<WebhookKey> {
 }
 
 impl Named {
-    async fn show(self, output: &mut Output) -> Result<()> {
+    /// Of one queue, or of all.
+    async fn show(self, queue: Option<&str>, output: &mut Output) -> Result<()> {
         let mut directory = Directory::new(&self.connect)?;
         let view = directory.inspect_leader(0).await?;
         let id = resolve::database(&view.cluster, &self.name)?;
-        self.print(&view.cluster, id, output)
+        self.print(&view.cluster, id, queue, output)
     }
 
     async fn change(
         self,
-        change: impl FnOnce(DatabaseId, String) -> Change,
+        change: impl FnOnce(DatabaseId) -> Change,
+        queue: &str,
         output: &mut Output,
     ) -> Result<()> {
         let mut directory = Directory::new(&self.connect)?;
         let view = directory.inspect_leader(0).await?;
         let id = resolve::database(&view.cluster, &self.name)?;
-        let cluster = directory.execute(&change(id, String::new())).await?;
-        self.print(&cluster, id, output)
+        let cluster = directory.execute(&change(id)).await?;
+        self.print(&cluster, id, Some(queue), output)
     }
 
-    fn print(&self, cluster: &Cluster, id: DatabaseId, output: &mut Output) -> Result<()> {
+    fn print(
+        &self,
+        cluster: &Cluster,
+        id: DatabaseId,
+        queue: Option<&str>,
+        output: &mut Output,
+    ) -> Result<()> {
         let Some(database) = cluster.databases.get(&id) else {
             bail!("database {id} was deleted meanwhile")
         };
-        let shown = database.webhooks.iter().map(|webhook| Shown::new(&database.name, webhook));
+        let wanted = |webhook: &&Webhook| queue.is_none_or(|queue| webhook.queue == queue);
+        let wanted = database.webhooks.iter().filter(wanted);
+        let shown = wanted.map(|webhook| Shown::new(&database.name, webhook));
         let shown: Vec<Shown<'_>> = shown.collect();
         if self.connect.json || output.form() == Form::Json {
             return shown
@@ -166,7 +180,11 @@ impl Named {
                 .try_for_each(|webhook| output.line(&serde_json::to_string(webhook)?));
         }
         if shown.is_empty() {
-            return output.line(&format!("the queue of database {} has no webhook", database.name));
+            let name = &database.name;
+            return output.line(&match queue.unwrap_or_default() {
+                "" => format!("the queue of database {name} has no webhook"),
+                queue => format!("queue {queue} of database {name} has no webhook"),
+            });
         }
         shown.iter().try_for_each(|webhook| output.line(&webhook.text()))
     }
@@ -177,6 +195,8 @@ impl Named {
 #[serde(rename_all = "camelCase")]
 struct Shown<'a> {
     database: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    queue: &'a str,
     url: &'a str,
     concurrency: u32,
     timeout_ms: u64,
@@ -187,9 +207,10 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn new(database: &'a str, webhook: &'a Webhook) -> Self {
-        let Webhook { url, concurrency, timeout_ms, key, next_key, .. } = webhook;
+        let Webhook { queue, url, concurrency, timeout_ms, key, next_key } = webhook;
         Self {
             database,
+            queue,
             url,
             concurrency: *concurrency,
             timeout_ms: *timeout_ms,
@@ -199,10 +220,11 @@ impl<'a> Shown<'a> {
     }
 
     fn text(&self) -> String {
-        let Self { database, url, concurrency, timeout_ms, key, next_key } = self;
+        let Self { database, queue, url, concurrency, timeout_ms, key, next_key } = self;
+        let of = if queue.is_empty() { String::new() } else { format!("queue {queue} of ") };
         let next = next_key.map(|next| format!(", and with next key {next}")).unwrap_or_default();
         format!(
-            "messages of database {database} go to {url}, {} at a time, within {} each, signed with \
+            "messages of {of}database {database} go to {url}, {} at a time, within {} each, signed with \
              key {key}{next}",
             concurrency,
             format::duration(*timeout_ms)
@@ -241,6 +263,10 @@ mod tests {
             serde_json::to_string(&shown).unwrap(),
             r#"{"database":"orders","url":"https://example.com/hook","concurrency":10,"timeoutMs":30000,"key":"4bb06f8e","nextKey":"72cd6e84"}"#
         );
+        let named = Webhook { queue: "emails".to_owned(), ..webhook };
+        let named = Shown::new("orders", &named);
+        assert!(named.text().starts_with("messages of queue emails of database orders go to"));
+        assert!(serde_json::to_string(&named).unwrap().contains(r#""queue":"emails""#));
     }
 
     #[test]

@@ -30,6 +30,17 @@ impl Alone {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_page_is_read_at_a_time_so_that_other_reads_have_the_other_turns() {
+    let alone = Alone::start().await;
+    let queues = alone.voter.queues();
+    let turn = queues.lists.acquire().await.unwrap();
+    let mut waiting = Box::pin(queues.list(page(ALL, 1)));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    drop(turn);
+    drop(waiting.await.unwrap());
+}
+
 /// The next messages that are released.
 async fn released(parts: &mut Parts) -> Vec<MessageKey> {
     let releasing = async {

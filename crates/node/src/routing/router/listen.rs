@@ -16,7 +16,7 @@ use super::hearing::{Teller, hearing};
 use super::{Router, unavailable};
 use crate::host::clock::Clock;
 use crate::network::call_failure::Failed;
-use crate::queues::Listener;
+use crate::queues::{Listener, TOO_MANY_LISTENERS};
 use crate::routing::nodes::{Nodes, ToldStream};
 use crate::routing::queue_calls::{Over, Told};
 use crate::time_budget::{ATTEMPT_TIMEOUT, LISTEN_PAUSE, LISTENING_SILENT, LONG_LISTEN_PAUSE};
@@ -94,7 +94,13 @@ impl<N: Nodes, C: Clock> Listening<N, C> {
     }
 
     async fn run(mut self, is_enough: oneshot::Receiver<Vec<MessageKey>>) {
+        let place = self.router.listeners.take(self.listen.queue.database);
+        let is_refused = place.is_none();
         let ended = tokio::select! {
+            biased;
+            () = std::future::ready(()), if is_refused => {
+                Err(TOO_MANY_LISTENERS.to_owned())
+            }
             reason = self.sessions() => Err(reason),
             // A client that has left a poll got nothing.
             kept = is_enough => Ok(kept.unwrap_or_default()),

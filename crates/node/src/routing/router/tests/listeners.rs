@@ -65,6 +65,24 @@ async fn client_that_takes_nothing_keeps_what_it_has_and_gets_no_more_until_it_t
     drop(enough);
 }
 
+/// Each would ask all voters again and again, which have no place for it either.
+#[tokio::test]
+async fn listener_beyond_those_that_a_leader_has_room_for_is_refused_at_the_gateway() {
+    let (_, voters, router) = gateway(None, Duration::ZERO);
+    let of = |number: u128| Listen { listener: ListenerId(number.to_be_bytes()), ..listen() };
+    let mut all: Vec<_> = (0..1000).map(|number| router.listen(of(number))).collect();
+    until("all have sessions", async || voters.sessions.lock().len() == 1000).await;
+    let Listened { mut heard, enough } = router.listen(of(1000));
+    let ended = Heard::Ended("too many listeners are open".to_owned());
+    assert_eq!(heard.next().await, Some(ended));
+    assert_eq!(voters.sessions.lock().len(), 1000);
+    drop(enough);
+    all.truncate(999);
+    until("a place is free", async || router.listeners.take(DEV_DEFAULT_DATABASE).is_some()).await;
+    let _next = router.listen(of(1001));
+    until("it has a session", async || voters.sessions.lock().len() == 1001).await;
+}
+
 /// The new leader waits for what listeners hold, and no longer than `HOLD`: a round of voters that
 /// have lost their power would take most of it.
 #[tokio::test]
