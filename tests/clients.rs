@@ -103,7 +103,7 @@ async fn cases_over_the_loss_of_the_leader(cluster: &mut Cluster, program: &str,
     let mut runs = Vec::new();
     for url in &urls {
         let mut command = clients::deno_with_module(url);
-        command.arg(clients::program(program)).arg(url);
+        command.arg(clients::program(program)).arg(url).arg("loss");
         runs.push(tokio::spawn(clients::run(command)));
     }
     let client = cluster.client(others[0], DEFAULT_DATABASE);

@@ -179,6 +179,35 @@ async fn webhook_gets_every_message_over_the_loss_of_a_leader_and_none_again_tha
     }
 }
 
+#[tokio::test]
+async fn webhook_of_a_named_queue_gets_the_messages_of_that_queue_and_of_no_other() {
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    let (receiver, key) = (Receiver::start(KEY).await, file(KEY));
+    let path = key.path().to_str().unwrap();
+    let webhook = ["queue", "webhook", "--queue", "emails"];
+    let set = ["set", "default", "--url", &receiver.url, "--key-file", path];
+    let said = cluster.order(6, &[&webhook[..], &set[..]].concat()).await;
+    assert!(said.contains("messages of queue emails of database default"), "{said}");
+    let url = cluster.url(6);
+    enqueue(&url, 2).await;
+    for _ in 0..3 {
+        ask(&url, "enqueue", json!({ "payload": PAYLOAD, "queue": "emails" })).await;
+    }
+    poll::until("nothing of it is left", DEADLINE, async || {
+        let totals = ask(&url, "list", json!({ "queue": "emails" })).await["totals"].clone();
+        if totals["undelivered"] == 0 { Ok(()) } else { Err(totals) }
+    })
+    .await;
+    assert_eq!(receiver.count().await, 3);
+    assert_eq!(ask(&url, "list", json!({})).await["totals"]["undelivered"], 2);
+    // The queue without a name has none.
+    let said = cluster.order(6, &["queue", "webhook", "show", "default", "--json"]).await;
+    let shown: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(shown["queue"], "emails");
+    let (done, said) = cluster.meridian(6, &["queue", "webhook", "rotate", "default"]).await;
+    assert!(!done && said.contains("has no webhook"), "{said}");
+}
+
 /// Also where the shard's leadership is handed over meanwhile.
 #[tokio::test]
 async fn webhook_changes_its_key_its_leader_and_ends_without_a_message_that_fails() {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use meridian_directory::Phase;
 use meridian_tests::kv_connect::DEFAULT_DATABASE;
 use meridian_tests::{Cluster, poll};
 use meridian_types::NodeId;
@@ -43,6 +44,12 @@ async fn feeds_of_two_regions_go_on_from_before_three_switchovers_and_a_failover
         follower.hears_of(b"done", number.to_string().as_bytes()).await;
     };
     counting.more_written(50).await;
+    poll::until("all shards are open", DEADLINE, async || {
+        let shards = cluster.directory().await.shards;
+        let open = shards.values().all(|shard| shard.phase == Phase::Active);
+        if open { Ok(()) } else { Err(shards) }
+    })
+    .await;
     for (number, region) in (1..).zip(["region-2", "region-1", "region-2"]) {
         println!("{}", cluster.order(1, &["switchover", "--all", "--to", region, "--wait"]).await);
         counting.more_written(50).await;

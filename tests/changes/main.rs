@@ -316,6 +316,14 @@ async fn copy_made_under_writes_is_the_database() {
             })
         })
         .collect();
+    // A new shard takes no write before its leader has heard the clocks of others.
+    let all = || vec![range(b"", b"\xff", 1000)];
+    poll::until("writes go on", DEADLINE, async || {
+        let read = cluster.client(1, DEFAULT_DATABASE).read(Consistency::Strong, all()).await;
+        let keys = read.unwrap().ranges[0].values.len();
+        if keys > 10 { Ok(()) } else { Err(keys) }
+    })
+    .await;
     // Through gateways of both regions.
     let mut copies = Vec::new();
     for round in 0..6 {
@@ -333,8 +341,7 @@ async fn copy_made_under_writes_is_the_database() {
         writer.await.unwrap();
     }
     level(&cluster, &cluster.node_ids()).await;
-    let all = vec![range(b"", b"\xff", 1000)];
-    let read = cluster.client(1, DEFAULT_DATABASE).read(Consistency::Strong, all).await.unwrap();
+    let read = cluster.client(1, DEFAULT_DATABASE).read(Consistency::Strong, all()).await.unwrap();
     let expected: Vec<_> = read.ranges[0]
         .values
         .iter()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::changes::ChangeLogs;
 use crate::cluster_view::view::Directory;
+use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
@@ -130,10 +131,18 @@ impl OnlyVoter {
             peers: Arc::clone(&peers),
             policy: Arc::new(AdmitAll),
             writes: ByteBudget::new("writes", 8 << 20),
-            time: Arc::new(Clocks::default()),
+            time: Arc::new(heard_clocks()),
             reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
             founder: true,
         }));
         Self { directory, peers, voter }
     }
+}
+
+/// Of this node and another: a new shard waits for others to be heard.
+fn heard_clocks() -> Clocks {
+    let (clocks, other) = (Clocks::default(), NodeId(99));
+    clocks.set_others(std::iter::once(other));
+    clocks.heard(other, wall_ms());
+    clocks
 }

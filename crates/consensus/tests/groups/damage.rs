@@ -140,7 +140,7 @@ async fn a_batch_that_is_damaged_or_cannot_be_read_is_in_no_log_and_the_member_g
         (Bytes::from(damaged), "the bytes were damaged"),
         (
             with_checksum(&newer),
-            "it is of format 99, and this version reads none beyond 3: upgrade this node",
+            "it is of format 99, and this version reads none beyond 4: upgrade this node",
         ),
         (of_another_epoch, "batch field `epoch`"),
         (Bytes::from_static(b"no batch at all"), "the bytes were damaged"),

@@ -207,11 +207,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_said_and_no_failure() {
-        let broken = entry(b"a", b"\xff\x0f\\", pb::ValueEncoding::VeV8);
+        let broken = entry(b"a", b"\xff\x0fW", pb::ValueEncoding::VeV8);
         let output = Output::new(Some(Form::Inspect));
         assert_eq!(
             output.value(&broken),
-            "<not read as V8 writes values: byte 3: 0x5c is no tag of a value that Deno KV stores; the value has 3 bytes>"
+            "<not read as V8 writes values: byte 3: 0x57 is no tag of a value that Deno KV stores; the value has 3 bytes>"
         );
     }
 }
