@@ -48,10 +48,12 @@ fn stores_no_reserved_key(transaction: &Transaction) {
 }
 
 fn to_wire(transaction: Transaction) -> Vec<pb::Mutation> {
-    use meridian_proto::shard::write_request::Transaction::{Write, WriteWithMessages};
+    use meridian_proto::shard::write_request::Transaction::{
+        Write, WriteWithMessages, WriteWithNames,
+    };
     match meridian_proto::transaction_to_wire(&transaction) {
         Write(write) => write.mutations,
-        WriteWithMessages(_) => panic!("it has no messages"),
+        WriteWithMessages(_) | WriteWithNames(_) => panic!("it has no messages"),
     }
 }
 
