@@ -32,7 +32,7 @@ pub struct Options {
     /// token can have them all.
     pub max_answers_bytes: u64,
     /// Requests in progress at a time on one HTTP/2 connection, beside watches; further requests
-    /// wait at the client. A connection that has not carried a valid token has no more than these.
+    /// wait at the client. The server ends a connection without a valid token that has many fewer.
     pub max_streams_per_connection: u32,
     /// Watches open at a time, on all connections. Further watches are refused with 503. No token
     /// can have more than three quarters of them.
