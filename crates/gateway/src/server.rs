@@ -258,13 +258,16 @@ impl<G: Handle> Connection<G> {
     /// known by its first. Over HTTP/2 the request has room until its answer was taken.
     fn begin(&self, request: &Request<Incoming>) -> Result<(Busy, Option<StreamRoom>), NotBegun> {
         let (activity, is_multiplexed) = (&self.activity, request.version() == Version::HTTP_2);
-        let caller = match activity.holder() {
-            Some(holder) => Caller::Known(holder),
-            None => self.shared.gateway.caller(request.headers()),
-        };
-        if let Caller::Known(holder) = caller {
-            activity.carried(holder);
-        }
+        let caller = activity.holder().map_or_else(
+            || {
+                let caller = self.shared.gateway.caller(request.headers());
+                if let Caller::Known(holder) = caller {
+                    activity.carried(holder);
+                }
+                caller
+            },
+            Caller::Known,
+        );
         let room = is_multiplexed.then(|| self.room(&caller)).transpose()?;
         Ok((activity.begin(Instant::now())?, room))
     }

@@ -1,6 +1,5 @@
 //! The token, the database and the shard of a request, looked up in the catalogue.
 
-use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
@@ -34,7 +33,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let is_current = self.catalogue.is_current();
         match head::bearer(headers) {
             Ok(token) if self.catalogue.authorize(token).is_some() => {
-                Caller::Known(self.holders.hash_one(token).max(1))
+                Caller::Known(self.holder(token, None).token.max(1))
             }
             _ if !is_current => Caller::Unclear,
             _ => Caller::Stranger,
