@@ -11,10 +11,10 @@ use std::task::{Context, Poll};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::listener::Listener;
-use crate::stream::{self, Stream};
+use crate::stream::{self, PeerInfo, Stream};
 
 /// How many connections may be open.
 #[derive(Debug, Clone, Copy)]
@@ -125,9 +125,9 @@ impl Detached {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = PeerInfo;
 
-    fn connect_info(&self) -> TcpConnectInfo {
+    fn connect_info(&self) -> PeerInfo {
         self.stream.connect_info()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `stream` | [`Stream`]: a connection, dialled or accepted |
+//! | `stream` | [`Stream`]: a connection, dialled or accepted, with or without TLS |
+//! | `tls` | [`tls::Identity`], and both sides of TLS: [`tls::Server`], [`tls::Client`] |
 //! | `listener`, `ports` | [`Listener`]: binding and accepting; advice about ports that outgoing connections take |
 //! | `http` | settings of the HTTP server that clients use |
 //! | `grpc` | settings of the gRPC server and of channels, for nodes and for operators; [`MAX_MESSAGE_BYTES`] |
@@ -18,9 +19,9 @@
 //! - Every dial and every connection without traffic has a time limit, but for a gateway's clients,
 //!   of which the gateway decides.
 //!
-//! TLS belongs into this crate alone: into [`Stream`], for what is accepted and dialled, and into
-//! [`grpc`], for channels; [`post`] has it. Absent on purpose: nodes, clusters and requests. Nothing
-//! here knows what is said over a connection.
+//! TLS is in this crate alone: in [`Stream`], for what is accepted and dialled, and in [`post`]. It
+//! belongs into [`grpc`] as well, for channels. Absent on purpose: nodes, clusters and requests.
+//! Nothing here knows what is said over a connection.
 
 pub mod admission;
 pub mod capacity;
@@ -32,8 +33,9 @@ mod metrics_endpoint;
 mod ports;
 pub mod post;
 mod stream;
+pub mod tls;
 
 pub use grpc::MAX_MESSAGE_BYTES;
 pub use listener::Listener;
 pub use metrics_endpoint::{Metrics, serve_metrics};
-pub use stream::Stream;
+pub use stream::{PeerInfo, Stream};

@@ -15,16 +15,19 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::RETRY_AFTER;
 use hyper::{Request, Response, StatusCode, Uri};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 use tonic::codegen::Service;
 
+use crate::tls::{self, Versions};
+
+/// Servers of others are as old as they are.
+const VERSIONS: Versions = Versions::Tls12AndLater;
 /// Of one address of a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of all addresses, with the look-up before and TLS behind. A connection that is begun for a request
@@ -59,7 +62,7 @@ impl Trust {
     /// # Errors
     /// None was found.
     pub fn of_machine() -> io::Result<Self> {
-        Ok(Self(Arc::new(versions()?.with_native_roots()?.with_no_client_auth())))
+        tls::public_client(None, VERSIONS, &[]).map(Arc::new).map(Self)
     }
 
     /// No authority: for `http` alone.
@@ -71,13 +74,9 @@ impl Trust {
     }
 
     fn of(roots: RootCertStore) -> io::Result<Self> {
-        Ok(Self(Arc::new(versions()?.with_root_certificates(roots).with_no_client_auth())))
+        let config = tls::client_config(VERSIONS)?.with_root_certificates(roots);
+        Ok(Self(Arc::new(config.with_no_client_auth())))
     }
-}
-
-fn versions() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    builder.with_safe_default_protocol_versions().map_err(io::Error::other)
 }
 
 /// The head of an answer.
@@ -347,13 +346,11 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(cert.der().clone()).unwrap();
         let key = key_pair.serialize_der().try_into().unwrap();
-        let config =
-            rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![cert.der().clone()], key)
-                .unwrap();
+        let config = tls::server_config(VERSIONS)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

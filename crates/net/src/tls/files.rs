@@ -1,0 +1,312 @@
+//! Files with certificates and keys, which are read again when they change.
+//!
+//! Their contents are compared, and neither their times nor what the system tells of them: files that
+//! are written anew, renamed, or reached through links that are exchanged all at once, as Kubernetes
+//! does it, are alike then.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::Error as TlsError;
+
+/// Between two looks at the files. A change is taken when two looks in a row saw it: a file that is
+/// being written is not read when half of it is there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A file that is of no use, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+pub struct Unusable {
+    pub path: PathBuf,
+    pub cause: Cause,
+}
+
+/// Why a file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    #[error("it cannot be read: {0}")]
+    Read(#[source] io::Error),
+    #[error("it has more than {0} bytes")]
+    TooLarge(usize),
+    #[error("it has no certificate, which begins with -----BEGIN CERTIFICATE-----")]
+    NoCertificate,
+    #[error(
+        "it has no private key, which begins with -----BEGIN PRIVATE KEY-----; an encrypted one is not read"
+    )]
+    NoKey,
+    #[error("it is no whole PEM: {0}")]
+    Pem(String),
+    #[error("its certificate is broken: {0}")]
+    Certificate(String),
+    #[error("its private key is of no use: {0}")]
+    Key(TlsError),
+    #[error("its private key is not that of the first certificate in {}", .0.display())]
+    OtherKey(PathBuf),
+}
+
+impl Unusable {
+    pub(super) fn new(path: &Path, cause: Cause) -> Self {
+        Self { path: path.to_owned(), cause }
+    }
+}
+
+impl From<Unusable> for io::Error {
+    fn from(unusable: Unusable) -> Self {
+        Self::new(io::ErrorKind::InvalidData, unusable)
+    }
+}
+
+/// The bytes of a file, whose name errors tell.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl PemFile {
+    /// Of a file with an identity.
+    pub const MAX_BYTES: usize = 64 << 10;
+    /// Of a file with authorities, such as all those of a machine.
+    pub const MAX_AUTHORITIES_BYTES: usize = 1 << 20;
+
+    #[must_use]
+    pub fn new(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, bytes }
+    }
+
+    /// # Errors
+    /// It cannot be read, or has more bytes.
+    pub fn read(path: &Path, max_bytes: usize) -> Result<Self, Unusable> {
+        let bytes =
+            read(path, max_bytes).map_err(|error| Unusable::new(path, Cause::Read(error)))?;
+        if bytes.len() > max_bytes {
+            return Err(Unusable::new(path, Cause::TooLarge(max_bytes)));
+        }
+        Ok(Self::new(path.to_owned(), bytes))
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Its bytes: a byte more than `max_bytes` where there are more.
+fn read(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl fmt::Debug for PemFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with {} bytes", self.path.display(), self.bytes.len())
+    }
+}
+
+/// Files, each with the most bytes that it may have, as they were read last.
+#[derive(Debug, Clone)]
+pub struct Files {
+    files: Vec<(PathBuf, usize)>,
+    contents: Vec<PemFile>,
+}
+
+impl Files {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
+    pub fn read(files: Vec<(PathBuf, usize)>) -> Result<Self, Unusable> {
+        let contents = contents(&files)?;
+        Ok(Self { files, contents })
+    }
+
+    /// In the order in which they were named.
+    #[must_use]
+    pub fn contents(&self) -> &[PemFile] {
+        &self.contents
+    }
+
+    /// Reads them again, on a thread that may wait for a disk.
+    async fn look(&self) -> Result<Vec<PemFile>, String> {
+        let files = self.files.clone();
+        let read = tokio::task::spawn_blocking(move || contents(&files));
+        let read = read.await.map_err(|error| error.to_string())?;
+        read.map_err(|error| error.to_string())
+    }
+}
+
+fn contents(files: &[(PathBuf, usize)]) -> Result<Vec<PemFile>, Unusable> {
+    files.iter().map(|(path, max_bytes)| PemFile::read(path, *max_bytes)).collect()
+}
+
+/// Hands the files to `apply` whenever they have changed, until it is dropped. While they cannot be
+/// read, or `apply` refuses them, that is said in the log and counted at each look; they are applied
+/// as soon as they are others. `apply` keeps what it had when it refuses.
+pub async fn follow<E: fmt::Display>(
+    mut files: Files,
+    mut apply: impl FnMut(&[PemFile]) -> Result<(), E>,
+) {
+    let (mut seen, mut refused) = (None, None);
+    let mut trouble = Trouble::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match files.look().await {
+            Err(error) => {
+                seen = None;
+                trouble.is(error);
+            }
+            Ok(contents) if contents == files.contents => {
+                seen = None;
+                match refused.clone() {
+                    Some(error) => trouble.is(error),
+                    None => trouble.is_over(),
+                }
+            }
+            Ok(contents) if seen.as_ref() != Some(&contents) => seen = Some(contents),
+            Ok(contents) => {
+                seen = None;
+                refused = apply(&contents).err().map(|error| error.to_string());
+                files.contents = contents;
+                match refused.clone() {
+                    Some(error) => trouble.is(error),
+                    None => {
+                        trouble.is_over();
+                        let paths: Vec<_> = files.files.iter().map(|(path, _)| path).collect();
+                        tracing::info!(?paths, "changed certificates are in use");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The reason for which the former certificates are still in use. It is said once.
+#[derive(Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    fn is(&mut self, error: String) {
+        metrics::counter!("meridian_tls_failed_reloads_total").increment(1);
+        if self.0.as_ref() != Some(&error) {
+            tracing::warn!(
+                error,
+                "changed certificates cannot be used: the former ones stay in use"
+            );
+            self.0 = Some(error);
+        }
+    }
+
+    fn is_over(&mut self) {
+        self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A folder with two files, which are followed; a text with `bad` is refused.
+    struct Followed {
+        folder: TempDir,
+        applied: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Followed {
+        /// The present moment is half-way between two looks from then on.
+        async fn start(prepare: impl FnOnce(&Path)) -> Self {
+            let (folder, applied) = (TempDir::new().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+            prepare(folder.path());
+            let paths = ["crt", "key"].map(|name| (folder.path().join(name), 10));
+            let files = Files::read(paths.to_vec()).unwrap();
+            tokio::spawn(follow(files, {
+                let applied = Arc::clone(&applied);
+                move |files| {
+                    let texts = files.iter().map(|file| String::from_utf8_lossy(file.bytes()));
+                    let text = texts.collect::<Vec<_>>().join(" ");
+                    applied.lock().push(text.clone());
+                    if text.contains("bad") { Err("bad text") } else { Ok(()) }
+                }
+            }));
+            tokio::time::sleep(LOOK_EVERY / 2).await;
+            Self { folder, applied }
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.folder.path().join(name), text).unwrap();
+        }
+
+        /// Clocks are simulated.
+        async fn looks(&self, count: u32) -> Vec<String> {
+            tokio::time::sleep(LOOK_EVERY * count).await;
+            std::mem::take(&mut *self.applied.lock())
+        }
+    }
+
+    fn write_pair(folder: &Path) {
+        fs::write(folder.join("crt"), "c1").unwrap();
+        fs::write(folder.join("key"), "k1").unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_are_applied_once_two_looks_saw_the_same_change() {
+        let followed = Followed::start(write_pair).await;
+        assert!(followed.looks(3).await.is_empty());
+        followed.write("crt", "c2");
+        assert!(followed.looks(1).await.is_empty(), "one look has seen a part of the change");
+        followed.write("key", "k2");
+        assert_eq!(followed.looks(3).await, ["c2 k2"]);
+        // The same text in another file.
+        fs::rename(followed.folder.path().join("key"), followed.folder.path().join("old")).unwrap();
+        followed.write("key", "k2");
+        assert!(followed.looks(3).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_are_missing_too_large_or_refused_are_tried_again_when_they_change() {
+        let followed = Followed::start(write_pair).await;
+        fs::remove_file(followed.folder.path().join("key")).unwrap();
+        assert!(followed.looks(3).await.is_empty());
+        followed.write("key", "more than ten");
+        assert!(followed.looks(3).await.is_empty());
+        followed.write("key", "bad");
+        assert_eq!(followed.looks(5).await, ["c1 bad"]);
+        followed.write("key", "k3");
+        assert_eq!(followed.looks(3).await, ["c1 k3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn links_that_are_exchanged_all_at_once_are_followed() {
+        let write = |folder: &Path, version: &str| {
+            let data = folder.join(version);
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("crt"), format!("c{version}")).unwrap();
+            fs::write(data.join("key"), format!("k{version}")).unwrap();
+            symlink(&data, folder.join("new")).unwrap();
+            fs::rename(folder.join("new"), folder.join("data")).unwrap();
+        };
+        let followed = Followed::start(|folder| {
+            write(folder, "1");
+            symlink("data/crt", folder.join("crt")).unwrap();
+            symlink("data/key", folder.join("key")).unwrap();
+        })
+        .await;
+        write(followed.folder.path(), "2");
+        assert_eq!(followed.looks(3).await, ["c2 k2"]);
+    }
+}
