@@ -357,7 +357,7 @@ async fn token_that_may_only_read_lists_a_queue_and_changes_nothing() {
     assert!(succeeded && listed.contains(id(&enqueued)), "{listed}");
     for arguments in [&["cancel", id(&enqueued)][..], &["run-now", id(&enqueued)], &["purge"]] {
         let (succeeded, said) = reader(arguments).await;
-        assert!(!succeeded && said.contains("may only read"), "{arguments:?}: {said}");
+        assert!(!succeeded && said.contains("permission `manage`"), "{arguments:?}: {said}");
     }
     assert_eq!(done(&near.url, &["ls"]).await.len(), 1);
 }

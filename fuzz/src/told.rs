@@ -15,8 +15,8 @@ use meridian_gateway::{
 };
 use meridian_queue::{Answer, MAX_CREDITS, MessageKey};
 use meridian_types::{
-    DatabaseId, Entry, Epoch, MessageId, MutationKind, Position, ShardId, Transaction, V8Format,
-    Value, ValueEncoding, Versionstamp, WriteOutcome, limits,
+    DatabaseId, Entry, Epoch, MessageId, MutationKind, Permissions, Position, ShardId, Transaction,
+    V8Format, Value, ValueEncoding, Versionstamp, WriteOutcome, limits,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -319,7 +319,7 @@ impl Catalogue for Limits {
     }
 
     fn authorize(&self, _: &str) -> Option<Grant> {
-        Some(Grant::new(Databases::All, true))
+        Some(Grant::new(Databases::All, Permissions::ALL))
     }
 
     fn is_current(&self) -> bool {

@@ -30,16 +30,17 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
     let rpc = file.listen.rpc.unwrap_or_else(|| node.rpc_address.clone());
     let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
     node_listen(&listen)?;
+    let folder = folder_of(path);
     Ok(NodeConfig {
         // Joining an absolute folder gives that folder.
-        data_dir: path.parent().unwrap_or(Path::new("")).join(file.data_dir),
+        data_dir: folder.join(file.data_dir),
         max_memory_mb: max_memory(file.max_memory_mb)?,
         worker_threads: worker_threads(file.worker_threads)?,
         listen,
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
         gateway: gateway_settings(file.gateway)?,
-        tokens: tokens::check(file.tokens, &cluster)?,
+        tokens: tokens::check(file.tokens, &cluster, folder)?,
         cluster,
         node_id: file.node,
         node,
@@ -49,7 +50,8 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
     })
 }
 
-pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
+pub(crate) fn gateway(file: GatewayFile, path: &Path) -> Result<GatewayConfig, InvalidConfig> {
+    let folder = folder_of(path);
     let cluster =
         spec(file.regions, file.nodes, file.shards, file.databases, file.default_database)
             .found()?;
@@ -68,10 +70,15 @@ pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
         max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
         gateway: gateway_settings(file.gateway)?,
-        tokens: tokens::check(file.tokens, &cluster)?,
+        tokens: tokens::check(file.tokens, &cluster, folder)?,
         cluster,
         dial: dial(file.dial)?,
     })
+}
+
+/// Where relative paths of a file begin.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// The cluster may have got the node since: only the form is checked.

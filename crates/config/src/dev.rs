@@ -6,7 +6,7 @@ use std::path::Path;
 
 use meridian_directory::Node;
 use meridian_gateway::Databases;
-use meridian_types::NodeId;
+use meridian_types::{NodeId, Permissions};
 
 use crate::cluster::DevLayout;
 use crate::{
@@ -55,8 +55,8 @@ pub fn dev_cluster_configs<'a>(
         return Err(InvalidConfig::DataDirNotUtf8(base_dir));
     }
     let secret = TokenSecret::plain(token.to_owned())
-        .map_err(|cause| InvalidConfig::Token { number: 1, cause })?;
-    let token = TokenConfig { secret, databases: Databases::All, write: true };
+        .map_err(|cause| InvalidConfig::Token { number: 1, cause: cause.into() })?;
+    let token = TokenConfig::new(secret, Databases::All, Permissions::ALL);
     let config = |(id, node): (&NodeId, &Node)| NodeConfig {
         data_dir: base_dir.join(&node.name),
         max_memory_mb: None,

@@ -134,8 +134,14 @@ impl<'de> Deserialize<'de> for DatabaseUuid {
 pub(crate) struct TokenTable {
     pub(crate) secret: Option<String>,
     pub(crate) secret_sha256: Option<String>,
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) secret_env: Option<String>,
+    pub(crate) secret_credential: Option<String>,
     pub(crate) databases: Vec<String>,
-    pub(crate) access: AccessWord,
+    pub(crate) access: Option<AccessWord>,
+    pub(crate) permissions: Option<Vec<String>>,
+    #[serde(default)]
+    pub(crate) prefixes: Vec<String>,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]

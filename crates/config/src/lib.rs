@@ -5,7 +5,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `file` | the files as they are written |
-//! | `check`, `tokens` | from such a file to a configuration that can work |
+//! | `check`, `tokens`, `secrets` | from such a file to a configuration that can work |
 //! | `error` | what is refused, with the text for the operator |
 //! | `write` | a configuration as an annotated file |
 //! | `cluster` | the cluster of version 0 that a file describes, valid as soon as it exists |
@@ -23,6 +23,7 @@ mod dev;
 mod error;
 mod file;
 pub mod private_file;
+mod secrets;
 mod tokens;
 mod write;
 
@@ -43,7 +44,8 @@ pub use cluster::{
 };
 pub use dev::{dev_cluster, dev_cluster_configs};
 pub use error::{ConfigError, InvalidConfig, ListenPurpose};
-pub use tokens::{InvalidToken, TokenConfig, TokenSecret};
+pub use secrets::{InvalidSecret, SecretSource, TokenSecret, UnreadableSecret, read_secret};
+pub use tokens::{InvalidToken, TokenConfig};
 
 /// The checked configuration of `meridian serve`.
 #[derive(Debug, Clone)]
@@ -207,10 +209,11 @@ impl GatewayConfig {
         Self::parse(&read(path)?, path)
     }
 
-    /// `path` is where `text` is from: errors name it.
+    /// `path` is where `text` is from: errors name it, and relative paths start in its folder.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file = file::parse(text).map_err(|error| error.at(path))?;
-        check::gateway(file).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+        check::gateway(file, path)
+            .map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
     }
 
     /// The annotated file that [`GatewayConfig::load`] reads as this configuration. Plain secrets

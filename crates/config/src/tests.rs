@@ -1,3 +1,4 @@
+mod tokens;
 mod written;
 
 use std::path::Path;
@@ -376,66 +377,6 @@ fn times_and_sizes_are_checked() {
         gateway("public_url = \"kv.example.com\""),
         "gateway.public_url: `kv.example.com` is not an http or https URL without a query"
     );
-}
-
-#[test]
-fn tokens_are_checked() {
-    let line = "secret = \"a-long-enough-secret\"";
-    let tables = "[[tokens]]\nsecret = \"a-long-enough-secret\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n";
-    assert_eq!(
-        refused(tables, ""),
-        "there are no access tokens: at least one [[tokens]] is needed"
-    );
-    assert_eq!(refused(line, ""), "token number 1: neither `secret` nor `secret_sha256` is set");
-    assert_eq!(
-        refused(line, &format!("{line}\nsecret_sha256 = \"\"")),
-        "token number 1: both `secret` and `secret_sha256` are set"
-    );
-    let short = refused(line, "secret = \"hunter2hunter2x\"");
-    assert_eq!(short, "token number 1: its `secret` has 15 characters, fewer than 16");
-    assert_eq!(
-        refused(line, "secret = \"with a space in it all\""),
-        "token number 1: its `secret` is not made of visible ASCII characters"
-    );
-    for digest in ["", "abc", &"g".repeat(64), &"a".repeat(66), &"é".repeat(32)] {
-        let digest = refused(line, &format!("secret_sha256 = \"{digest}\""));
-        assert_eq!(digest, "token number 1: its `secret_sha256` is not 64 hexadecimal digits");
-    }
-    // printf %s a-long-enough-secret | sha256sum
-    let digest = "1d9bc28f4f099e188e634f27555e6a435b9c6f6d2c490175eee22ff2a5790b9a";
-    let again = format!(
-        "[[tokens]]\nsecret_sha256 = \"{digest}\"\ndatabases = [\"main\"]\naccess = \"read\"\n"
-    );
-    assert_eq!(
-        refused(tables, &format!("{tables}{again}")),
-        "token number 2: it has the same secret as token number 1"
-    );
-    let databases = |list: &str| refused("[\"*\"]", list);
-    assert_eq!(
-        databases("[]"),
-        "token number 1: its `databases` are none: list names, or \"*\" for all"
-    );
-    assert_eq!(
-        databases("[\"main\", \"*\"]"),
-        "token number 1: its `databases` have \"*\" beside names"
-    );
-    assert_eq!(
-        databases("[\"mian\"]"),
-        "token number 1: its `databases` have `mian`, which is not the name of a database"
-    );
-    assert_eq!(
-        refused("\"read-write\"", "\"write\""),
-        "line 38: unknown variant, expected `read-write` or `read`"
-    );
-
-    let config = parse(&with(tables, &again)).unwrap();
-    let [token] = &config.tokens[..] else { panic!("one token") };
-    assert_eq!(token.secret.sha256(), TokenSecret::Plain(SECRET.to_owned()).sha256());
-    assert_eq!(
-        token.databases,
-        Databases::Only(vec!["00000000-0000-4000-8000-000000000001".parse().unwrap()])
-    );
-    assert!(!token.write);
 }
 
 #[test]

@@ -1,105 +1,63 @@
-//! Access tokens as files name them: a secret, or its digest.
+//! Access tokens as files name them: a secret, and what it opens.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::path::Path;
 
 use meridian_directory::Cluster;
-use meridian_gateway::Databases;
-use sha2::{Digest, Sha256};
+use meridian_gateway::{Databases, Grant};
+use meridian_types::{InvalidKeyPrefix, KeyPrefix, Permission, Permissions};
+use meridian_values::literal;
 
 use crate::InvalidConfig;
 use crate::file::{AccessWord, TokenTable};
-
-/// The secret that clients must show, or only its digest.
-#[derive(Clone, PartialEq, Eq)]
-pub enum TokenSecret {
-    Plain(String),
-    Sha256([u8; 32]),
-}
-
-impl TokenSecret {
-    /// The placeholder for a secret in the sample files: it is public.
-    pub const PLACEHOLDER: &str = "replace-this-before-you-serve";
-    /// Shorter secrets are refused.
-    pub const MIN_CHARACTERS: usize = 16;
-
-    /// Of the secret, in either form.
-    pub fn sha256(&self) -> [u8; 32] {
-        match self {
-            Self::Plain(secret) => Sha256::digest(secret.as_bytes()).into(),
-            Self::Sha256(digest) => *digest,
-        }
-    }
-
-    pub(crate) fn plain(secret: String) -> Result<Self, InvalidToken> {
-        let characters = secret.chars().count();
-        if characters < Self::MIN_CHARACTERS {
-            return Err(InvalidToken::ShortSecret { characters });
-        }
-        if secret == Self::PLACEHOLDER {
-            return Err(InvalidToken::Placeholder);
-        }
-        if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(InvalidToken::SecretCharacters);
-        }
-        Ok(Self::Plain(secret))
-    }
-
-    /// The SHA-256 of a secret, as 64 hexadecimal digits.
-    ///
-    /// # Errors
-    /// [`InvalidToken::Digest`], for any other text.
-    pub fn digest(hex: &str) -> Result<Self, InvalidToken> {
-        let digits: Option<Vec<u8>> = hex
-            .chars()
-            .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
-            .collect();
-        let bytes: Vec<u8> = digits
-            .filter(|digits| digits.len() == 64)
-            .ok_or(InvalidToken::Digest)?
-            .chunks(2)
-            .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit))
-            .collect();
-        bytes.try_into().map(Self::Sha256).map_err(|_| InvalidToken::Digest)
-    }
-}
-
-impl fmt::Debug for TokenSecret {
-    /// Says only which of the two it is, so that a configuration may be logged.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Plain(_) => "Plain(..)",
-            Self::Sha256(_) => "Sha256(..)",
-        })
-    }
-}
+use crate::secrets::{InvalidSecret, SecretSource, TokenSecret};
 
 /// An access token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenConfig {
     pub secret: TokenSecret,
     pub databases: Databases,
-    /// `false`: reads only.
-    pub write: bool,
+    pub permissions: Permissions,
+    /// The keys that it opens; empty: all.
+    pub prefixes: Vec<KeyPrefix>,
+}
+
+impl TokenConfig {
+    /// A token for all keys.
+    pub fn new(secret: TokenSecret, databases: Databases, permissions: Permissions) -> Self {
+        Self { secret, databases, permissions, prefixes: Vec::new() }
+    }
+
+    pub fn grant(&self) -> Grant {
+        Grant::new(self.databases.clone(), self.permissions).within(self.prefixes.iter().cloned())
+    }
 }
 
 /// A token that cannot be used. Never holds a secret, nor a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidToken {
-    #[error("neither `secret` nor `secret_sha256` is set")]
-    NoSecret,
-    #[error("both `secret` and `secret_sha256` are set")]
-    TwoSecrets,
-    #[error("its `secret` has {characters} characters, fewer than {}", TokenSecret::MIN_CHARACTERS)]
-    ShortSecret { characters: usize },
     #[error(
-        "its `secret` is still that of the sample, which is public: make one with `openssl rand -hex 32`"
+        "none of `secret`, `secret_sha256`, `secret_file`, `secret_env` and `secret_credential` is set"
     )]
-    Placeholder,
-    #[error("its `secret` is not made of visible ASCII characters")]
-    SecretCharacters,
-    #[error("its `secret_sha256` is not 64 hexadecimal digits")]
-    Digest,
+    NoSecret,
+    #[error(
+        "more than one of `secret`, `secret_sha256`, `secret_file`, `secret_env` and `secret_credential` is set"
+    )]
+    TwoSecrets,
+    #[error(transparent)]
+    Secret(#[from] InvalidSecret),
+    #[error("exactly one of `access` and `permissions` is wanted")]
+    NotOneAccess,
+    #[error("its `permissions` are some of {}", Permissions::ALL)]
+    Permissions,
+    #[error("number {number} of its `prefixes` is no key, such as [\"users\", 42]")]
+    PrefixKey { number: usize },
+    #[error("number {number} of its `prefixes` cannot be used: {cause}")]
+    Prefix { number: usize, cause: InvalidKeyPrefix },
+    #[error(
+        "queues are of a whole database: with `prefixes` it cannot have the permission `manage`"
+    )]
+    ManagesWithPrefixes,
     #[error("it has the same secret as token number {0}")]
     SameSecret(usize),
     #[error("its `databases` are none: list names, or \"*\" for all")]
@@ -113,12 +71,13 @@ pub enum InvalidToken {
 pub(crate) fn check(
     tables: Vec<TokenTable>,
     cluster: &Cluster,
+    folder: &Path,
 ) -> Result<Vec<TokenConfig>, InvalidConfig> {
     let mut tokens = Vec::new();
     let mut digests = HashMap::new();
     for (number, table) in (1..).zip(tables) {
         let invalid = |cause| InvalidConfig::Token { number, cause };
-        let token = check_one(table, cluster).map_err(invalid)?;
+        let token = check_one(table, cluster, folder).map_err(invalid)?;
         if let Some(first) = digests.insert(token.secret.sha256(), number) {
             return Err(invalid(InvalidToken::SameSecret(first)));
         }
@@ -127,15 +86,50 @@ pub(crate) fn check(
     if tokens.is_empty() { Err(InvalidConfig::NoTokens) } else { Ok(tokens) }
 }
 
-fn check_one(table: TokenTable, cluster: &Cluster) -> Result<TokenConfig, InvalidToken> {
-    let secret = match (table.secret, table.secret_sha256) {
-        (None, None) => return Err(InvalidToken::NoSecret),
-        (Some(_), Some(_)) => return Err(InvalidToken::TwoSecrets),
-        (Some(secret), None) => TokenSecret::plain(secret)?,
-        (None, Some(hex)) => TokenSecret::digest(&hex)?,
+fn check_one(
+    table: TokenTable,
+    cluster: &Cluster,
+    folder: &Path,
+) -> Result<TokenConfig, InvalidToken> {
+    let TokenTable { secret, secret_sha256, secret_file, secret_env, secret_credential, .. } =
+        table;
+    let file = secret_file.map(|path| SecretSource::File(folder.join(path)));
+    let environment = secret_env.map(SecretSource::Environment);
+    let credential = secret_credential.map(SecretSource::Credential);
+    let mut sources = [file, environment, credential].into_iter().flatten();
+    let secret = match (secret, secret_sha256, sources.next(), sources.next()) {
+        (None, None, None, None) => return Err(InvalidToken::NoSecret),
+        (Some(secret), None, None, None) => TokenSecret::plain(secret)?,
+        (None, Some(hex), None, None) => TokenSecret::digest(&hex)?,
+        (None, None, Some(source), None) => TokenSecret::read(source)?,
+        _ => return Err(InvalidToken::TwoSecrets),
     };
     let databases = check_databases(table.databases, cluster)?;
-    Ok(TokenConfig { secret, databases, write: table.access == AccessWord::ReadWrite })
+    let prefixes = (1..).zip(&table.prefixes).map(|(number, text)| check_prefix(number, text));
+    let prefixes = prefixes.collect::<Result<Vec<_>, _>>()?;
+    let permissions = match (table.access, table.permissions) {
+        (Some(AccessWord::Read), None) => Permissions::READ_ONLY,
+        (Some(AccessWord::ReadWrite), None) if prefixes.is_empty() => Permissions::ALL,
+        (Some(AccessWord::ReadWrite), None) => Permissions::ALL.without(Permission::Manage),
+        (None, Some(names)) => {
+            let parsed = names.iter().map(|name| name.parse()).collect::<Result<_, _>>();
+            parsed.map_err(|_| InvalidToken::Permissions)?
+        }
+        _ => return Err(InvalidToken::NotOneAccess),
+    };
+    if permissions.is_empty() {
+        return Err(InvalidToken::Permissions);
+    }
+    if permissions.contains(Permission::Manage) && !prefixes.is_empty() {
+        return Err(InvalidToken::ManagesWithPrefixes);
+    }
+    Ok(TokenConfig { secret, databases, permissions, prefixes })
+}
+
+fn check_prefix(number: usize, text: &str) -> Result<KeyPrefix, InvalidToken> {
+    let key = literal::parse_key(text).ok().and_then(|key| key.encode().ok());
+    let key = key.ok_or(InvalidToken::PrefixKey { number })?;
+    KeyPrefix::new(key).map_err(|cause| InvalidToken::Prefix { number, cause })
 }
 
 fn check_databases(names: Vec<String>, cluster: &Cluster) -> Result<Databases, InvalidToken> {

@@ -5,10 +5,11 @@ use std::fmt::Display;
 
 use meridian_directory::Cluster;
 use meridian_gateway::Databases;
-use meridian_types::NodeId;
+use meridian_types::{KeyPrefix, NodeId, Permissions};
+use meridian_values::Key;
 
 use crate::cluster::is_weak;
-use crate::{GatewayConfig, GatewaySettings, NodeConfig, TokenConfig, TokenSecret};
+use crate::{GatewayConfig, GatewaySettings, NodeConfig, SecretSource, TokenConfig, TokenSecret};
 
 pub(crate) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
@@ -159,6 +160,11 @@ fn tokens(out: &mut Document, tokens: &[TokenConfig], cluster: &Cluster) {
         );
         match &token.secret {
             TokenSecret::Plain(secret) => out.text("secret", secret),
+            TokenSecret::Read { source, .. } => match source {
+                SecretSource::File(path) => out.text("secret_file", &path.to_string_lossy()),
+                SecretSource::Environment(name) => out.text("secret_env", name),
+                SecretSource::Credential(name) => out.text("secret_credential", name),
+            },
             TokenSecret::Sha256(digest) => {
                 out.text(
                     "secret_sha256",
@@ -173,7 +179,18 @@ fn tokens(out: &mut Document, tokens: &[TokenConfig], cluster: &Cluster) {
                 out.list("databases", names.map(|database| quoted(&database.name)));
             }
         }
-        out.text("access", if token.write { "read-write" } else { "read" });
+        let known = |key: &KeyPrefix| Key::decode(key.key()).ok();
+        if !token.prefixes.is_empty() {
+            let prefixes = token.prefixes.iter().filter_map(known);
+            out.list("prefixes", prefixes.map(|key| quoted(&key.to_string())));
+        }
+        match token.permissions {
+            Permissions::ALL => out.text("access", "read-write"),
+            Permissions::READ_ONLY => out.text("access", "read"),
+            permissions => {
+                out.list("permissions", permissions.iter().map(|one| quoted(one.name())));
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ mod meridian;
 mod shard;
 
 pub use meridian::{
-    Catalogue, DATABASE, Meridian, OTHERS_TOKEN, READER_TOKEN, UNKNOWN_DATABASE, WRITER_TOKEN,
-    whole,
+    Catalogue, DATABASE, Meridian, OTHERS_TOKEN, PREFIX_TOKEN, READER_TOKEN, UNKNOWN_DATABASE,
+    WRITER_TOKEN, whole,
 };
 pub use shard::{NOW_MS, Shard};

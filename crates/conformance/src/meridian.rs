@@ -8,7 +8,7 @@ use hyper::{Request, StatusCode};
 use meridian_gateway::{Answer, AnswerBody, Databases, Gateway, Grant, Options, Unanswered, serve};
 use meridian_net::Listener;
 use meridian_storage::StorageError;
-use meridian_types::{DatabaseId, ShardId, V8Format};
+use meridian_types::{DatabaseId, KeyPrefix, Permissions, ShardId, V8Format};
 use tokio::task::JoinHandle;
 
 use crate::shard::Shard;
@@ -23,6 +23,8 @@ pub const WRITER_TOKEN: &str = "token-that-may-write";
 pub const READER_TOKEN: &str = "token-that-may-read";
 /// May read and write a database that is not [`DATABASE`].
 pub const OTHERS_TOKEN: &str = "token-for-another-database";
+/// May read and write the keys that begin with `"a"`.
+pub const PREFIX_TOKEN: &str = "token-for-keys-of-a";
 
 /// The knowledge of its cluster that the gateway is given.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +54,15 @@ impl meridian_gateway::Catalogue for Catalogue {
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         match bearer {
-            WRITER_TOKEN => Some(Grant::new(Databases::All, true)),
-            READER_TOKEN => Some(Grant::new(Databases::All, false)),
-            OTHERS_TOKEN => Some(Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), true)),
+            WRITER_TOKEN => Some(Grant::new(Databases::All, Permissions::ALL)),
+            READER_TOKEN => Some(Grant::new(Databases::All, Permissions::READ_ONLY)),
+            OTHERS_TOKEN => {
+                Some(Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), Permissions::ALL))
+            }
+            PREFIX_TOKEN => {
+                let prefix = KeyPrefix::new(&b"\x02a\x00"[..]).ok()?;
+                Some(Grant::new(Databases::All, Permissions::ALL).within([prefix]))
+            }
             _ => None,
         }
     }

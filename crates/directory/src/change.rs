@@ -17,6 +17,7 @@ mod databases;
 mod names;
 mod nodes;
 mod shards;
+mod tokens;
 
 /// The one way from a [`Cluster`] to the next. Sent by operators and by the controller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,29 +164,39 @@ pub enum Change {
     CreateToken {
         token: Token,
     },
+    /// A token gets another secret. Its present secret is valid, too, up to `previous_until_ms` of the
+    /// wall clock; `None`: no more.
+    RotateToken {
+        id: u64,
+        /// As [`Token::sha256`].
+        sha256: String,
+        previous_until_ms: Option<u64>,
+    },
     RevokeToken {
         id: u64,
     },
 }
 
 impl Change {
-    /// For the record of changes: without keys.
+    /// For the record of changes: without keys, and without the hash of a token, of which a short
+    /// secret could be guessed.
     #[must_use]
     pub fn without_keys(&self) -> Self {
         let mut change = self.clone();
-        if let Self::SetWebhook { settings, .. } = &mut change {
-            settings.hide_keys();
+        match &mut change {
+            Self::SetWebhook { settings, .. } => settings.hide_keys(),
+            Self::CreateToken { token } => token.hide_hashes(None),
+            Self::RotateToken { sha256, .. } => sha256.clear(),
+            _ => {}
         }
         change
     }
 
-    /// For logs and people: also without the hash of a token, of which a short secret could be
-    /// guessed, and without that by which the directory knows a node.
+    /// For logs and people: also without that by which the directory knows a node.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
         let mut change = self.without_keys();
         match &mut change {
-            Change::CreateToken { token } => token.sha256.clear(),
             Change::RecordIncarnation { incarnation, .. } => incarnation.clear(),
             Change::AddNode { node } | Change::ReplaceNode { new: node, .. } => {
                 node.incarnation = None
@@ -219,6 +230,7 @@ impl Change {
                 report.from_region.len() + report.to_region.len() + report.cause.len() + 20 * ids
             }
             Self::SetWebhook { settings, .. } => settings.url.as_ref().map_or(0, String::len),
+            Self::CreateToken { token } => token.size(),
             _ => 0,
         };
         FIXED + text
@@ -330,6 +342,9 @@ impl Cluster {
             Change::RotateWebhookKey { id, queue } => self.rotate_webhook_key(*id, queue),
             Change::RemoveWebhook { id, queue } => self.remove_webhook(*id, queue),
             Change::CreateToken { token } => self.create_token(token),
+            Change::RotateToken { id, sha256, previous_until_ms } => {
+                self.rotate_token(*id, sha256, *previous_until_ms)
+            }
             Change::RevokeToken { id } => self.revoke_token(*id),
         }
     }

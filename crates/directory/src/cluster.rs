@@ -105,8 +105,7 @@ impl Cluster {
     #[must_use]
     pub fn without_secrets(&self, known: Option<&str>) -> Self {
         let mut cluster = self.without_incarnations();
-        let hashes = cluster.tokens.values_mut().map(|token| &mut token.sha256);
-        hashes.filter(|hash| Some(hash.as_str()) != known).for_each(String::clear);
+        cluster.tokens.values_mut().for_each(|token| token.hide_hashes(known));
         let webhooks = cluster.databases.values_mut().flat_map(|database| &mut database.webhooks);
         webhooks.for_each(Webhook::hide_keys);
         cluster

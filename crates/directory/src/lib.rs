@@ -40,7 +40,7 @@ pub use quorum::majority;
 pub use refused::Refused;
 pub use report::{FailoverReport, Loss};
 pub use shard::{Phase, Plan, Shard, VoterChange};
-pub use token::{Token, TokenScope};
+pub use token::{PreviousSecret, Token, TokenScope};
 pub use webhook::{
     WEBHOOK_CONCURRENCY, WEBHOOK_KEY_BYTES, WEBHOOK_TIMEOUT_MS, Webhook, WebhookKey,
     WebhookSettings,

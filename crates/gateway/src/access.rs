@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions};
 use sha2::{Digest, Sha256};
 
 /// The databases that a token opens.
@@ -19,18 +19,13 @@ pub enum Databases {
 pub struct AccessToken {
     /// The text that clients send after `Bearer`: visible ASCII.
     pub secret: String,
-    pub databases: Databases,
-    /// `false`: reads only.
-    pub write: bool,
+    pub grant: Grant,
 }
 
 impl fmt::Debug for AccessToken {
     /// Leaves out the secret, so that a configuration may be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessToken")
-            .field("databases", &self.databases)
-            .field("write", &self.write)
-            .finish_non_exhaustive()
+        f.debug_struct("AccessToken").field("grant", &self.grant).finish_non_exhaustive()
     }
 }
 
@@ -39,11 +34,14 @@ impl fmt::Debug for AccessToken {
 pub struct Grant {
     /// Sorted. `None`: every database.
     databases: Option<Arc<[DatabaseId]>>,
-    write: bool,
+    permissions: Permissions,
+    /// `None`: every key.
+    prefixes: Option<Arc<[KeyPrefix]>>,
 }
 
 impl Grant {
-    pub fn new(databases: Databases, write: bool) -> Self {
+    /// For all keys.
+    pub fn new(databases: Databases, permissions: Permissions) -> Self {
         let databases = match databases {
             Databases::All => None,
             Databases::Only(mut ids) => {
@@ -51,7 +49,14 @@ impl Grant {
                 Some(ids.into())
             }
         };
-        Self { databases, write }
+        Self { databases, permissions, prefixes: None }
+    }
+
+    /// The same for these keys alone; without any prefix for all keys.
+    #[must_use]
+    pub fn within(self, prefixes: impl IntoIterator<Item = KeyPrefix>) -> Self {
+        let prefixes: Arc<[KeyPrefix]> = prefixes.into_iter().collect();
+        Self { prefixes: (!prefixes.is_empty()).then_some(prefixes), ..self }
     }
 
     pub fn allows(&self, database: DatabaseId) -> bool {
@@ -62,8 +67,29 @@ impl Grant {
         self.databases.is_none()
     }
 
-    pub fn may_write(&self) -> bool {
-        self.write
+    pub fn may(&self, permission: Permission) -> bool {
+        self.permissions.contains(permission)
+    }
+
+    /// Whether it is for some keys alone.
+    pub fn is_within_prefixes(&self) -> bool {
+        self.prefixes.is_some()
+    }
+
+    pub fn opens_key(&self, key: &[u8]) -> bool {
+        let Some(prefixes) = &self.prefixes else { return true };
+        prefixes.iter().any(|prefix| prefix.contains(key))
+    }
+
+    /// Whether all keys of the range, from `start` on before `end`, are of one prefix.
+    pub fn opens_range(&self, start: &[u8], end: &[u8]) -> bool {
+        let Some(prefixes) = &self.prefixes else { return true };
+        prefixes.iter().any(|prefix| prefix.contains_range(start, end))
+    }
+
+    /// Whether it is for the keys that `other` is for.
+    pub(crate) fn has_keys_of(&self, other: &Self) -> bool {
+        self.prefixes.is_none() || self.prefixes == other.prefixes
     }
 }
 
@@ -104,8 +130,7 @@ impl Access {
             {
                 return Err(InvalidAccess::Secret { index });
             }
-            let grant = Grant::new(token.databases, token.write);
-            if grants.insert(digest(&token.secret), grant.into()).is_some() {
+            if grants.insert(digest(&token.secret), token.grant.into()).is_some() {
                 return Err(InvalidAccess::Duplicate { index });
             }
         }
@@ -150,39 +175,59 @@ fn digest(secret: &str) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn token(secret: &str, databases: Databases, write: bool) -> AccessToken {
-        AccessToken { secret: secret.to_owned(), databases, write }
+    fn token(secret: &str, databases: Databases, permissions: Permissions) -> AccessToken {
+        AccessToken { secret: secret.to_owned(), grant: Grant::new(databases, permissions) }
     }
 
     #[test]
     fn a_grant_allows_what_it_lists() {
         let (a, b) = (DatabaseId([1; 16]), DatabaseId([2; 16]));
         let access = Access::new([
-            token("everything", Databases::All, true),
-            token("only-b", Databases::Only(vec![b]), false),
-            token("nothing", Databases::Only(vec![]), true),
+            token("everything", Databases::All, Permissions::ALL),
+            token("only-b", Databases::Only(vec![b]), Permissions::READ_ONLY),
+            token("nothing", Databases::Only(vec![]), Permissions::ALL),
         ])
         .unwrap();
         let everything = access.authorize("everything", 0).unwrap();
-        assert!(everything.allows(a) && everything.allows(b) && everything.may_write());
+        assert!(everything.allows(a) && everything.allows(b) && everything.may(Permission::Write));
         let only_b = access.authorize("only-b", 0).unwrap();
-        assert!(!only_b.allows(a) && only_b.allows(b) && !only_b.may_write());
+        assert!(!only_b.allows(a) && only_b.allows(b) && !only_b.may(Permission::Write));
         assert!(!access.authorize("nothing", 0).unwrap().allows(a));
         assert_eq!(access.authorize("Everything", 0), None);
         assert_eq!(access.authorize("", 0), None);
     }
 
     #[test]
+    fn grant_within_prefixes_opens_keys_of_each_and_ranges_within_one() {
+        let all = Grant::new(Databases::All, Permissions::ALL);
+        assert_eq!(all.clone().within([]), all);
+        assert!(all.opens_key(b"") && all.opens_range(b"", b"\xff") && !all.is_within_prefixes());
+        let [a, b] = [b"\x02a\x00", b"\x02b\x00"].map(|key| KeyPrefix::new(&key[..]).unwrap());
+        let both = all.within([a, b]);
+        assert!(both.is_within_prefixes());
+        assert!(both.opens_key(b"\x02a\x00") && both.opens_key(b"\x02b\x00\x27"));
+        assert!(!both.opens_key(b"\x02c\x00") && !both.opens_key(b"\x02ab\x00"));
+        assert!(both.opens_range(b"\x02b\x00\x00", b"\x02b\x00\xff"));
+        assert!(!both.opens_range(b"\x02a\x00", b"\x02b\x00"), "nothing is clipped");
+    }
+
+    #[test]
     fn a_token_ends_when_it_expires() {
-        let access =
-            Access::from_expiring([(digest("soon"), Grant::new(Databases::All, true), Some(1000))]);
+        let access = Access::from_expiring([(
+            digest("soon"),
+            Grant::new(Databases::All, Permissions::ALL),
+            Some(1000),
+        )]);
         assert!(access.authorize("soon", 999).is_some());
         assert_eq!(access.authorize("soon", 1000), None);
     }
 
     #[test]
     fn tokens_known_by_digest_get_their_own_grants() {
-        let grant = |write| Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), write);
+        let grant = |write| {
+            let permissions = if write { Permissions::ALL } else { Permissions::READ_ONLY };
+            Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), permissions)
+        };
         let access =
             Access::from_digests([(digest("one"), grant(true)), (digest("two"), grant(false))])
                 .unwrap();
@@ -196,19 +241,20 @@ mod tests {
     #[test]
     fn unusable_tokens_are_refused() {
         for secret in ["", "with space", "line\n", "ü"] {
-            let refused = Access::new([token(secret, Databases::All, true)]).unwrap_err();
+            let refused =
+                Access::new([token(secret, Databases::All, Permissions::ALL)]).unwrap_err();
             assert_eq!(refused, InvalidAccess::Secret { index: 0 });
         }
         let twice = Access::new([
-            token("same", Databases::All, true),
-            token("same", Databases::All, false),
+            token("same", Databases::All, Permissions::ALL),
+            token("same", Databases::All, Permissions::READ_ONLY),
         ]);
         assert_eq!(twice.unwrap_err(), InvalidAccess::Duplicate { index: 1 });
     }
 
     #[test]
     fn secrets_are_not_shown() {
-        let shown = token("very-secret", Databases::All, true);
+        let shown = token("very-secret", Databases::All, Permissions::ALL);
         assert!(!format!("{shown:?}").contains("very-secret"));
         assert!(!format!("{:?}", Access::new([shown]).unwrap()).contains("very-secret"));
     }

@@ -19,13 +19,13 @@ use metrics::Gauge;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
 
-use crate::Catalogue;
 use crate::answer::Interrupted;
 use crate::change_lines::Form;
-use crate::changes::{Changed, ChangesWanted};
+use crate::changes::{Change, Changed, ChangedTransaction, ChangesWanted};
 use crate::database::{Database, NoChanges};
-use crate::permission::Permission;
 use crate::shares::{Holder, Share, Shares};
+use crate::stream_access::StreamAccess;
+use crate::{Catalogue, Grant};
 
 /// Between two bookmarks, which say that the feed is alive.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
@@ -56,6 +56,8 @@ pub(crate) struct ChangeFeed<D> {
     /// Where it ends, if it does.
     pub(crate) through: Option<Versionstamp>,
     pub(crate) rooms: Rooms,
+    /// Of its client: for these keys.
+    pub(crate) grant: Grant,
     /// The feed is one of those that may be open, until this is dropped.
     pub(crate) _open: (Share, Open),
 }
@@ -119,15 +121,15 @@ impl<D: Database> ChangeFeed<D> {
     pub(crate) fn start<C: Catalogue>(
         self,
         first: Changed,
-        permission: Permission<C>,
+        access: StreamAccess<C>,
     ) -> ChangeBody<C> {
-        self.at_pace(first, permission, BOOKMARK_EVERY)
+        self.at_pace(first, access, BOOKMARK_EVERY)
     }
 
     fn at_pace<C: Catalogue>(
         self,
         first: Changed,
-        permission: Permission<C>,
+        access: StreamAccess<C>,
         bookmark_every: Duration,
     ) -> ChangeBody<C> {
         let (out, pieces) = mpsc::channel(1);
@@ -141,7 +143,7 @@ impl<D: Database> ChangeFeed<D> {
             };
             drop(out.send(self.form.end(code, &message).into()).await);
         });
-        ChangeBody { pieces, permission, form, is_over: false }
+        ChangeBody { pieces, access, form, is_over: false }
     }
 
     /// Until the feed has come to its end, or cannot go on.
@@ -150,6 +152,7 @@ impl<D: Database> ChangeFeed<D> {
         let (mut through, mut is_first) = (self.through, true);
         loop {
             let Changed { transactions, reached, next_bytes } = changed;
+            let transactions = self.opened(transactions);
             let next_at = Instant::now() + PACE;
             let is_at_work = next_bytes > 0 && !transactions.is_empty();
             let stands_still = transactions.is_empty() && next_bytes == 0 && told == Some(reached);
@@ -193,6 +196,23 @@ impl<D: Database> ChangeFeed<D> {
                 Err(why) => return (why.code(), why.to_string()),
             }
         }
+    }
+
+    /// Of these, the changes of keys that the client may know. The bytes of a prefix are also those
+    /// that some keys beside it begin with.
+    fn opened(&self, mut transactions: Vec<ChangedTransaction>) -> Vec<ChangedTransaction> {
+        if self.grant.is_within_prefixes() {
+            for transaction in &mut transactions {
+                transaction.changes.retain(|change| match change {
+                    Change::Set { key, .. } | Change::Deleted { key } | Change::Expired { key } => {
+                        self.grant.opens_key(key)
+                    }
+                    Change::DatabaseDropped => true,
+                });
+            }
+            transactions.retain(|transaction| !transaction.changes.is_empty());
+        }
+        transactions
     }
 
     /// Waits, and sends bookmarks meanwhile: the feed is alive, whatever it waits for. `told`: up to
@@ -271,7 +291,7 @@ fn has_come_to(reached: Versionstamp, through: Versionstamp) -> bool {
 /// Pieces of whole lines, as they come, as long as the client may have them.
 pub(crate) struct ChangeBody<C> {
     pieces: Receiver<Bytes>,
-    permission: Permission<C>,
+    access: StreamAccess<C>,
     form: Form,
     is_over: bool,
 }
@@ -291,7 +311,7 @@ impl<C: Catalogue> Body for ChangeBody<C> {
             return Poll::Ready(None);
         };
         // When it leaves: it may have waited for the client for long.
-        if !self.permission.holds() {
+        if !self.access.holds() {
             let message =
                 "The access token is no longer valid for this database, or it was deleted.";
             piece = self.form.end("no_access", message).into();

@@ -5,6 +5,7 @@ mod changes;
 mod lookup;
 mod queues;
 
+use self::lookup::Authorized;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
-use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
+use meridian_types::{Consistency, Permission, ShardId, WriteOutcome};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -28,17 +29,17 @@ use crate::database::{Database, Read, Unavailable, Watch, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
 use crate::order::{self, Place};
-use crate::permission::Permission;
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
 use crate::room::Room;
 use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
+use crate::stream_access::StreamAccess;
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
 use crate::watch_stream::{Counted, WatchStream};
 use crate::watched_value::{self, PING};
-use crate::{Catalogue, body, head, validation};
+use crate::{Catalogue, body, head, rights, validation};
 
 /// The outcome of a write is unknown, so there is no answer to give: the server drops the
 /// connection (HTTP/1.1) or resets the stream (HTTP/2).
@@ -248,13 +249,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
+        let Authorized { token, grant, database, shard } =
+            self.authorize(parts, Route::SnapshotRead(consistency))?;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
         let (body, _share) = self.body(holder, body, max_bytes).await?;
         let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
+        rights::check_ranges(&grant, &ranges)?;
         let output = self
             .database
             .read(Read { database, consistency, ranges })
@@ -281,7 +284,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
+        let authorized = self.authorize(parts, Route::Watch(consistency))?;
+        let Authorized { token, ref grant, database, shard } = authorized;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(holder)?;
         let open = self.watches.take(self.holder(token, None), 1);
@@ -290,6 +294,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (body, share) = self.body(holder, body, max_bytes).await?;
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
+        rights::check_watched(grant, &keys)?;
         drop(share);
         if keys.is_empty() {
             let mut pieces = watched_value::message(&Vec::new());
@@ -302,9 +307,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let watch = Watch { database, consistency, keys, room: room.clone() };
         let watching = self.database.watch(watch).await;
         let watching = watching.map_err(Refusal::from)?;
-        let permission = self.permission(token, database, false);
+        let access = self.stream_access(&authorized, Permission::Watch);
         let counted = Counted { room, _of_keys: of_keys, _open: open };
-        let stream = WatchStream::new(watching, permission, counted, self.telemetry.open_watches());
+        let stream = WatchStream::new(watching, access, counted, self.telemetry.open_watches());
         Ok(answer::watch(AnswerBody::Frames(stream.boxed_unsync())))
     }
 
@@ -312,7 +317,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, true))?;
+        let Authorized { token, grant, database, shard } =
+            self.authorize(parts, Route::AtomicWrite)?;
         let holder = self.holder(token, Some(shard));
         let request = self.begin(holder)?;
         let place = parts.extensions.get::<Arc<Place>>();
@@ -324,6 +330,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let message = validation::decode_write(body.clone())?;
         let valid = validation::write(message, self.catalogue.v8_format(database), now_ms());
         let (transaction, reserved) = valid.map_err(Refusal::from)?;
+        rights::check_write(&grant, &transaction)?;
         let may_come_again = reserved.has_request_id;
         let request_id =
             if may_come_again { request_id_of(database, &body) } else { new_request_id() };
@@ -371,8 +378,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
     }
 
-    fn permission(&self, token: &str, database: DatabaseId, writes: bool) -> Permission<C> {
-        Permission { catalogue: Arc::clone(&self.catalogue), token: token.into(), database, writes }
+    fn stream_access(&self, authorized: &Authorized<'_>, needs: Permission) -> StreamAccess<C> {
+        let Authorized { token, grant, database, .. } = authorized;
+        let (token, grant) = ((*token).into(), grant.clone());
+        StreamAccess {
+            catalogue: Arc::clone(&self.catalogue),
+            token,
+            database: *database,
+            needs,
+            grant,
+        }
     }
 
     fn holder(&self, token: &str, shard: Option<ShardId>) -> Holder {

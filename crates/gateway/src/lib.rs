@@ -15,11 +15,12 @@
 //! | `answer`, `refusal` | results and errors to HTTP, all of them |
 //! | `watch_stream`, `watched_value` | the answer to a watch, and the values that it tells of |
 //! | `queue_json`, `listen_stream` | what clients of queues send and get, and the answer to a listener |
-//! | `permission` | the right to a stream, for as long as it lasts |
+//! | `stream_access` | the right to a stream, for as long as it lasts |
 //! | `changes` | what a change feed asks of the database |
 //! | `change_query`, `change_stream`, `change_lines` | what its client asks for, the feed, and its text |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
+//! | `rights`, `forbidden` | the rights that each request needs, and the refusal for want of one |
 //! | `shares` | requests and bytes in progress, divided among tokens |
 //! | `room` | room for what is kept for one client, as the database counts it, too |
 //! | `options` | settings and limits |
@@ -47,21 +48,23 @@ mod change_query;
 mod change_stream;
 mod changes;
 mod database;
+mod forbidden;
 mod gateway;
 mod head;
 mod listen_stream;
 mod metadata;
 mod options;
 mod order;
-mod permission;
 mod queue_json;
 mod refusal;
 mod request_id;
 mod reserved;
+mod rights;
 mod room;
 mod route;
 mod server;
 mod shares;
+mod stream_access;
 mod telemetry;
 mod unabandoned;
 mod validation;

@@ -20,9 +20,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sle
 use crate::Catalogue;
 use crate::answer::Interrupted;
 use crate::database::{Heard, Listened};
-use crate::permission::Permission;
 use crate::queue_json;
 use crate::shares::{Holder, Share, Shares};
+use crate::stream_access::StreamAccess;
 
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ const REVOKED: &str = "the token may not listen any more";
 /// The body of the answer. It ends with its permission.
 pub(crate) struct ListenStream<C> {
     listened: Listened,
-    permission: Permission<C>,
+    access: StreamAccess<C>,
     answers: Shares,
     holder: Holder,
     /// The listener is one of those that may be open, and what its client says it holds is in memory,
@@ -51,16 +51,16 @@ pub(crate) struct ListenStream<C> {
 impl<C: Catalogue> ListenStream<C> {
     pub(crate) fn new(
         listened: (ListenerId, Listened),
-        permission: Permission<C>,
+        access: StreamAccess<C>,
         counted: (Shares, Holder),
         shares: [Share; 2],
     ) -> Self {
-        Self::at_pace(listened, permission, counted, shares, (PING_EVERY, NO_ROOM))
+        Self::at_pace(listened, access, counted, shares, (PING_EVERY, NO_ROOM))
     }
 
     fn at_pace(
         (listener, listened): (ListenerId, Listened),
-        permission: Permission<C>,
+        access: StreamAccess<C>,
         (answers, holder): (Shares, Holder),
         _shares: [Share; 2],
         (ping_every, pause): (Duration, Duration),
@@ -70,7 +70,7 @@ impl<C: Catalogue> ListenStream<C> {
         // The first ping goes at once.
         let lines = VecDeque::from([queue_json::open_line(listener), queue_json::ping_line()]);
         let (waits, is_over) = (None, false);
-        Self { listened, permission, answers, holder, _shares, lines, waits, pause, pings, is_over }
+        Self { listened, access, answers, holder, _shares, lines, waits, pause, pings, is_over }
     }
 
     /// The last line.
@@ -89,7 +89,7 @@ impl<C: Catalogue> ListenStream<C> {
                 return Poll::Ready(None);
             }
             if self.pings.poll_tick(context).is_ready() {
-                if self.permission.holds() {
+                if self.access.holds() {
                     return Poll::Ready(Some(queue_json::ping_line()));
                 }
                 return Poll::Ready(Some(self.end(REVOKED)));
@@ -103,7 +103,7 @@ impl<C: Catalogue> ListenStream<C> {
             let Some(mut share) = share else { continue };
             let heard = ready!(self.listened.heard.poll_next_unpin(context));
             let Some(heard) = heard else { return Poll::Ready(None) };
-            if !self.permission.holds() {
+            if !self.access.holds() {
                 return Poll::Ready(Some(self.end(REVOKED)));
             }
             if let Heard::Ended(reason) = &heard {
@@ -137,12 +137,12 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use meridian_queue::MessageKey;
-    use meridian_types::{DatabaseId, MessageId, Versionstamp};
+    use meridian_types::{DatabaseId, MessageId, Permission, Versionstamp};
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
     use crate::database::QueuedMessage;
-    use crate::permission::revocable;
+    use crate::stream_access::revocable;
 
     const HOLDER: Holder = Holder { token: 1, shard: None };
     const OTHER: Holder = Holder { token: 2, shard: None };
@@ -160,11 +160,12 @@ mod tests {
         let heard = futures::stream::poll_fn(move |context| heard.poll_recv(context)).boxed();
         let database = DatabaseId([1; 16]);
         let catalogue = revocable::Revocable::new(database);
-        let (token, writes) = ("token".into(), true);
-        let permission = Permission { catalogue: Arc::clone(&catalogue), token, database, writes };
+        let (token, needs, grant) = ("token".into(), Permission::Listen, catalogue.grant());
+        let access =
+            StreamAccess { catalogue: Arc::clone(&catalogue), token, database, needs, grant };
         let stream = ListenStream::at_pace(
             (ListenerId([7; 16]), Listened { heard, enough }),
-            permission,
+            access,
             (answers.clone(), HOLDER),
             [1, 1].map(|one| Shares::new(9).take(HOLDER, one).unwrap()),
             (Duration::from_millis(5), Duration::from_millis(1)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 
 use crate::database::NoChanges;
+use crate::forbidden::Forbidden;
 use crate::queue_json::InvalidQueueRequest;
 use crate::validation::Invalid;
 
@@ -20,8 +21,8 @@ pub(crate) enum Refusal {
     MalformedAuthorization,
     #[error("Invalid access token.")]
     UnknownToken,
-    #[error("This access token may only read, and this is a write.")]
-    ReadOnlyToken,
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
 
     #[error("Nothing is served here.")]
     UnknownPath,
@@ -161,7 +162,7 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::MalformedAuthorization | Self::UnknownToken => StatusCode::UNAUTHORIZED,
-            Self::ReadOnlyToken => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::UnknownPath | Self::NoDefaultDatabase | Self::NoSuchDatabase => {
                 StatusCode::NOT_FOUND
             }
@@ -193,7 +194,7 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use meridian_types::{Epoch, InvalidQueueName, Position, Versionstamp};
+    use meridian_types::{Epoch, InvalidQueueName, Permission, Position, Versionstamp};
 
     use super::*;
     use crate::validation::{decode_read, decode_write};
@@ -207,7 +208,7 @@ mod tests {
         let listed = |refusal: Refusal| match refusal {
             Refusal::MalformedAuthorization
             | Refusal::UnknownToken
-            | Refusal::ReadOnlyToken
+            | Refusal::Forbidden(_)
             | Refusal::UnknownPath
             | Refusal::NoDefaultDatabase
             | Refusal::NoSuchDatabase
@@ -244,7 +245,6 @@ mod tests {
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
             Refusal::UnknownToken,
-            Refusal::ReadOnlyToken,
             Refusal::UnknownPath,
             Refusal::NoDefaultDatabase,
             Refusal::NoSuchDatabase,
@@ -268,9 +268,24 @@ mod tests {
         .map(listed)
         .into();
         all.extend(overloads.map(|(what, limit)| Refusal::Overloaded { what, limit }));
+        all.extend(forbidden_of_every_kind().map(Refusal::Forbidden));
         all.extend(invalid_of_every_kind().into_iter().map(Refusal::Invalid));
         all.extend(invalid_about_queues().into_iter().map(Refusal::InvalidQueueRequest));
         all
+    }
+
+    fn forbidden_of_every_kind() -> [Forbidden; 3] {
+        let listed = |forbidden: Forbidden| match forbidden {
+            Forbidden::Permission { .. } | Forbidden::Key { .. } | Forbidden::WholeQueue { .. } => {
+                forbidden
+            }
+        };
+        [
+            Forbidden::Permission { permission: Permission::Write, by: "an atomic write" },
+            Forbidden::Key { of: "a range of the read" },
+            Forbidden::WholeQueue { by: "a list of a queue" },
+        ]
+        .map(listed)
     }
 
     fn invalid_about_queues() -> Vec<InvalidQueueRequest> {

@@ -138,14 +138,6 @@ impl QueueRoute {
             _ => None,
         }
     }
-
-    /// Whether it takes the right to write. Listeners have messages removed.
-    pub(crate) fn writes(self) -> bool {
-        match self {
-            Self::Listen | Self::Poll | Self::Report | Self::Enqueue | Self::Change => true,
-            Self::List => false,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -19,9 +19,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sle
 use crate::Catalogue;
 use crate::answer::Interrupted;
 use crate::database::Watching;
-use crate::permission::Permission;
 use crate::room::{Kept, NoRoom, Room};
 use crate::shares::Share;
+use crate::stream_access::StreamAccess;
 use crate::watched_value::{PING, WatchNews, WatchedValue, message, size_of_message};
 
 /// Between two pings.
@@ -51,10 +51,10 @@ struct Waiting {
     pause: Pin<Box<Sleep>>,
 }
 
-/// The body of the answer. It ends with its permission, and with the database.
+/// The body of the answer. It ends with its access, and with the database.
 pub(crate) struct WatchStream<W, C> {
     watching: W,
-    permission: Permission<C>,
+    access: StreamAccess<C>,
     counted: Counted,
     /// Pieces of the message that is on its way.
     pieces: VecDeque<Bytes>,
@@ -70,16 +70,16 @@ pub(crate) struct WatchStream<W, C> {
 impl<W: Watching, C: Catalogue> WatchStream<W, C> {
     pub(crate) fn new(
         watching: W,
-        permission: Permission<C>,
+        access: StreamAccess<C>,
         counted: Counted,
         open: &Gauge,
     ) -> Self {
-        Self::at_pace(watching, permission, counted, open, (PING_EVERY, NO_ROOM))
+        Self::at_pace(watching, access, counted, open, (PING_EVERY, NO_ROOM))
     }
 
     fn at_pace(
         watching: W,
-        permission: Permission<C>,
+        access: StreamAccess<C>,
         counted: Counted,
         open: &Gauge,
         (ping_every, pause): (Duration, Duration),
@@ -90,7 +90,7 @@ impl<W: Watching, C: Catalogue> WatchStream<W, C> {
         let (_open, pieces) = (Open::new(open), VecDeque::from([PING]));
         let (told, waiting) = (None, None);
         let pauses = Pauses { first: pause, next: pause };
-        Self { watching, permission, counted, pieces, told, pings, pauses, waiting, _open }
+        Self { watching, access, counted, pieces, told, pings, pauses, waiting, _open }
     }
 
     /// The next piece to be sent; `None` at the end.
@@ -100,7 +100,7 @@ impl<W: Watching, C: Catalogue> WatchStream<W, C> {
                 return Poll::Ready(Some(piece));
             }
             if self.pings.poll_tick(context).is_ready() {
-                return Poll::Ready(self.permission.holds().then_some(PING));
+                return Poll::Ready(self.access.holds().then_some(PING));
             }
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.pause.as_mut().poll(context));
@@ -113,7 +113,7 @@ impl<W: Watching, C: Catalogue> WatchStream<W, C> {
                 self.waiting = None;
             }
             let news = ready!(self.watching.poll_news(context));
-            let Some(news) = news.filter(|_| self.permission.holds()) else {
+            let Some(news) = news.filter(|_| self.access.holds()) else {
                 return Poll::Ready(None);
             };
             let kept = news
@@ -193,11 +193,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
-    use meridian_types::DatabaseId;
+    use meridian_types::{DatabaseId, Permission};
 
     use super::*;
-    use crate::permission::revocable::Revocable;
     use crate::shares::{Holder, Shares};
+    use crate::stream_access::revocable::Revocable;
 
     const DATABASE: DatabaseId = DatabaseId([1; 16]);
     const ABSENT: &[u8] = b"\x06\0\0\0\x08\x01\x12\x02\x08\x01";
@@ -236,11 +236,12 @@ mod tests {
     impl Watched {
         fn start(answers_bytes: u64) -> Self {
             let (catalogue, answers) = (Revocable::new(DATABASE), Shares::new(answers_bytes));
-            let permission = Permission {
+            let access = StreamAccess {
+                grant: catalogue.grant(),
                 catalogue: Arc::clone(&catalogue),
                 token: "token".into(),
                 database: DATABASE,
-                writes: false,
+                needs: Permission::Watch,
             };
             let watch = Shares::new(9).take(HOLDER, 1).unwrap();
             let room = Room::new(answers.clone(), HOLDER);
@@ -248,7 +249,7 @@ mod tests {
             let news = Some(vec![Some(WatchedValue::absent())]);
             let once = Once { news, fetched: 0, is_full: false };
             let pace = (BETWEEN_PINGS, Duration::from_millis(1));
-            let stream = WatchStream::at_pace(once, permission, counted, &Gauge::noop(), pace);
+            let stream = WatchStream::at_pace(once, access, counted, &Gauge::noop(), pace);
             Self { catalogue, answers, stream }
         }
 

@@ -44,7 +44,7 @@ enum Command {
     /// Lists, creates, changes and deletes databases.
     #[command(visible_alias = "database")]
     Databases(command::databases::Databases),
-    /// Lists, creates and revokes access tokens.
+    /// Lists, creates, rotates and revokes access tokens.
     #[command(visible_alias = "token")]
     Tokens(command::tokens::Tokens),
     Switchover(command::switchover::Switchover),

@@ -39,6 +39,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian-config",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-values",
             "meridian-memory",
             "meridian-directory",
             "meridian-gateway",

@@ -1,5 +1,5 @@
 //! The words of Meridian: identities, positions, versionstamps, transactions, effects,
-//! messages of queues, reports of shards, and limits.
+//! messages of queues, reports of shards, rights, and limits.
 //!
 //! Invariant: a value of one of these types is well formed (a [`Versionstamp`] has ten bytes, a
 //! [`DatabaseId`] sixteen). Absent on purpose: clocks, I/O, wire formats and any rule of
@@ -8,7 +8,9 @@
 mod effect;
 mod epoch_history;
 mod id;
+mod key_prefix;
 pub mod limits;
+mod permissions;
 mod position;
 mod queue;
 mod queue_name;
@@ -19,6 +21,8 @@ mod transaction;
 pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
 pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
+pub use key_prefix::{InvalidKeyPrefix, KeyPrefix};
+pub use permissions::{Permission, Permissions, UnknownPermission};
 pub use position::{Epoch, Position, Versionstamp};
 pub use queue::{
     DeadLetter, Enqueue, InvalidMessageId, Message, MessageId, QueueEffect, QueueTotals,

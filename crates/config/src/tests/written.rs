@@ -1,6 +1,9 @@
 //! Written files read back as the same configuration: of nodes, gateways and development clusters.
 
+use meridian_types::{KeyPrefix, Permission, Permissions};
+
 use super::*;
+use crate::SecretSource;
 use crate::cluster::{DEV_SECOND_DATABASE, DevLayout};
 
 fn same(a: &NodeConfig, b: &NodeConfig) {
@@ -28,11 +31,17 @@ fn what_is_written_is_read_again() {
     });
     config.cluster.default_database = None;
     let only = Databases::Only(config.cluster.databases.keys().copied().collect());
+    let (secret, permissions) = (TokenSecret::Sha256([0xab; 32]), Permissions::READ_ONLY);
+    config.tokens.push(TokenConfig::new(secret, only, permissions));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "a-secret-of-a-file\n").unwrap();
+    let secret = TokenSecret::read(SecretSource::File(file.path().to_owned())).unwrap();
+    let permissions = [Permission::Write, Permission::Enqueue].into_iter().collect();
     config.tokens.push(TokenConfig {
-        secret: TokenSecret::Sha256([0xab; 32]),
-        databases: only,
-        write: false,
+        prefixes: vec![KeyPrefix::new(&b"\x02it's \"a\"\x00\x15\x07"[..]).unwrap()],
+        ..TokenConfig::new(secret, Databases::All, permissions)
     });
+    assert!(!config.to_toml().contains("a-secret-of-a-file"));
     same(&parse(&config.to_toml()).unwrap(), &config);
 
     let gateway = GatewayConfig {

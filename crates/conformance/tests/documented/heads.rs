@@ -1,9 +1,14 @@
 //! Answers to the head of a request, and to metadata requests.
 
-use meridian_conformance::{Catalogue, OTHERS_TOKEN, READER_TOKEN, UNKNOWN_DATABASE, WRITER_TOKEN};
+use meridian_conformance::{
+    Catalogue, OTHERS_TOKEN, PREFIX_TOKEN, READER_TOKEN, UNKNOWN_DATABASE, WRITER_TOKEN,
+};
+use meridian_proto::kv_connect as pb;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::messages::range;
 use crate::server::{Answered, READ, Server, WRITE};
 
 const VERSIONS: &str = r#"{"supportedVersions":[1,2,3]}"#;
@@ -45,10 +50,17 @@ async fn tokens(server: &Server) -> Vec<Answered> {
     let mut headers = reader.headers();
     for path in [WRITE, "/kv/eventual/atomic_write"] {
         let reply = server.post(path, &headers, "").await;
-        answers.push(Answered::new("a token that may only read, and a write", &reply));
+        answers.push(Answered::new("a token without a permission that the request needs", &reply));
     }
     headers.retain(|(name, _)| *name == "authorization");
     assert_eq!(server.post("/", &headers, VERSIONS).await.status, 200);
+    let headers = server.client.clone().with_token(PREFIX_TOKEN).headers();
+    let ranges = vec![range(0, 9, 1)];
+    let reply = server.post(READ, &headers, pb::SnapshotRead { ranges }.encode_to_vec()).await;
+    answers.push(Answered::new("a token for some keys alone, and another key or range", &reply));
+    let reply = server.post("/kv/queue/list", &headers, "{}").await;
+    let case = "a token for some keys alone, and a list or an order of a queue";
+    answers.push(Answered::new(case, &reply));
     answers
 }
 

@@ -1,4 +1,4 @@
-//! Databases, their deletion, and tokens.
+//! Databases and their deletion.
 
 use meridian_types::limits::MAX_QUEUE_NAMES;
 use meridian_types::{DatabaseId, QueueName, ShardId, V8Format};
@@ -8,10 +8,8 @@ use crate::change::{Refused, ensure};
 use crate::cluster::Cluster;
 use crate::database::{Database, Deletion, FailoverMode, Rpo};
 use crate::shard::Shard;
-use crate::token::{Token, TokenScope};
 use crate::webhook::{Webhook, WebhookSettings};
 
-const MAX_LABEL_BYTES: usize = 200;
 /// Databases that are being deleted at once at most: each waits for the node that is longest away.
 const MAX_DELETIONS: usize = 1000;
 
@@ -163,35 +161,5 @@ impl Cluster {
         let database = self.databases.get_mut(&id);
         let found = database.map(|database| &mut database.webhooks);
         found.ok_or_else(|| Refused(format!("there is no database {id}")))
-    }
-
-    pub(super) fn create_token(&mut self, token: &Token) -> Result<(), Refused> {
-        ensure(token.label.len() <= MAX_LABEL_BYTES, || {
-            format!("a label has at most {MAX_LABEL_BYTES} bytes")
-        })?;
-        let is_hash =
-            token.sha256.len() == 64 && token.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-        ensure(is_hash, || "a token is kept as its SHA-256, 64 hex digits".to_owned())?;
-        ensure(self.tokens.values().all(|other| other.sha256 != token.sha256), || {
-            "this token exists already".to_owned()
-        })?;
-        if let TokenScope::Databases(databases) = &token.scope {
-            ensure(!databases.is_empty(), || "a token for no database is of no use".to_owned())?;
-            let unknown = databases.iter().find(|id| !self.databases.contains_key(id));
-            ensure(unknown.is_none(), || {
-                unknown.map(|id| format!("there is no database {id}")).unwrap_or_default()
-            })?;
-        }
-        let id = self
-            .last_token_id
-            .checked_add(1)
-            .ok_or_else(|| Refused("all token ids were used".to_owned()))?;
-        self.last_token_id = id;
-        self.tokens.insert(id, token.clone());
-        Ok(())
-    }
-
-    pub(super) fn revoke_token(&mut self, id: u64) -> Result<(), Refused> {
-        ensure(self.tokens.remove(&id).is_some(), || format!("there is no token {id}"))
     }
 }

@@ -1,6 +1,6 @@
 //! The effects of each change, and its refusals.
 
-use meridian_types::{Position, V8Format};
+use meridian_types::{KeyPrefix, Permission, Permissions, Position, V8Format};
 
 use super::*;
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
@@ -352,14 +352,7 @@ fn a_deletion_is_remembered_until_it_has_ended_and_its_name_is_free_at_once() {
 
 #[test]
 fn tokens_are_numbered_and_revoked() {
-    let token = |scope| Token {
-        label: "ci".to_owned(),
-        sha256: "ab".repeat(32),
-        scope,
-        write: true,
-        expires_at_ms: None,
-        created_at_ms: 1,
-    };
+    let token = |scope| Token::new("ci".to_owned(), "ab".repeat(32), scope, Permissions::ALL);
     let create = |token| Change::CreateToken { token };
     let next = done(&cluster(), &create(token(TokenScope::All)));
     assert_eq!((next.last_token_id, &next.tokens[&1]), (1, &token(TokenScope::All)));
@@ -374,20 +367,68 @@ fn tokens_are_numbered_and_revoked() {
 }
 
 #[test]
+fn token_that_is_rotated_has_two_secrets_until_it_is_rotated_again() {
+    let hash = |digits: &str| digits.repeat(32);
+    let token = Token::new("ci".to_owned(), hash("ab"), TokenScope::All, Permissions::ALL);
+    let rotate = |digits: &str, previous_until_ms| Change::RotateToken {
+        id: 1,
+        sha256: hash(digits),
+        previous_until_ms,
+    };
+    let none = refused(&cluster(), &rotate("cd", None));
+    assert_eq!(none, "there is no token 1");
+    let made = done(&cluster(), &Change::CreateToken { token });
+    let once = done(&made, &rotate("cd", Some(9)));
+    let secrets = |cluster: &Cluster| {
+        cluster.tokens[&1].hashes().map(|hash| hash[..2].to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(secrets(&once), ["cd", "ab"]);
+    assert_eq!(once.tokens[&1].previous.as_ref().map(|secret| secret.until_ms), Some(9));
+    // The oldest ends, also within its overlap.
+    assert_eq!(secrets(&done(&once, &rotate("ef", Some(20)))), ["ef", "cd"]);
+    assert_eq!(secrets(&done(&once, &rotate("ef", None))), ["ef"]);
+    // No secret is one of two tokens, or comes back.
+    for digits in ["ab", "cd", "AB"] {
+        assert_eq!(refused(&once, &rotate(digits, None)), "this token exists already");
+    }
+    let again = Token::new("other".to_owned(), hash("ab"), TokenScope::All, Permissions::ALL);
+    let again = refused(&once, &Change::CreateToken { token: again });
+    assert_eq!(again, "this token exists already");
+    assert!(done(&once, &Change::RevokeToken { id: 1 }).tokens.is_empty());
+}
+
+#[test]
+fn scope_of_a_token_is_of_use_and_bounded() {
+    let prefix = |key: &[u8]| KeyPrefix::new(key.to_vec()).unwrap();
+    let token = |permissions, prefixes: &[&[u8]]| Change::CreateToken {
+        token: Token {
+            prefixes: prefixes.iter().map(|key| prefix(key)).collect(),
+            ..Token::new("ci".to_owned(), "ab".repeat(32), TokenScope::All, permissions)
+        },
+    };
+    let manages = refused(&cluster(), &token(Permissions::ALL, &[b"\x02a\x00"]));
+    assert!(manages.contains("does not have the permission `manage`"), "{manages}");
+    let none = refused(&cluster(), &token(Permissions::NONE, &[]));
+    assert_eq!(none, "a token without permissions is of no use");
+    let many: Vec<[u8; 1]> = (1..=17).map(|byte| [byte]).collect();
+    let many: Vec<&[u8]> = many.iter().map(|key| &key[..]).collect();
+    let permissions = Permissions::ALL.without(Permission::Manage);
+    let refused = refused(&cluster(), &token(permissions, &many));
+    assert_eq!(refused, "a token has at most 16 prefixes");
+    done(&cluster(), &token(permissions, &many[..16]));
+}
+
+#[test]
 fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_show() {
     let hash = "ab".repeat(32);
-    let token = |sha256: &str| Token {
-        label: "ci".to_owned(),
-        sha256: sha256.to_owned(),
-        scope: TokenScope::All,
-        write: true,
-        expires_at_ms: None,
-        created_at_ms: 1,
+    let token = |sha256: &str| {
+        Token::new("ci".to_owned(), sha256.to_owned(), TokenScope::All, Permissions::ALL)
     };
     let speak = Change::RecordIncarnation { node: NodeId(1), incarnation: "5eed".to_owned() };
     let create = Change::CreateToken { token: token(&hash) };
+    let rotate = Change::RotateToken { id: 1, sha256: "ef".repeat(32), previous_until_ms: Some(9) };
     let next = done(
-        &done(&done(&cluster(), &speak), &create),
+        &done(&done(&done(&cluster(), &speak), &create), &rotate),
         &Change::CreateToken { token: token(&"cd".repeat(32)) },
     );
     let shown =
@@ -402,13 +443,16 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
         "that it has spoken is no secret"
     );
     assert_eq!(followed.nodes[&NodeId(2)].incarnation, None);
+    assert!(shown(&followed).contains(&"ef".repeat(32)));
     let inspected = shown(&next.without_secrets(None));
     assert!(!inspected.contains(&hash) && !inspected.contains("5eed"));
+    assert!(!inspected.contains(&"ef".repeat(32)));
     // The maker of a token finds it among the others.
     let made = next.without_secrets(Some(&hash));
     assert!(shown(&made).contains(&hash) && !shown(&made).contains(&"cd".repeat(32)));
-    for change in [&speak, &create] {
+    for change in [&speak, &create, &rotate] {
         let shown = format!("{:?}", change.without_secrets());
-        assert!(!shown.contains(&hash) && !shown.contains("5eed"), "{shown}");
+        let secrets = [&hash, "5eed", &"ef".repeat(32)];
+        assert!(!secrets.iter().any(|secret| shown.contains(*secret)), "{shown}");
     }
 }

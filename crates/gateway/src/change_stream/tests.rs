@@ -6,16 +6,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meridian_queue::Answer;
-use meridian_types::{Epoch, Position, WriteOutcome};
+use meridian_types::{Epoch, KeyPrefix, Permission, Position, Value, ValueEncoding, WriteOutcome};
 
 use super::*;
-use crate::changes::{Change, ChangedTransaction};
 use crate::database::{
     Listen, Listened, QueueList, QueuePage, Read, ReadOutput, Reports, Unavailable, Watch,
     Watching, Write, WriteFailure,
 };
-use crate::permission::revocable::Revocable;
 use crate::room::NoRoom;
+use crate::stream_access::revocable::Revocable;
 use crate::watched_value::WatchNews;
 
 const DATABASE: DatabaseId = DatabaseId([1; 16]);
@@ -102,6 +101,14 @@ impl Stage {
     /// A feed behind sequence 1, which begins with `first`, once `others` hold so much of the
     /// answers.
     fn start(first: Changed, others: u64) -> (Self, Option<Share>) {
+        Self::within(first, others, &[])
+    }
+
+    /// For a token with these prefixes.
+    fn within(first: Changed, others: u64, prefixes: &[&'static [u8]]) -> (Self, Option<Share>) {
+        let catalogue = Revocable::new(DATABASE);
+        let prefixes = prefixes.iter().map(|key| KeyPrefix::new(*key).unwrap());
+        let grant = catalogue.grant().within(prefixes);
         let (answers, asked) = (Shares::new(1000), Shares::new(4 << 20));
         let held = answers.take(OTHER, others);
         let database = Arc::new(Outage { asked: Mutex::default() });
@@ -114,11 +121,11 @@ impl Stage {
             after: Some(stamp(1)),
             through: None,
             rooms: Rooms { answers: answers.clone(), asked: asked.clone(), holder: OWN },
+            grant,
             _open: (open, Open::new(&Gauge::noop())),
         };
-        let catalogue = Revocable::new(DATABASE);
-        let permission = permission(&catalogue);
-        let body = feed.at_pace(first, permission, BETWEEN_BOOKMARKS);
+        let access = access(&catalogue);
+        let body = feed.at_pace(first, access, BETWEEN_BOOKMARKS);
         (Self { catalogue, answers, asked, body, database }, held)
     }
 
@@ -127,9 +134,10 @@ impl Stage {
     }
 }
 
-fn permission(catalogue: &Arc<Revocable>) -> Permission<Revocable> {
+fn access(catalogue: &Arc<Revocable>) -> StreamAccess<Revocable> {
+    let (grant, needs) = (catalogue.grant(), Permission::Read);
     let (catalogue, token) = (Arc::clone(catalogue), "token".into());
-    Permission { catalogue, token, database: DATABASE, writes: false }
+    StreamAccess { catalogue, token, database: DATABASE, needs, grant }
 }
 
 async fn next(body: &mut ChangeBody<Revocable>) -> Option<String> {
@@ -143,8 +151,8 @@ async fn next(body: &mut ChangeBody<Revocable>) -> Option<String> {
 async fn piece_that_waited_for_its_client_is_not_sent_once_the_token_is_revoked() {
     let catalogue = Revocable::new(DATABASE);
     let (out, pieces) = mpsc::channel(2);
-    let (permission, form) = (permission(&catalogue), Form::Lines);
-    let mut body = ChangeBody { pieces, permission, form, is_over: false };
+    let (access, form) = (access(&catalogue), Form::Lines);
+    let mut body = ChangeBody { pieces, access, form, is_over: false };
     out.send("open\n".into()).await.unwrap();
     out.send("a secret\n".into()).await.unwrap();
     assert_eq!(next(&mut body).await.as_deref(), Some("open\n"));
@@ -216,4 +224,31 @@ async fn room_for_changes_that_cannot_be_had_now_is_given_back() {
     };
     tokio::time::timeout(LONG, free).await.expect("the room is given back");
     assert!(stage.answers.take(OTHER, 750).is_some(), "nothing is kept of what was taken");
+}
+
+/// Their bytes begin as those of the prefix do.
+#[tokio::test]
+async fn feed_of_a_prefix_leaves_out_keys_whose_text_only_begins_as_that_of_the_prefix() {
+    let set = |key: &'static [u8]| Change::Set {
+        key: key.into(),
+        value: Value { encoding: ValueEncoding::Bytes, data: "secret".into() },
+        expire_at_ms: 0,
+    };
+    let beside = [b"\x02a\x00\xff\x00", &b"\x02a\x00\xffb\x00"[..]];
+    let mut mixed = changed(2, 0);
+    mixed.transactions[0].changes = vec![
+        set(b"\x02a\x00\x27"),
+        set(beside[0]),
+        Change::Deleted { key: beside[1].into() },
+        Change::Expired { key: beside[0].into() },
+        Change::DatabaseDropped,
+    ];
+    let (mut stage, _) = Stage::within(mixed, 0, &[b"\x02a\x00"]);
+    let told = stage.next().await.unwrap();
+    assert_eq!(told.matches("\"key\"").count(), 1, "{told}");
+    // Nothing is told of a transaction that is beside the prefix altogether.
+    let mut other = changed(2, 0);
+    other.transactions[0].changes = vec![set(beside[0])];
+    let (mut stage, _) = Stage::within(other, 0, &[b"\x02a\x00"]);
+    assert_eq!(stage.next().await, Some(Form::Lines.bookmark(stamp(2))));
 }

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use http_body_util::BodyExt;
 use hyper::http::request::Parts;
 
+use meridian_types::Permission;
+
+use super::lookup::Authorized;
 use super::{Failure, Gateway};
-use crate::Catalogue;
 use crate::answer::{self, Answer, AnswerBody};
 use crate::change_query::ChangeQuery;
 use crate::change_stream::{self, ChangeFeed, Open, Rooms};
 use crate::database::{Database, NoChanges};
 use crate::refusal::{Overload, Refusal};
+use crate::route::Route;
+use crate::{Catalogue, rights};
 
 impl From<NoChanges> for Refusal {
     fn from(why: NoChanges) -> Self {
@@ -27,9 +31,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// cannot be served is refused before the stream begins. Until then the feed is a request in
     /// progress like others.
     pub(super) async fn changes(&self, parts: &Parts) -> Result<Answer, Failure> {
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
+        let authorized = self.authorize(parts, Route::Changes)?;
+        let Authorized { token, ref grant, database, shard } = authorized;
         let ChangeQuery { prefix, after, follow, form } =
             ChangeQuery::parse(&parts.uri, &parts.headers)?;
+        rights::check_feed(grant, &prefix).map_err(Refusal::from)?;
         let _request = self.begin(self.holder(token, Some(shard)))?;
         let holder = self.holder(token, None);
         let feed = self.feeds.take(holder, 1);
@@ -50,10 +56,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             after: after.or(through),
             through,
             rooms: Rooms { answers, asked, holder },
+            grant: grant.clone(),
             _open: (feed, Open::new(self.telemetry.open_feeds())),
         };
-        let permission = self.permission(token, database, false);
-        let body = AnswerBody::Frames(feed.start(first, permission).boxed_unsync());
+        let access = self.stream_access(&authorized, Permission::Read);
+        let body = AnswerBody::Frames(feed.start(first, access).boxed_unsync());
         Ok(answer::changes(body, form.content_type()))
     }
 }

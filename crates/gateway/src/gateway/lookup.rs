@@ -9,12 +9,21 @@ use meridian_types::{DatabaseId, ShardId};
 use super::Gateway;
 use crate::database::Database;
 use crate::refusal::Refusal;
-use crate::route::Target;
+use crate::rights::Needed;
+use crate::route::{Route, Target};
 use crate::server::Caller;
 use crate::{Catalogue, Grant, head};
 
 /// Between two looks whether the cluster is known.
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
+
+/// A request of the data path whose token is known.
+pub(super) struct Authorized<'a> {
+    pub(super) token: &'a str,
+    pub(super) grant: Grant,
+    pub(super) database: DatabaseId,
+    pub(super) shard: ShardId,
+}
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// The catalogue's answer, or that it may not have heard of the token or the database yet.
@@ -96,12 +105,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     /// The token, the database and the shard of a request of the data path, if the token may use
-    /// the database.
+    /// the database and has the rights that `route` needs by itself.
     pub(super) fn authorize<'a>(
         &self,
         parts: &'a Parts,
-        write: bool,
-    ) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
+        route: Route<'_>,
+    ) -> Result<Authorized<'a>, Refusal> {
+        let authorized = self.looked_up(|| self.on_data_path(parts))?;
+        Needed::of(route).map_or(Ok(()), |needed| needed.check(&authorized.grant))?;
+        Ok(authorized)
+    }
+
+    fn on_data_path<'a>(&self, parts: &'a Parts) -> Result<Authorized<'a>, Refusal> {
         let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
         // Checked before the database is looked up: a token for some databases says nothing about
@@ -110,9 +125,6 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             return Err(Refusal::UnknownToken);
         }
         let shard = self.catalogue.shard(database).ok_or(Refusal::UnknownDatabase)?;
-        if write && !grant.may_write() {
-            return Err(Refusal::ReadOnlyToken);
-        }
-        Ok((token, database, shard))
+        Ok(Authorized { token, grant, database, shard })
     }
 }

@@ -8,20 +8,21 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::http::request::Parts;
 use meridian_queue::MessageKey;
-use meridian_types::{DatabaseId, QueueId, Versionstamp, WriteOutcome};
+use meridian_types::{Permission, QueueId, Versionstamp, WriteOutcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::lookup::Authorized;
 use super::{Failure, Gateway};
 use crate::answer::{self, Answer, AnswerBody};
 use crate::database::{Database, Heard, Listen, Listened, QueuedMessage, Reports, Write};
 use crate::listen_stream::ListenStream;
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
-use crate::route::QueueRoute;
+use crate::route::{QueueRoute, Route};
 use crate::shares::Share;
-use crate::{Catalogue, queue_json};
+use crate::{Catalogue, queue_json, rights};
 
 /// The answer to a poll has no more messages behind so many bytes.
 const MAX_POLLED_BYTES: usize = 2 << 20;
@@ -33,8 +34,7 @@ const HELD_KEY_BYTES: usize = 64;
 
 /// A request about a queue of a database.
 struct Asked<'a> {
-    token: &'a str,
-    database: DatabaseId,
+    authorized: Authorized<'a>,
     body: Bytes,
     /// Of a request in progress, and of its body.
     shares: (Share, Share),
@@ -50,13 +50,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let writes = route.writes();
-        let (token, database, shard) = self.looked_up(|| self.authorize(parts, writes))?;
-        let holder = self.holder(token, Some(shard));
+        let authorized = self.authorize(parts, Route::Queue(route))?;
+        let holder = self.holder(authorized.token, Some(authorized.shard));
         let request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
-        let asked = Asked { token, database, body, shares: (request, share) };
+        let asked = Asked { authorized, body, shares: (request, share) };
         match route {
             QueueRoute::Listen => self.listen(asked),
             QueueRoute::Poll => self.poll(asked, parts).await,
@@ -74,7 +73,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     fn listen(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { token, database, body, .. } = asked;
+        let Asked { authorized, body, .. } = asked;
+        let Authorized { token, database, .. } = authorized;
         let queue_json::ListenRequest { queue: name, listener, credits, held } =
             queue_json::listen(&body).map_err(Refusal::from)?;
         let share = self.listener(token)?;
@@ -85,17 +85,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let queue = QueueId { database, name };
         let listen = Listen { queue, listener, credits, lease: None, held, incarnation };
         let listened = self.database.listen(listen);
-        let permission = self.permission(token, database, true);
+        let access = self.stream_access(&authorized, Permission::Listen);
         let counted = (self.answers.clone(), self.holder(token, None));
         let shares = [share, of_held];
-        let stream = ListenStream::new((listener, listened), permission, counted, shares);
+        let stream = ListenStream::new((listener, listened), access, counted, shares);
         Ok(answer::lines(AnswerBody::Frames(stream.boxed_unsync())))
     }
 
     /// Messages that the client does not get, since it has left, may not have them any more, or came
     /// too late for them, go back. When the gateway stops, the poll ends with those that are there.
     async fn poll(&self, asked: Asked<'_>, parts: &Parts) -> Result<Answer, Failure> {
-        let Asked { token, database, body, shares, .. } = asked;
+        let Asked { authorized, body, shares } = asked;
+        let Authorized { token, database, .. } = authorized;
         let queue_json::PollRequest { queue: name, max, wait, lease } =
             queue_json::poll(&body).map_err(Refusal::from)?;
         let _open = self.listener(token)?;
@@ -108,9 +109,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let listen = Listen { queue, listener, credits: max, lease, held, incarnation };
         let listened = self.database.listen(listen);
         let (messages, enough) = polled(listened, max, wait, &self.stopping).await?;
-        if !self.permission(token, database, true).holds() {
+        if !self.stream_access(&authorized, Permission::Listen).holds() {
             // Says why.
-            self.authorize(parts, true)?;
+            self.authorize(parts, Route::Queue(QueueRoute::Poll))?;
         }
         let answer = queue_json::polled(listener, &messages);
         let share = self.answers.take(self.holder(token, None), answer.len() as u64);
@@ -121,7 +122,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     async fn report(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { database, body, .. } = &asked;
+        let Asked { authorized: Authorized { database, .. }, body, .. } = &asked;
         let queue_json::ReportRequest { queue: name, listener, reports } =
             queue_json::reports(body).map_err(Refusal::from)?;
         let queue = QueueId { database: *database, name };
@@ -132,7 +133,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     /// Has room for the largest page before it is asked for: so pages are bounded in number, too.
     async fn list(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { token, database, body, shares: _shares } = asked;
+        let Asked { authorized, body, shares: _shares } = asked;
+        let Authorized { token, database, .. } = authorized;
         let list = queue_json::list(database, &body).map_err(Refusal::from)?;
         let share = self.answers.take(self.holder(token, None), queue_json::MAX_PAGE_BYTES as u64);
         let mut share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
@@ -143,7 +145,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     async fn change(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { database, body, shares, .. } = asked;
+        let Asked { authorized: Authorized { database, .. }, body, shares } = asked;
         let transaction = queue_json::change(&body).map_err(Refusal::from)?;
         let (request_id, may_come_again) = (new_request_id(), false);
         let write = Write { database, request_id, may_come_again, transaction };
@@ -152,10 +154,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     async fn enqueue(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { database, body, shares, .. } = asked;
+        let Asked { authorized: Authorized { database, grant, .. }, body, shares } = asked;
         let format = self.catalogue.v8_format(database);
         let enqueue = queue_json::enqueue(&body, format, super::now_ms()).map_err(Refusal::from)?;
         let queue_json::EnqueueRequest { transaction, id } = enqueue.map_err(Refusal::from)?;
+        rights::check_write(&grant, &transaction).map_err(Refusal::from)?;
         let may_come_again = id.is_some();
         let request_id = id.map_or_else(new_request_id, |id| request_id_of(database, &id));
         let write = Write { database, request_id, may_come_again, transaction };

@@ -187,7 +187,8 @@ async fn a_token_that_may_only_read() {
     let server = Server::start().await;
     let mut client = server.http2().await;
     for path in [STRONG_WRITE, "/kv/eventual/atomic_write"] {
-        client.data(path, READER, &set("a", "1")).await.unwrap().refuses(403, "may only read");
+        let refused = client.data(path, READER, &set("a", "1")).await.unwrap();
+        refused.refuses(403, "does not have the permission `write`");
     }
     assert_eq!(server.memory.committed(), 0);
     assert_eq!(client.data(STRONG_READ, READER, &all()).await.unwrap().status, 200);

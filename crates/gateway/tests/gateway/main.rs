@@ -18,6 +18,7 @@ mod metadata;
 mod order;
 mod queues;
 mod reply;
+mod rights;
 mod support;
 mod watch;
 mod watched;

@@ -305,17 +305,18 @@ async fn message_with_an_id_is_one_write_however_often_it_comes() {
 }
 
 #[tokio::test]
-async fn queues_want_a_token_that_may_write_and_what_they_know() {
+async fn queues_want_a_token_that_may_use_them_and_what_they_know() {
     let server = Server::start().await;
     let mut client = server.http1().await;
     for path in ["listen", "poll", "report", "enqueue"] {
-        ask(&mut client, path, READER, &json!({})).await.refuses(403, "may only read");
+        let refused = ask(&mut client, path, READER, &json!({})).await;
+        refused.refuses(403, "does not have the permission");
         ask(&mut client, path, "unknown", &json!({})).await.refuses(401, "Invalid access token.");
         let odd = json!({ "unheard": "of" });
         ask(&mut client, path, WRITER, &odd).await.refuses(400, "is not the JSON");
     }
     let odd = json!({ "unheard": "of" });
-    ask(&mut client, "change", READER, &json!({})).await.refuses(403, "may only read");
+    ask(&mut client, "change", READER, &json!({})).await.refuses(403, "permission `manage`");
     for (path, token) in [("change", WRITER), ("list", READER)] {
         ask(&mut client, path, "unknown", &json!({})).await.refuses(401, "Invalid access token.");
         ask(&mut client, path, token, &odd).await.refuses(400, "is not the JSON");

@@ -20,7 +20,8 @@ use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
 use meridian_queue::Answer;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, RequestId, ShardId, V8Format, Value, Versionstamp, WriteOutcome,
+    Consistency, DatabaseId, Entry, Permissions, RequestId, ShardId, V8Format, Value, Versionstamp,
+    WriteOutcome,
 };
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -245,18 +246,30 @@ impl Server {
     /// With a catalogue that is current, or with a catalogue that may not have received the whole state
     /// yet.
     pub(crate) async fn knowing(options: Options, current: bool) -> Self {
-        let token = |secret: &str, databases, write| AccessToken {
+        Self::with_tokens(options, current, Vec::new()).await
+    }
+
+    /// With these tokens beside the usual ones.
+    pub(crate) async fn with_tokens(
+        options: Options,
+        current: bool,
+        tokens: Vec<AccessToken>,
+    ) -> Self {
+        let token = |secret: &str, databases, permissions| AccessToken {
             secret: secret.to_owned(),
-            databases,
-            write,
+            grant: Grant::new(databases, permissions),
         };
-        let access = Access::new([
-            token(WRITER, Databases::All, true),
-            token(SECOND_WRITER, Databases::All, true),
-            token(NEW, Databases::All, true),
-            token(READER, Databases::All, false),
-            token(OTHERS, Databases::Only(vec![OTHER]), true),
-        ]);
+        let access = Access::new(
+            [
+                token(WRITER, Databases::All, Permissions::ALL),
+                token(SECOND_WRITER, Databases::All, Permissions::ALL),
+                token(NEW, Databases::All, Permissions::ALL),
+                token(READER, Databases::All, Permissions::READ_ONLY),
+                token(OTHERS, Databases::Only(vec![OTHER]), Permissions::ALL),
+            ]
+            .into_iter()
+            .chain(tokens),
+        );
         let hearing =
             Arc::new(Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) });
         let revoked = Arc::<AtomicBool>::default();

@@ -1,13 +1,10 @@
 //! The access token of a command, from its arguments, the environment or a file.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-
-/// Far longer than any token.
-const MAX_BYTES: u64 = 4096;
+use meridian_config::{SecretSource, read_secret};
 
 /// An access token, from any of its sources.
 #[derive(Args)]
@@ -27,30 +24,36 @@ impl AccessToken {
     pub(crate) fn read(&self) -> Result<Option<String>> {
         match &self.access_token_file {
             Some(path) => read_file(path).map(Some),
-            None => Ok(self.access_token.clone()),
+            None => {
+                if is_argument() {
+                    eprintln!(
+                        "warning: every user of this machine can see --access-token: prefer \
+                         DENO_KV_ACCESS_TOKEN or --access-token-file"
+                    );
+                }
+                Ok(self.access_token.clone())
+            }
         }
     }
 }
 
-/// The access token that a file holds; `-` is the standard input.
+/// The access token that a file holds; `-` is the standard input. In a unit of systemd `%d/NAME` is
+/// the file of a credential.
 pub(crate) fn read_file(path: &Path) -> Result<String> {
-    let text = read(path)
-        .with_context(|| format!("cannot read the access token from {}", path.display()))?;
-    let token = text.trim();
-    if token.is_empty() {
-        bail!("{} holds no access token", path.display());
-    }
-    Ok(token.to_owned())
+    let token = if path == Path::new("-") {
+        read_secret(std::io::stdin().lock(), "the standard input".to_owned())
+    } else {
+        SecretSource::File(path.to_owned()).read()
+    };
+    token.context("there is no access token")
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin().lock().take(MAX_BYTES).read_to_string(&mut text)?;
-    } else {
-        std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
-    }
-    Ok(text)
+/// Whether an argument of this process has the access token in it.
+fn is_argument() -> bool {
+    std::env::args_os().any(|argument| {
+        let argument = argument.to_string_lossy();
+        argument == "--access-token" || argument.starts_with("--access-token=")
+    })
 }
 
 #[cfg(test)]
@@ -65,10 +68,11 @@ mod tests {
             access_token: Some("another".to_owned()),
             access_token_file: Some(path.clone()),
         };
-        let missing = of_file().read().unwrap_err().to_string();
-        assert!(missing.starts_with("cannot read the access token from "), "{missing}");
+        let refused = || format!("{:#}", of_file().read().unwrap_err());
+        let missing = refused();
+        assert!(missing.starts_with("there is no access token: the file "), "{missing}");
         std::fs::write(&path, " \n").unwrap();
-        assert!(of_file().read().unwrap_err().to_string().ends_with("holds no access token"));
+        assert!(refused().ends_with("token is empty"), "{}", refused());
         std::fs::write(&path, "a-token-of-a-file\n").unwrap();
         assert_eq!(of_file().read().unwrap().as_deref(), Some("a-token-of-a-file"));
         let said = AccessToken { access_token: Some("said".to_owned()), access_token_file: None };

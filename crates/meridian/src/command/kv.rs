@@ -32,6 +32,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 pub(super) use self::confirm::confirm;
+pub(super) use self::selection::of_option as key_of_text;
 
 use self::connection::Connection;
 use self::output::{Form, Output};

@@ -1,17 +1,23 @@
-//! `meridian tokens`: lists, creates and revokes access tokens. The directory keeps only their
-//! hashes.
+//! `meridian tokens`: lists, creates, rotates and revokes access tokens. The directory keeps only
+//! hashes of their secrets.
+
+mod listed;
+mod secret;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use meridian_directory::{Change, Cluster, Token, TokenScope};
-use rand::TryRngCore;
-use serde::Serialize;
-use sha2::{Digest, Sha256};
+use meridian_types::{KeyPrefix, Permission, Permissions};
 
-use super::operator::{Connect, Directory, Table, format, print, print_json, resolve};
+pub(crate) use self::listed::access;
+use self::listed::{Listed, details, table};
+use self::secret::Secret;
+use super::kv::key_of_text;
+use super::operator::{Connect, Directory, format, print, print_json, resolve};
 
 #[derive(Args)]
 pub(crate) struct Tokens {
@@ -26,79 +32,67 @@ enum Command {
     /// Lists all tokens, without their secrets, which are stored nowhere. Tokens of configuration
     /// files are not listed.
     List,
+    /// Shows all that is known of one token.
+    Show {
+        /// Id or label.
+        token: String,
+    },
     /// Creates a token, and prints its secret on the standard output, only this time.
-    Create {
-        /// Purpose of the token, for people.
-        label: String,
-        /// Name or id of a database that the token opens; may be repeated. Default: all databases,
-        /// later ones too.
-        #[arg(long = "database", value_name = "DATABASE")]
-        databases: Vec<String>,
-        /// The token opens databases for reading only.
-        #[arg(long)]
-        read_only: bool,
-        /// Lifetime, such as 12h or 30d. Default: no end.
-        #[arg(long, value_name = "DURATION", value_parser = format::parse_duration)]
-        expires_in: Option<Duration>,
-    },
-    /// Revokes a token. Nodes and gateways refuse it as soon as they receive the change.
+    Create(Create),
+    /// Gives a token another secret, and prints that on the standard output, only this time. The
+    /// secret before it goes on to work for the overlap, so that clients can be changed one after the
+    /// other; a secret from before that ends at once, and so do the streams that use it.
+    Rotate(Rotate),
+    /// Revokes a token with all its secrets. Nodes and gateways refuse it as soon as they receive the
+    /// change, and end its watches, listeners and change feeds.
     Revoke {
-        /// Id, as shown by `meridian tokens list`.
-        id: u64,
+        /// Id or label.
+        token: String,
     },
 }
 
-/// The public part of a token, without its secret.
-#[derive(Serialize)]
-struct Listed<'a> {
-    id: u64,
-    label: &'a str,
-    /// `None`: all databases.
-    databases: Option<Vec<String>>,
-    access: &'static str,
-    created_at_ms: u64,
-    expires_at_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    secret: Option<&'a str>,
+#[derive(Args)]
+struct Create {
+    /// Purpose of the token, for people.
+    label: String,
+    /// Name or id of a database that the token opens; may be repeated. Default: all databases,
+    /// later ones too.
+    #[arg(long = "database", value_name = "DATABASE")]
+    databases: Vec<String>,
+    /// Key whose parts the keys begin with that the token opens, such as '["users", 42]'; may be
+    /// repeated. Default: all keys. ["a"] opens ["a"] and ["a", "b"], and not ["ab"].
+    #[arg(long = "prefix", value_name = "KEY")]
+    prefixes: Vec<String>,
+    /// Some of read, write, watch, enqueue, listen and manage (orders on queues), with commas.
+    /// Default: all; with --prefix all but manage, since queues are of a whole database.
+    #[arg(long, value_name = "PERMISSIONS", value_delimiter = ',')]
+    allow: Vec<Permission>,
+    /// The same as --allow read,watch.
+    #[arg(long, conflicts_with = "allow")]
+    read_only: bool,
+    /// Lifetime, such as 12h or 30d. Default: no end.
+    #[arg(long, value_name = "DURATION", value_parser = format::parse_duration)]
+    expires_in: Option<Duration>,
+    /// File with the secret, at least 16 characters, `-` for the standard input. Default: one is made
+    /// and printed.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
 }
 
-impl<'a> Listed<'a> {
-    fn of(cluster: &Cluster, id: u64, token: &'a Token) -> Self {
-        let databases = match &token.scope {
-            TokenScope::All => None,
-            TokenScope::Databases(ids) => Some(
-                ids.iter()
-                    .map(|id| {
-                        cluster
-                            .databases
-                            .get(id)
-                            .map_or_else(|| id.to_string(), |known| known.name.clone())
-                    })
-                    .collect(),
-            ),
-        };
-        Self {
-            id,
-            label: &token.label,
-            databases,
-            access: if token.write { "read-write" } else { "read" },
-            created_at_ms: token.created_at_ms,
-            expires_at_ms: token.expires_at_ms,
-            secret: None,
-        }
-    }
-
-    fn opens(&self) -> String {
-        self.databases.as_ref().map_or_else(|| "all databases".to_owned(), |names| names.join(", "))
-    }
-
-    fn ends(&self, now_ms: u64) -> String {
-        match self.expires_at_ms {
-            None => "never".to_owned(),
-            Some(at) if at <= now_ms => format!("expired {}", format::time(at)),
-            Some(at) => format!("{} (in {})", format::time(at), format::duration(at - now_ms)),
-        }
-    }
+#[derive(Args)]
+struct Rotate {
+    /// Id or label.
+    token: String,
+    /// How long the secret that the token has now goes on to work, such as 12h or 7d.
+    #[arg(long, value_name = "DURATION", value_parser = format::parse_duration, default_value = "24h")]
+    overlap: Duration,
+    /// The secret that the token has now ends at once: it is known to others.
+    #[arg(long, conflicts_with = "overlap")]
+    no_overlap: bool,
+    /// File with the new secret, at least 16 characters, `-` for the standard input. Default: one is
+    /// made and printed.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
 }
 
 impl Tokens {
@@ -117,15 +111,17 @@ impl Tokens {
                     print(&table(&listed, format::now_ms()).to_string())
                 }
             }
-            Command::Create { label, databases, read_only, expires_in } => {
-                let scope = scope(&mut directory, &databases).await?;
-                create(&mut directory, label, scope, !read_only, expires_in, json).await
+            Command::Show { token } => {
+                let view = directory.inspect(0).await?;
+                let (id, token) = find(&view.cluster, &token)?;
+                let listed = Listed::of(&view.cluster, id, token);
+                if json { print_json(&listed) } else { print(&details(&listed, format::now_ms())) }
             }
-            Command::Revoke { id } => {
+            Command::Create(create) => create.run(&mut directory, json).await,
+            Command::Rotate(rotate) => rotate.run(&mut directory, json).await,
+            Command::Revoke { token } => {
                 let view = directory.inspect_leader(0).await?;
-                let Some(token) = view.cluster.tokens.get(&id) else {
-                    bail!("there is no token {id}")
-                };
+                let (id, token) = find(&view.cluster, &token)?;
                 directory.execute(&Change::RevokeToken { id }).await?;
                 let revoked = Listed::of(&view.cluster, id, token);
                 if json {
@@ -138,6 +134,85 @@ impl Tokens {
     }
 }
 
+/// By its id, or by a label that no other token has.
+fn find<'a>(cluster: &'a Cluster, text: &str) -> Result<(u64, &'a Token)> {
+    if let Some((id, token)) =
+        text.parse().ok().and_then(|id: u64| cluster.tokens.get_key_value(&id))
+    {
+        return Ok((*id, token));
+    }
+    let labelled: Vec<_> = cluster.tokens.iter().filter(|(_, token)| token.label == text).collect();
+    match labelled.as_slice() {
+        [(id, token)] => Ok((**id, token)),
+        [] => bail!("there is no token `{text}`; `meridian tokens list` shows all"),
+        several => {
+            let ids: Vec<String> = several.iter().map(|(id, _)| id.to_string()).collect();
+            bail!("`{text}` is the label of the tokens {}: name one by its id", ids.join(", "))
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, directory: &mut Directory, json: bool) -> Result<()> {
+        let permissions = self.permissions();
+        let prefixes = prefixes(&self.prefixes)?;
+        let scope = scope(directory, &self.databases).await?;
+        let secret = Secret::new(self.secret_file.as_deref())?;
+        let now_ms = format::now_ms();
+        let expires_at_ms = self.expires_in.map(|lifetime| after(now_ms, lifetime));
+        let token = Token {
+            prefixes,
+            expires_at_ms,
+            created_at_ms: now_ms,
+            ..Token::new(self.label, secret.sha256_hex(), scope, permissions)
+        };
+        let cluster = directory.execute(&Change::CreateToken { token: token.clone() }).await?;
+        let made = cluster.tokens.iter().find(|(_, known)| known.sha256 == token.sha256);
+        let Some((id, token)) = made else { bail!("the token was revoked meanwhile") };
+        let mut listed = Listed::of(&cluster, *id, token);
+        let (label, opens) = (listed.label, listed.opens());
+        let (access, ends) = (listed.access.clone(), listed.ends(now_ms));
+        let said = format!("token {id} ({label}) opens {opens} for {access}, expires: {ends}.");
+        secret.print(&mut listed, &said, json)
+    }
+
+    fn permissions(&self) -> Permissions {
+        if self.read_only {
+            return Permissions::READ_ONLY;
+        }
+        match (self.allow.is_empty(), self.prefixes.is_empty()) {
+            (false, _) => self.allow.iter().copied().collect(),
+            (true, true) => Permissions::ALL,
+            (true, false) => Permissions::ALL.without(Permission::Manage),
+        }
+    }
+}
+
+impl Rotate {
+    async fn run(self, directory: &mut Directory, json: bool) -> Result<()> {
+        let view = directory.inspect_leader(0).await?;
+        let (id, _) = find(&view.cluster, &self.token)?;
+        let secret = Secret::new(self.secret_file.as_deref())?;
+        let now_ms = format::now_ms();
+        let previous_until_ms = (!self.no_overlap).then(|| after(now_ms, self.overlap));
+        let change = Change::RotateToken { id, sha256: secret.sha256_hex(), previous_until_ms };
+        let cluster = directory.execute(&change).await?;
+        let Some(token) = cluster.tokens.get(&id) else {
+            bail!("token {id} was revoked meanwhile")
+        };
+        let mut listed = Listed::of(&cluster, id, token);
+        let previous = previous_until_ms
+            .map_or_else(|| "ended".to_owned(), |at| format!("works until {}", format::time(at)));
+        let said =
+            format!("token {id} ({}) has a new secret; the one before {previous}.", token.label);
+        secret.print(&mut listed, &said, json)
+    }
+}
+
+fn after(now_ms: u64, duration: Duration) -> u64 {
+    now_ms.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
 async fn scope(directory: &mut Directory, databases: &[String]) -> Result<TokenScope> {
     if databases.is_empty() {
         return Ok(TokenScope::All);
@@ -147,112 +222,71 @@ async fn scope(directory: &mut Directory, databases: &[String]) -> Result<TokenS
     Ok(TokenScope::Databases(ids.collect::<Result<BTreeSet<_>>>()?))
 }
 
-async fn create(
-    directory: &mut Directory,
-    label: String,
-    scope: TokenScope,
-    write: bool,
-    expires_in: Option<Duration>,
-    json: bool,
-) -> Result<()> {
-    let secret = new_secret()?;
-    let now_ms = format::now_ms();
-    let lifetime_ms =
-        expires_in.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
-    let expires_at_ms = lifetime_ms.map(|lifetime| now_ms.saturating_add(lifetime));
-    let token = Token {
-        label,
-        sha256: sha256_hex(&secret),
-        scope,
-        write,
-        expires_at_ms,
-        created_at_ms: now_ms,
+fn prefixes(texts: &[String]) -> Result<BTreeSet<KeyPrefix>> {
+    let prefix = |text: &String| {
+        let key = key_of_text("--prefix", text)?;
+        KeyPrefix::new(key.encode()?)
+            .map_err(|invalid| anyhow::anyhow!("--prefix {key}: {invalid}"))
     };
-    let cluster = directory.execute(&Change::CreateToken { token: token.clone() }).await?;
-    let made = cluster.tokens.iter().find(|(_, known)| known.sha256 == token.sha256);
-    let Some((id, token)) = made else { bail!("the token was revoked meanwhile") };
-    let mut listed = Listed::of(&cluster, *id, token);
-    if json {
-        listed.secret = Some(&secret);
-        return print_json(&listed);
-    }
-    // On the standard error, so that a program can take the secret from the standard output.
-    eprintln!(
-        "token {id} ({}) opens {} for {}, expires: {}. Its secret is shown only now:",
-        listed.label,
-        listed.opens(),
-        listed.access,
-        listed.ends(now_ms)
-    );
-    print(&format!("{secret}\n"))
-}
-
-/// 256 bits from the operating system, in hex.
-fn new_secret() -> Result<String> {
-    let mut bytes = [0; 32];
-    rand::rngs::OsRng
-        .try_fill_bytes(&mut bytes)
-        .context("the operating system gives no random numbers")?;
-    Ok(hex(&bytes))
-}
-
-fn sha256_hex(secret: &str) -> String {
-    hex(&Sha256::digest(secret.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn table(tokens: &[Listed<'_>], now_ms: u64) -> Table {
-    let mut table = Table::new(&[">ID", "LABEL", "OPENS", "ACCESS", "CREATED", "EXPIRES"]);
-    for token in tokens {
-        table.row([
-            token.id.to_string(),
-            token.label.to_owned(),
-            token.opens(),
-            token.access.to_owned(),
-            format::time(token.created_at_ms),
-            token.ends(now_ms),
-        ]);
-    }
-    table
+    texts.iter().map(prefix).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::command::operator::samples::cluster;
 
-    #[test]
-    fn secrets_differ_and_only_their_hash_is_sent() {
-        let (one, two) = (new_secret().unwrap(), new_secret().unwrap());
-        assert_ne!(one, two);
-        assert_eq!(one.len(), 64);
-        assert_eq!(
-            sha256_hex("abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        create: Create,
+    }
+
+    fn create(arguments: &[&str]) -> Result<Create, clap::Error> {
+        let arguments = ["meridian", "ci"].iter().chain(arguments);
+        Line::try_parse_from(arguments).map(|line| line.create)
     }
 
     #[test]
-    fn tokens_are_listed_without_secrets() {
-        let cluster = cluster();
-        let mut token = Token {
-            label: "ci".to_owned(),
-            sha256: "ab".repeat(32),
-            scope: TokenScope::Databases(cluster.databases.keys().copied().collect()),
-            write: false,
-            expires_at_ms: Some(90_000),
-            created_at_ms: 0,
+    fn permissions_are_all_unless_some_are_said() {
+        let permissions = |arguments: &[&str]| create(arguments).unwrap().permissions().to_string();
+        assert_eq!(permissions(&[]), Permissions::ALL.to_string());
+        assert_eq!(permissions(&["--read-only"]), "read, watch");
+        assert_eq!(permissions(&["--prefix", "a"]), "read, write, watch, enqueue, listen");
+        assert_eq!(permissions(&["--allow", "write,enqueue"]), "write, enqueue");
+        assert_eq!(permissions(&["--allow=write", "--allow=read"]), "read, write");
+        assert!(create(&["--allow", "admin"]).is_err());
+        assert!(create(&["--allow", "write", "--read-only"]).is_err());
+    }
+
+    #[test]
+    fn prefixes_are_read_as_keys_are() {
+        let texts = |texts: &[&str]| {
+            prefixes(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
         };
-        let listed = [Listed::of(&cluster, 7, &token)];
-        let text = table(&listed, 0).to_string();
-        let expected = " 7  ci     default, second  read    1970-01-01T00:00:00.000Z  1970-01-01T00:01:30.000Z (in 1 min 30 s)";
-        assert_eq!(text.lines().nth(1), Some(expected));
-        assert!(!serde_json::to_string(&listed).unwrap().contains("abab"));
-        assert!(listed[0].ends(100_000).starts_with("expired "));
-        token.scope = TokenScope::All;
-        assert_eq!(Listed::of(&cluster, 7, &token).opens(), "all databases");
+        let [one, two] = ["[\"users\", 42]", "users"];
+        let read = texts(&[one, two, two]).unwrap();
+        let keys: Vec<_> = read.iter().map(|prefix| prefix.key().to_vec()).collect();
+        assert_eq!(keys[0], b"\x02users\0");
+        assert_eq!((keys.len(), &keys[1][..8]), (2, &b"\x02users\0\x21"[..]));
+        assert!(texts(&["[{}]"]).is_err());
+        let empty = texts(&["[]"]).unwrap_err().to_string();
+        assert_eq!(empty, "--prefix []: an empty prefix is no limit: leave it out");
+    }
+
+    #[test]
+    fn token_is_found_by_id_or_by_a_label_of_its_own() {
+        let mut cluster = cluster();
+        for (id, label) in [(1, "web"), (2, "ci"), (3, "ci"), (4, "1")] {
+            let token =
+                Token::new(label.to_owned(), String::new(), TokenScope::All, Permissions::ALL);
+            cluster.tokens.insert(id, token);
+        }
+        let found = |text| find(&cluster, text).map(|(id, _)| id).map_err(|why| why.to_string());
+        assert_eq!((found("web"), found("1"), found("4")), (Ok(1), Ok(1), Ok(4)));
+        assert!(found("ci").unwrap_err().contains("the tokens 2, 3: name one by its id"));
+        assert!(found("none").unwrap_err().starts_with("there is no token `none`"));
     }
 }

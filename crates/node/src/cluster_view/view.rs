@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meridian_config::TokenSecret;
-use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
+use meridian_directory::{Cluster, PreviousSecret, Rpo, Shard, Token, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
 use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
@@ -31,19 +31,8 @@ pub(crate) struct Known {
 
 impl Known {
     fn new(cluster: Cluster) -> Self {
-        let grants = cluster.tokens.iter().filter_map(|(id, token)| {
-            let scope = match &token.scope {
-                TokenScope::All => Databases::All,
-                TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
-            };
-            let digest = TokenSecret::digest(&token.sha256).ok()?.sha256();
-            let expired = token.expires_at_ms;
-            Some((*id, digest, Grant::new(scope, token.write), expired))
-        });
         // Two tokens of the same secret are refused when they are made.
-        let access = Access::from_expiring(
-            grants.map(|(_, digest, grant, expires)| (digest, grant, expires)),
-        );
+        let access = Access::from_expiring(cluster.tokens.values().flat_map(secrets));
         Self { cluster, access }
     }
 
@@ -51,6 +40,24 @@ impl Known {
     pub(crate) fn rpc_addresses(self: &Arc<Self>) -> HashSet<String> {
         self.cluster.present_nodes().map(|(_, node)| node.rpc_address.clone()).collect()
     }
+}
+
+/// The digests of a token's secrets, the grant of each, and when it ends.
+fn secrets(token: &Token) -> impl Iterator<Item = ([u8; 32], Grant, Option<u64>)> {
+    let databases = match &token.scope {
+        TokenScope::All => Databases::All,
+        TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
+    };
+    let grant = Grant::new(databases, token.permissions).within(token.prefixes.iter().cloned());
+    let of_previous = |previous: &PreviousSecret| {
+        let until = token.expires_at_ms.map_or(previous.until_ms, |end| end.min(previous.until_ms));
+        (previous.sha256.clone(), Some(until))
+    };
+    let present = (token.sha256.clone(), token.expires_at_ms);
+    let all = [Some(present), token.previous.as_ref().map(of_previous)];
+    all.into_iter().flatten().filter_map(move |(sha256, end)| {
+        Some((TokenSecret::digest(&sha256).ok()?.sha256(), grant.clone(), end))
+    })
 }
 
 /// A message is about a cluster that this process does not belong to.

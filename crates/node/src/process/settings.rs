@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, TokenConfig};
 use meridian_directory::Cluster;
-use meridian_gateway::{Access, Grant, Options};
+use meridian_gateway::{Access, Options};
 use meridian_memory::{Shares, default_max_bytes};
 use meridian_net::{Listener, capacity};
 use meridian_types::NodeId;
@@ -52,9 +52,7 @@ pub(crate) fn peer_channels(
 
 /// The access that the tokens of a configuration give.
 pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartError> {
-    let grants = tokens
-        .iter()
-        .map(|token| (token.secret.sha256(), Grant::new(token.databases.clone(), token.write)));
+    let grants = tokens.iter().map(|token| (token.secret.sha256(), token.grant()));
     Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 

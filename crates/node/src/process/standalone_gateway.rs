@@ -125,6 +125,7 @@ mod tests {
 
     use meridian_config::{DevLayout, GatewayListen, GatewaySettings, TokenConfig, TokenSecret};
     use meridian_gateway::Databases;
+    use meridian_types::Permissions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -156,7 +157,7 @@ mod tests {
             listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
             gateway: GatewaySettings { request_deadline_ms: 200, ..GatewaySettings::default() },
             cluster: founded,
-            tokens: vec![TokenConfig { secret, databases: Databases::All, write: true }],
+            tokens: vec![TokenConfig::new(secret, Databases::All, Permissions::ALL)],
             dial: BTreeMap::new(),
         };
         let started = Instant::now();

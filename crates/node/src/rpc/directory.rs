@@ -209,7 +209,7 @@ mod tests {
     use meridian_failover::Lease;
     use meridian_gateway::{Access, Catalogue as _};
     use meridian_proto::directory::directory_server::Directory as _;
-    use meridian_types::{Epoch, NodeId, ShardId};
+    use meridian_types::{Epoch, NodeId, Permissions, ShardId};
     use tokio::net::TcpListener;
     use tokio_stream::StreamExt;
     use tokio_stream::wrappers::TcpListenerStream;
@@ -322,14 +322,7 @@ mod tests {
         cluster.nodes.get_mut(&NodeId(1)).unwrap().incarnation = Some("5eed".to_owned());
         let hash = "ab".repeat(32);
         let (label, scope) = ("ci".to_owned(), TokenScope::All);
-        let token = Token {
-            label,
-            sha256: hash.clone(),
-            scope,
-            write: true,
-            expires_at_ms: None,
-            created_at_ms: 1,
-        };
+        let token = Token::new(label, hash.clone(), scope, Permissions::ALL);
         cluster.tokens.insert(1, token);
         let directory = Arc::new(Directory::new(cluster, Access::default(), None));
         directory

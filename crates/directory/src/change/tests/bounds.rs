@@ -110,7 +110,7 @@ fn unnamed_settings_of_a_database_stay_and_slowing_may_begin_where_refusing_does
 #[test]
 fn a_token_has_a_hash_a_short_label_and_something_that_it_opens() {
     let create = |label: String, sha256: String, scope| Change::CreateToken {
-        token: Token { label, sha256, scope, write: true, expires_at_ms: None, created_at_ms: 1 },
+        token: Token::new(label, sha256, scope, Permissions::ALL),
     };
     let hash = || "ab".repeat(32);
     assert!(cluster().after(&create("x".repeat(200), hash(), TokenScope::All)).is_ok());

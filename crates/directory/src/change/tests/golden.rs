@@ -48,8 +48,11 @@ fn full() -> Cluster {
     }
     let scope = TokenScope::Databases(BTreeSet::from([DATABASE]));
     let (label, sha256) = ("ci".to_owned(), "ab".repeat(32));
-    let token =
-        Token { label, sha256, scope, write: false, expires_at_ms: Some(9), created_at_ms: 8 };
+    let token = Token {
+        expires_at_ms: Some(9),
+        created_at_ms: 8,
+        ..Token::new(label, sha256, scope, Permissions::READ_ONLY)
+    };
     next = done(&next, &Change::CreateToken { token });
     done(
         &next,
@@ -150,6 +153,7 @@ fn every_change_survives_being_written_and_read() {
             queue_paused: Some(true),
         },
         Change::CreateToken { token },
+        Change::RotateToken { id: 1, sha256: "cd".repeat(32), previous_until_ms: Some(9) },
         Change::RevokeToken { id: 1 },
     ];
     for change in changes {

@@ -72,6 +72,13 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         }
         Change::RemoveWebhook { id, .. } => format!("webhook of {} removed", name_of(cluster, id)),
         Change::CreateToken { token } => token_created(cluster, token),
+        Change::RotateToken { id, previous_until_ms: Some(until_ms), .. } => {
+            let until = format::time(*until_ms);
+            format!("token {id} has a new secret; the one before works until {until}")
+        }
+        Change::RotateToken { id, previous_until_ms: None, .. } => {
+            format!("token {id} has a new secret; the one before ended")
+        }
         Change::RevokeToken { id } => format!("token {id} revoked"),
     }
 }
@@ -146,8 +153,13 @@ fn token_created(cluster: &Cluster, token: &Token) -> String {
             ids.iter().map(|id| name_of(cluster, id)).collect::<Vec<_>>().join(", ")
         }
     };
-    let access = if token.write { "read-write" } else { "read" };
-    format!("token {:?} created for {scope}, {access}", token.label)
+    let keys = match token.prefixes.len() {
+        0 => String::new(),
+        1 => ", keys of 1 prefix".to_owned(),
+        number => format!(", keys of {number} prefixes"),
+    };
+    let access = super::super::tokens::access(token.permissions);
+    format!("token {:?} created for {scope}{keys}, {access}", token.label)
 }
 
 /// `at least 3 transactions (120 ms) lost`.

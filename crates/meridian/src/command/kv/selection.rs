@@ -96,7 +96,7 @@ impl Selection {
 }
 
 /// A key from one argument: an array, or one part.
-pub(super) fn of_option(option: &str, text: &str) -> Result<Key> {
+pub(in crate::command) fn of_option(option: &str, text: &str) -> Result<Key> {
     of_words(&[text.to_owned()]).map_err(|error| anyhow!("{option}: {error}"))
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
 use meridian_directory::{self as directory, Database};
 use meridian_kv_client::Endpoint;
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, Permission};
 
 use crate::command::gateway_url::with_database;
 
@@ -67,10 +67,10 @@ impl Cluster {
         let database = find_database(&config.cluster, database)?;
         let access_token = match access_token {
             Some(token) => token,
-            None => plain_token(&config.tokens).with_context(|| {
+            None => known_token(&config.tokens).with_context(|| {
                 let path = path.display();
                 format!(
-                    "{path} has no token in plain text that may write; give --access-token-file"
+                    "{path} has no token of a known secret that may read and write; give --access-token-file"
                 )
             })?,
         };
@@ -158,11 +158,17 @@ fn find_database<'a>(
     Ok((*found.0, found.1))
 }
 
-/// The first token in plain text that may write. The gateway checks whether it opens the database.
-fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
-    tokens.iter().find_map(|token| match &token.secret {
-        TokenSecret::Plain(secret) if token.write => Some(secret.clone()),
-        _ => None,
+/// The first token whose secret is known that may read and write all keys. The gateway checks whether
+/// it opens the database.
+fn known_token(tokens: &[TokenConfig]) -> Option<String> {
+    let may = |token: &&TokenConfig| {
+        let needed = [Permission::Read, Permission::Write];
+        token.prefixes.is_empty() && needed.iter().all(|of| token.permissions.contains(*of))
+    };
+    tokens.iter().filter(may).find_map(|token| match &token.secret {
+        TokenSecret::Plain(secret) => Some(secret.clone()),
+        TokenSecret::Read { source, .. } => source.read().ok(),
+        TokenSecret::Sha256(_) => None,
     })
 }
 
@@ -170,7 +176,7 @@ fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
 mod tests {
 
     use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
-    use meridian_types::NodeId;
+    use meridian_types::{KeyPrefix, NodeId, Permissions};
 
     use super::*;
 
@@ -226,22 +232,24 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_plain_and_writes() {
+    fn the_token_is_known_reads_and_writes_all() {
         let sample = include_str!("../../../../../deploy/node.toml");
         let sample = sample.replace("replace-this-before-you-serve", "a-secret-of-ones-own");
         let path = Path::new("deploy/node.toml");
         let mut tokens = NodeConfig::parse(&sample, path).unwrap().tokens;
         tokens.truncate(1);
         let mut token = tokens.remove(0);
-        token.write = true;
+        token.permissions = Permissions::ALL;
         token.secret = TokenSecret::Sha256([0; 32]);
         tokens.push(token.clone());
         token.secret = TokenSecret::Plain("reads".to_owned());
-        tokens.push(TokenConfig { write: false, ..token.clone() });
-        assert_eq!(plain_token(&tokens), None);
+        tokens.push(TokenConfig { permissions: Permissions::READ_ONLY, ..token.clone() });
+        let prefixes = vec![KeyPrefix::new(&b"\x02a\x00"[..]).unwrap()];
+        tokens.push(TokenConfig { prefixes, ..token.clone() });
+        assert_eq!(known_token(&tokens), None);
         token.secret = TokenSecret::Plain("writes".to_owned());
         tokens.push(token);
-        assert_eq!(plain_token(&tokens).as_deref(), Some("writes"));
+        assert_eq!(known_token(&tokens).as_deref(), Some("writes"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use meridian_storage::{
     Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, ShippedLog, StorageError,
     Syncer, decode_batch,
 };
-use meridian_types::{Batch, Epoch, EpochHistory, Position, ShardId};
+use meridian_types::{Batch, Epoch, EpochHistory, Permissions, Position, ShardId};
 use parking_lot::Mutex;
 
 use super::*;
@@ -207,14 +207,8 @@ async fn the_record_of_changes_keeps_the_latest_thousand() {
     let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
     let (_maintenance, leader) = directory(&engine, folder.path()).await;
     for id in 1..=1000u64 {
-        let token = Token {
-            label: "ci".to_owned(),
-            sha256: format!("{id:064x}"),
-            scope: TokenScope::All,
-            write: true,
-            expires_at_ms: None,
-            created_at_ms: 1,
-        };
+        let (label, sha256) = ("ci".to_owned(), format!("{id:064x}"));
+        let token = Token::new(label, sha256, TokenScope::All, Permissions::ALL);
         execute(&leader, &Change::CreateToken { token }).await;
         execute(&leader, &Change::RevokeToken { id }).await;
     }

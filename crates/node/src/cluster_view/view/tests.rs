@@ -3,6 +3,7 @@
 use futures::FutureExt;
 use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
 use meridian_directory::Token;
+use meridian_types::{KeyPrefix, Permission, Permissions};
 
 use super::*;
 
@@ -74,16 +75,12 @@ fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
     let mut cluster = cluster(3, Some("a"));
     let databases = TokenScope::Databases([DEV_SECOND_DATABASE].into());
     let token = |sha256: &str, expires_at_ms| Token {
-        label: "ci".to_owned(),
-        sha256: sha256.to_owned(),
-        scope: databases.clone(),
-        write: true,
         expires_at_ms,
-        created_at_ms: 1,
+        ..Token::new("ci".to_owned(), sha256.to_owned(), databases.clone(), Permissions::ALL)
     };
     cluster.tokens.insert(1, token(abc, None));
     let configured = TokenSecret::digest(abc).unwrap().sha256();
-    let reader = Grant::new(Databases::All, false);
+    let reader = Grant::new(Databases::All, Permissions::READ_ONLY);
     let configured = Access::from_expiring([(configured, reader.clone(), None)]);
     let both = Directory::new(cluster.clone(), configured, None);
     assert_eq!(both.authorize("abc"), Some(reader), "the configuration goes before");
@@ -93,7 +90,7 @@ fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
     assert!(
         grant.allows(DEV_SECOND_DATABASE)
             && !grant.allows(DEV_DEFAULT_DATABASE)
-            && grant.may_write()
+            && grant.may(Permission::Write)
     );
     cluster.tokens.insert(1, token(abc, Some(1)));
     assert_eq!(
@@ -101,6 +98,29 @@ fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
         None,
         "it has expired"
     );
+}
+
+#[test]
+fn secret_that_was_replaced_opens_the_same_until_its_overlap_or_its_token_ends() {
+    // SHA-256 of `abc` and of the empty text.
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let opens = |until_ms, expires_at_ms| {
+        let (all, sha256) = (TokenScope::All, empty.to_owned());
+        let mut token = Token::new("ci".to_owned(), sha256, all, Permissions::READ_ONLY);
+        token.prefixes.insert(KeyPrefix::new(&b"\x02a\x00"[..]).unwrap());
+        token.previous = Some(PreviousSecret { sha256: abc.to_owned(), until_ms });
+        token.expires_at_ms = expires_at_ms;
+        let mut cluster = cluster(3, Some("a"));
+        cluster.tokens.insert(1, token);
+        let directory = Directory::new(cluster, Access::default(), None);
+        [directory.authorize("abc"), directory.authorize("")]
+    };
+    let [previous, present] = opens(u64::MAX, None);
+    assert!(previous.is_some() && previous == present);
+    assert!(!present.unwrap().opens_key(b"\x02ab\x00"));
+    assert!(matches!(opens(1, None), [None, Some(_)]), "the overlap has ended");
+    assert!(matches!(opens(u64::MAX, Some(1)), [None, None]), "the token has ended");
 }
 
 #[test]
