@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions};
 use sha2::{Digest, Sha256};
@@ -93,6 +94,15 @@ impl Grant {
     }
 }
 
+/// Why a token opens nothing, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denial {
+    Unknown,
+    Expired,
+    /// It was known to this process before.
+    Revoked,
+}
+
 /// A token that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAccess {
@@ -111,14 +121,35 @@ pub struct Access {
 
 /// A grant, and when it ends: wall clock, milliseconds since the Unix epoch; `None`: never.
 #[derive(Debug, Clone)]
-struct Expiring {
-    grant: Grant,
-    expires_at_ms: Option<u64>,
+pub struct Expiring {
+    pub grant: Grant,
+    pub expires_at_ms: Option<u64>,
+    /// The place where uses of the token are noted.
+    pub used: Option<Arc<LastUsed>>,
 }
 
 impl From<Grant> for Expiring {
     fn from(grant: Grant) -> Self {
-        Self { grant, expires_at_ms: None }
+        Self { grant, expires_at_ms: None, used: None }
+    }
+}
+
+/// When a token was last shown, to a minute: wall clock, milliseconds since the Unix epoch; 0: never.
+#[derive(Debug, Default)]
+pub struct LastUsed(AtomicU64);
+
+impl LastUsed {
+    const GRAIN_MS: u64 = 60_000;
+
+    /// A flood of uses writes once in a minute.
+    pub fn note(&self, now_ms: u64) {
+        if now_ms >= self.ms().saturating_add(Self::GRAIN_MS) {
+            self.0.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub fn ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -153,21 +184,35 @@ impl Access {
         Ok(Self { grants })
     }
 
-    /// Like [`Access::from_digests`], for tokens that expire (wall clock, milliseconds since the
-    /// Unix epoch; `None`: never). Of two tokens with the same secret, the later one counts.
-    pub fn from_expiring(tokens: impl IntoIterator<Item = ([u8; 32], Grant, Option<u64>)>) -> Self {
-        let expiring = |(digest, grant, expires_at_ms)| (digest, Expiring { grant, expires_at_ms });
-        Self { grants: tokens.into_iter().map(expiring).collect() }
+    /// Like [`Access::from_digests`], for tokens that expire. Of two tokens with the same secret, the
+    /// later one counts.
+    pub fn from_expiring(tokens: impl IntoIterator<Item = ([u8; 32], Expiring)>) -> Self {
+        Self { grants: tokens.into_iter().collect() }
+    }
+
+    /// Why the token, which was not authorized, opens nothing.
+    pub fn denial(&self, bearer: &str) -> Denial {
+        match self.grants.get(&digest(bearer)) {
+            Some(_) => Denial::Expired,
+            None => Denial::Unknown,
+        }
     }
 
     /// `None`: the token is not known, or has expired by `now_ms`.
     pub fn authorize(&self, bearer: &str, now_ms: u64) -> Option<Grant> {
         let found = self.grants.get(&digest(bearer))?;
-        found.expires_at_ms.is_none_or(|end| now_ms < end).then(|| found.grant.clone())
+        if found.expires_at_ms.is_some_and(|end| now_ms >= end) {
+            return None;
+        }
+        if let Some(used) = &found.used {
+            used.note(now_ms);
+        }
+        Some(found.grant.clone())
     }
 }
 
-fn digest(secret: &str) -> [u8; 32] {
+/// The SHA-256 by which a secret is known.
+pub fn digest(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
@@ -212,14 +257,21 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_when_it_expires() {
-        let access = Access::from_expiring([(
-            digest("soon"),
-            Grant::new(Databases::All, Permissions::ALL),
-            Some(1000),
-        )]);
-        assert!(access.authorize("soon", 999).is_some());
-        assert_eq!(access.authorize("soon", 1000), None);
+    fn a_token_ends_when_it_expires_and_its_uses_are_noted_until_then() {
+        let (grant, used) = (Grant::new(Databases::All, Permissions::ALL), Arc::default());
+        let (expires_at_ms, noted) = (Some(100_000), Some(Arc::clone(&used)));
+        let soon = Expiring { grant, expires_at_ms, used: noted };
+        let access = Access::from_expiring([(digest("soon"), soon)]);
+        assert_eq!(LastUsed::ms(&used), 0);
+        for (now_ms, noted_ms) in [(60_000, 60_000), (99_999, 60_000)] {
+            assert!(access.authorize("soon", now_ms).is_some());
+            assert_eq!(used.ms(), noted_ms);
+        }
+        assert_eq!(access.authorize("soon", 100_000), None);
+        assert_eq!(access.authorize("soon", 200_000), None);
+        assert_eq!(used.ms(), 60_000, "a refused token is not used");
+        assert_eq!(access.denial("soon"), Denial::Expired);
+        assert_eq!(access.denial("sooner"), Denial::Unknown);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use meridian_types::{DatabaseId, ShardId, V8Format};
 
-use crate::Grant;
+use crate::{Denial, Grant};
 
 /// Which databases exist and which tokens open them. Asked on every request: an implementation
 /// answers from memory.
@@ -23,6 +23,12 @@ pub trait Catalogue: Send + Sync + 'static {
 
     /// `None`: the token is unknown or was removed.
     fn authorize(&self, bearer: &str) -> Option<Grant>;
+
+    /// Why a token that was not authorized opens nothing, as far as it is known. Asked when it is
+    /// refused.
+    fn denial(&self, _bearer: &str) -> Denial {
+        Denial::Unknown
+    }
 
     /// Whether this process has received the cluster's state since it started. Until then, a
     /// database or token that is unknown here may exist: it may have been created while this

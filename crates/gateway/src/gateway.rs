@@ -160,16 +160,20 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let answer = match self.route(route, &parts, body.as_mut()).await {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(refusal)) => {
-                if refusal.status() == StatusCode::UNAUTHORIZED {
-                    self.telemetry.unauthorized();
-                }
+                let failed = (refusal.status() == StatusCode::UNAUTHORIZED)
+                    .then(|| self.failed_authentication(&parts.headers, &refusal));
                 // Over HTTP/2 a refused stream ends by itself. A client that sent `Expect:
                 // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
                 if sends && refusal.hears_out() {
                     body::discard(body, self.options.max_body_bytes).await;
                 }
-                Ok(refusal.into())
+                let mut answer = Answer::from(refusal);
+                if let Some(failed) = failed {
+                    self.telemetry.unauthorized(failed.reason);
+                    answer.extensions_mut().insert(failed);
+                }
+                Ok(answer)
             }
             Err(Failure::Unanswered) => Err(Unanswered),
         };

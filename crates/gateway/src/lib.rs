@@ -20,6 +20,7 @@
 //! | `change_query`, `change_stream`, `change_lines` | what its client asks for, the feed, and its text |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
+//! | `failed_authentication` | why a request showed no token that opens its database, for operators |
 //! | `rights`, `forbidden` | the rights that each request needs, and the refusal for want of one |
 //! | `shares` | requests and bytes in progress, divided among tokens |
 //! | `room` | room for what is kept for one client, as the database counts it, too |
@@ -48,6 +49,7 @@ mod change_query;
 mod change_stream;
 mod changes;
 mod database;
+mod failed_authentication;
 mod forbidden;
 mod gateway;
 mod head;
@@ -71,7 +73,9 @@ mod validation;
 mod watch_stream;
 mod watched_value;
 
-pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
+pub use access::{
+    Access, AccessToken, Databases, Denial, Expiring, Grant, InvalidAccess, LastUsed, digest,
+};
 pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
 pub use changes::{Change, Changed, ChangedTransaction, ChangesWanted};

@@ -21,6 +21,9 @@ pub(crate) enum Refusal {
     MalformedAuthorization,
     #[error("Invalid access token.")]
     UnknownToken,
+    /// Told apart from an unknown token by operators alone.
+    #[error("Invalid access token.")]
+    OtherDatabase,
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
 
@@ -148,6 +151,7 @@ impl Refusal {
     pub(crate) fn unless_current(self, is_current: bool) -> Self {
         match self {
             Self::UnknownToken
+            | Self::OtherDatabase
             | Self::NoDefaultDatabase
             | Self::NoSuchDatabase
             | Self::UnknownDatabase
@@ -161,7 +165,9 @@ impl Refusal {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::MalformedAuthorization | Self::UnknownToken => StatusCode::UNAUTHORIZED,
+            Self::MalformedAuthorization | Self::UnknownToken | Self::OtherDatabase => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::UnknownPath | Self::NoDefaultDatabase | Self::NoSuchDatabase => {
                 StatusCode::NOT_FOUND
@@ -208,6 +214,7 @@ mod tests {
         let listed = |refusal: Refusal| match refusal {
             Refusal::MalformedAuthorization
             | Refusal::UnknownToken
+            | Refusal::OtherDatabase
             | Refusal::Forbidden(_)
             | Refusal::UnknownPath
             | Refusal::NoDefaultDatabase
@@ -245,6 +252,7 @@ mod tests {
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
             Refusal::UnknownToken,
+            Refusal::OtherDatabase,
             Refusal::UnknownPath,
             Refusal::NoDefaultDatabase,
             Refusal::NoSuchDatabase,

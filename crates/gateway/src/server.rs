@@ -34,6 +34,7 @@ use self::sending::Sending;
 use self::strangers::Strangers;
 use self::waiting::Waiting;
 use crate::answer::{Answer, AnswerBody, ToStranger};
+use crate::failed_authentication::FailedAuthentication;
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
@@ -329,10 +330,11 @@ impl<G: Handle> Connection<G> {
                 let streams = |answer: &Answer| matches!(answer.body(), AnswerBody::Frames(_));
                 let busy = answer.as_ref().is_ok_and(streams).then_some(busy);
                 let is_guess = is_stranger && answer.as_ref().is_ok_and(is_guess);
+                let failed = answer.as_ref().ok().and_then(failed_authentication);
                 // Counted as an answer that was not taken, from here on.
                 let sent = answer.map(|answer| send(answer, busy, room));
                 if is_guess {
-                    shared.strangers.pause(origin).await;
+                    shared.strangers.pause(origin, failed).await;
                 }
                 sent
             })
@@ -373,6 +375,10 @@ impl<G: Handle> Connection<G> {
 /// Whether a stranger's request has tried a token: one for a file or an unknown path does not.
 fn is_guess(answer: &Answer) -> bool {
     !answer.status().is_success() && answer.status() != StatusCode::NOT_FOUND
+}
+
+fn failed_authentication(answer: &Answer) -> Option<FailedAuthentication> {
+    answer.extensions().get().copied()
 }
 
 /// The answer to a request that came long after its client was told that the connection closes.

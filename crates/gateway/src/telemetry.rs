@@ -8,6 +8,7 @@ use metrics::{
     gauge, histogram,
 };
 
+use crate::failed_authentication::Reason;
 use crate::refusal::Overload;
 use crate::route::Route;
 
@@ -30,7 +31,7 @@ pub(crate) struct Telemetry {
     file: Operation,
     queue: Operation,
     unknown: Operation,
-    unauthorized: Counter,
+    unauthorized: [(Reason, Counter); Reason::EVERY.len()],
     too_many_requests: Counter,
     too_many_metadata: Counter,
     too_many_bodies: Counter,
@@ -56,7 +57,10 @@ impl Telemetry {
     pub(crate) fn new() -> Self {
         describe_counter!(REQUESTS, "Requests by operation and class of status.");
         describe_histogram!(SECONDS, Unit::Seconds, "From a request's head to its answer.");
-        describe_counter!(UNAUTHORIZED, "Requests without a token, or with an unknown token.");
+        describe_counter!(
+            UNAUTHORIZED,
+            "Requests without a token that opens their database, by reason."
+        );
         describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
         describe_counter!(EVICTED, "Connections closed to make room for others.");
         describe_gauge!(FEEDS, "Change feeds whose answers stream at present.");
@@ -71,7 +75,8 @@ impl Telemetry {
             file: Operation::new("file"),
             queue: Operation::new("queue"),
             unknown: Operation::new("unknown"),
-            unauthorized: counter!(UNAUTHORIZED),
+            unauthorized: Reason::EVERY
+                .map(|reason| (reason, counter!(UNAUTHORIZED, "reason" => reason.label()))),
             too_many_requests: overloaded(Overload::Requests),
             too_many_metadata: overloaded(Overload::Metadata),
             too_many_bodies: overloaded(Overload::Bodies),
@@ -85,8 +90,11 @@ impl Telemetry {
         }
     }
 
-    pub(crate) fn unauthorized(&self) {
-        self.unauthorized.increment(1);
+    pub(crate) fn unauthorized(&self, reason: Reason) {
+        let counter = self.unauthorized.iter().find(|(counted, _)| *counted == reason);
+        if let Some((_, counter)) = counter {
+            counter.increment(1);
+        }
     }
 
     pub(crate) fn overloaded(&self, what: Overload) {

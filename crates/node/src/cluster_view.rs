@@ -8,5 +8,6 @@ pub(crate) mod client;
 pub(crate) mod directory_shard;
 pub(crate) mod epoch_lease;
 pub(crate) mod store;
+pub(crate) mod token_uses;
 pub(crate) mod view;
 pub(crate) mod wire;

@@ -4,3 +4,4 @@ pub(crate) mod calls;
 pub(crate) mod leader;
 pub(crate) mod member;
 pub(crate) mod record;
+mod token_uses;

@@ -50,7 +50,7 @@ mod queue;
 mod state;
 mod value;
 
-pub use directory::{DIRECTORY_CHANGE_PREFIX, DIRECTORY_CLUSTER_KEY};
+pub use directory::{DIRECTORY_CHANGE_PREFIX, DIRECTORY_CLUSTER_KEY, DIRECTORY_TOKEN_USES_KEY};
 pub use log::{GroupId, LOG_FAMILY, LogMark, RecordKind, mark_key, record_key};
 pub use meta::{
     CLUSTER_KEY, META_FAMILY, NODE_INCARNATION_KEY, NODE_KEY, VOTING_STATUS_MEMBER,

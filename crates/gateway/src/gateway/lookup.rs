@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
+use hyper::header::AUTHORIZATION;
 use hyper::http::request::Parts;
 use meridian_types::{DatabaseId, ShardId};
 
 use super::Gateway;
+use crate::access::{Denial, digest};
 use crate::database::Database;
+use crate::failed_authentication::{FailedAuthentication, Fingerprint, Reason};
 use crate::refusal::Refusal;
 use crate::rights::Needed;
 use crate::route::{Route, Target};
@@ -87,14 +90,34 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         };
         // A token for some databases does not learn which others exist.
         let database = match database {
-            Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
-            Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
+            Ok(database) if !grant.allows(database) => Err(Refusal::OtherDatabase),
+            Err(_) if !grant.allows_all() => Err(Refusal::OtherDatabase),
             Ok(database) if self.catalogue.shard(database).is_none() => {
                 Err(Refusal::NoSuchDatabase)
             }
             other => other,
         }?;
         Ok((token, database))
+    }
+
+    /// Why a request with these headers was refused with 401.
+    pub(super) fn failed_authentication(
+        &self,
+        headers: &HeaderMap,
+        refusal: &Refusal,
+    ) -> FailedAuthentication {
+        let Ok(token) = head::bearer(headers) else {
+            let is_there = headers.contains_key(AUTHORIZATION);
+            let reason = if is_there { Reason::Malformed } else { Reason::Missing };
+            return FailedAuthentication { reason, fingerprint: None };
+        };
+        let reason = match (refusal, self.catalogue.denial(token)) {
+            (Refusal::OtherDatabase, _) => Reason::Database,
+            (_, Denial::Unknown) => Reason::Unknown,
+            (_, Denial::Expired) => Reason::Expired,
+            (_, Denial::Revoked) => Reason::Revoked,
+        };
+        FailedAuthentication { reason, fingerprint: Some(Fingerprint::of(digest(token))) }
     }
 
     /// The token of a request, and the rights that it grants.
@@ -122,7 +145,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         // Checked before the database is looked up: a token for some databases says nothing about
         // others.
         if !grant.allows(database) {
-            return Err(Refusal::UnknownToken);
+            return Err(Refusal::OtherDatabase);
         }
         let shard = self.catalogue.shard(database).ok_or(Refusal::UnknownDatabase)?;
         Ok(Authorized { token, grant, database, shard })

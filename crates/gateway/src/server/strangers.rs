@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::admission::Origin;
+use crate::failed_authentication::FailedAuthentication;
 
 /// The number of such requests in a [`WINDOW`] that are answered at once: a program with an
 /// outdated token sends a few.
@@ -22,14 +23,44 @@ const MAX_PAUSED: usize = 512;
 /// Origins remembered at a time. Beyond, the oldest window is forgotten.
 const MAX_ORIGINS: usize = 4096;
 
+/// Failures of one origin that are logged in a [`WINDOW`].
+const LOGGED_OF_ORIGIN: u32 = 3;
+/// Failures of all origins together that are logged in a [`WINDOW`].
+const LOGGED: u32 = 30;
+
 pub(super) struct Strangers {
     failures: Mutex<HashMap<Origin, Window>>,
+    logged: Mutex<Logged>,
     pauses: Semaphore,
 }
 
 impl Default for Strangers {
     fn default() -> Self {
-        Self { failures: Mutex::default(), pauses: Semaphore::new(MAX_PAUSED) }
+        let (failures, logged) = Default::default();
+        Self { failures, logged, pauses: Semaphore::new(MAX_PAUSED) }
+    }
+}
+
+/// The bound on lines of the log.
+#[derive(Default)]
+struct Logged {
+    began: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Logged {
+    /// Whether a line may be logged now, and how many were left out before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        if self.began.is_none_or(|began| now.duration_since(began) >= WINDOW) {
+            (self.began, self.lines) = (Some(now), 0);
+        }
+        if self.lines < LOGGED {
+            self.lines += 1;
+            return Some(std::mem::take(&mut self.left_out));
+        }
+        self.left_out += 1;
+        None
     }
 }
 
@@ -39,11 +70,22 @@ struct Window {
 }
 
 impl Strangers {
-    /// Counts a request of `origin` that had no valid token. Returns when it may be answered.
-    pub(super) async fn pause(&self, origin: Origin) {
-        let failures = self.failed(origin, Instant::now());
+    /// Counts a request of `origin` that had no valid token, for that reason. Returns when it may be
+    /// answered.
+    pub(super) async fn pause(&self, origin: Origin, failed: Option<FailedAuthentication>) {
+        let now = Instant::now();
+        let failures = self.failed(origin, now);
         if failures == FREE + 1 {
             warn!(%origin, failures, "many requests without a valid access token: they are answered slowly");
+        }
+        if let Some(failed) = failed
+            && failures <= LOGGED_OF_ORIGIN
+            && let Some(left_out) =
+                self.logged.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+        {
+            let FailedAuthentication { reason, fingerprint } = failed;
+            let fingerprint = fingerprint.map(tracing::field::display);
+            warn!(%origin, reason = reason.label(), fingerprint, left_out, "a request had no access token that opens its database");
         }
         if let Some(pause) = pause_after(failures)
             && let Ok(_paused) = self.pauses.try_acquire()
@@ -108,12 +150,25 @@ mod tests {
         let (strangers, origin) = (Strangers::default(), Origin::of([10, 0, 0, 1].into()));
         (0..FREE).for_each(|_| assert!(strangers.failed(origin, Instant::now()) <= FREE));
         let paused: Vec<_> = (0..=MAX_PAUSED)
-            .map(|_| Box::pin(strangers.pause(origin)))
+            .map(|_| Box::pin(strangers.pause(origin, None)))
             .filter_map(|mut pause| pause.as_mut().now_or_never().is_none().then_some(pause))
             .collect();
         assert_eq!(paused.len(), MAX_PAUSED);
         drop(paused);
-        assert!(strangers.pause(origin).now_or_never().is_none());
+        assert!(strangers.pause(origin, None).now_or_never().is_none());
+    }
+
+    #[test]
+    fn lines_of_the_log_are_bounded_and_the_next_one_says_how_many_were_left_out() {
+        let (mut logged, now) = (Logged::default(), Instant::now());
+        for _ in 0..LOGGED {
+            assert_eq!(logged.take(now), Some(0));
+        }
+        for _ in 0..7 {
+            assert_eq!(logged.take(now + WINDOW / 2), None);
+        }
+        assert_eq!(logged.take(now + WINDOW), Some(7));
+        assert_eq!(logged.take(now + WINDOW), Some(0));
     }
 
     #[test]

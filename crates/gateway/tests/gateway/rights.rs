@@ -1,5 +1,8 @@
 //! The rights of tokens: each route with each permission, with prefixes, and for other databases.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use meridian_gateway::{AccessToken, Databases, Grant, Options};
@@ -8,7 +11,7 @@ use meridian_types::{KeyPrefix, Permission, Permissions};
 use prost::Message;
 use serde_json::{Value, json};
 
-use crate::support::{Client, MAIN_TEXT, OTHERS, Server, set};
+use crate::support::{Client, MAIN_TEXT, OTHERS, Server, all, set};
 
 /// Of `["a"]`, and keys below it and beside it.
 const A: &[u8] = b"\x02a\x00";
@@ -321,4 +324,34 @@ async fn database_of_others_is_answered_like_an_absent_one() {
             "{path}"
         );
     }
+}
+
+/// The address is the same. A token that were slowed as well would be answered behind the other one.
+#[tokio::test]
+async fn valid_token_is_not_slowed_by_unknown_ones_of_its_address() {
+    let server = Server::start().await;
+    let unknown = async || {
+        let mut client = server.http1().await;
+        client.data("/kv/strong/snapshot_read", "unknown", &all()).await.unwrap()
+    };
+    for _ in 0..12 {
+        assert_eq!(unknown().await.status, StatusCode::UNAUTHORIZED);
+    }
+    let mut was_first = false;
+    for _ in 0..5 {
+        let mut slowed = pin!(unknown());
+        // Its answer is held back from here on.
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut slowed).await;
+        assert!(early.is_err(), "it is not slowed");
+        let (mut client, read) = (server.http1().await, all());
+        tokio::select! {
+            biased;
+            _ = &mut slowed => {}
+            read = client.read(&read) => {
+                assert_eq!(read.unwrap().status, StatusCode::OK);
+                was_first = true;
+            }
+        }
+    }
+    assert!(was_first, "the valid token is slowed");
 }

@@ -103,8 +103,10 @@ impl Tokens {
             Command::List => {
                 let view = directory.inspect(0).await?;
                 let tokens = view.cluster.tokens.iter();
-                let listed: Vec<Listed<'_>> =
-                    tokens.map(|(id, token)| Listed::of(&view.cluster, *id, token)).collect();
+                let listed = tokens.map(|(id, token)| {
+                    Listed::of(&view.cluster, *id, token).used(view.token_uses.get(id))
+                });
+                let listed: Vec<Listed<'_>> = listed.collect();
                 if json {
                     print_json(&listed)
                 } else {
@@ -114,7 +116,7 @@ impl Tokens {
             Command::Show { token } => {
                 let view = directory.inspect(0).await?;
                 let (id, token) = find(&view.cluster, &token)?;
-                let listed = Listed::of(&view.cluster, id, token);
+                let listed = Listed::of(&view.cluster, id, token).used(view.token_uses.get(&id));
                 if json { print_json(&listed) } else { print(&details(&listed, format::now_ms())) }
             }
             Command::Create(create) => create.run(&mut directory, json).await,
@@ -167,7 +169,13 @@ impl Create {
             ..Token::new(self.label, secret.sha256_hex(), scope, permissions)
         };
         let cluster = directory.execute(&Change::CreateToken { token: token.clone() }).await?;
-        let made = cluster.tokens.iter().find(|(_, known)| known.sha256 == token.sha256);
+        // A view of the cluster that was asked for after a lost answer has no hash.
+        let is_it = |known: &Token| {
+            known.sha256 == token.sha256
+                || known.sha256.is_empty()
+                    && (&known.label, known.created_at_ms) == (&token.label, now_ms)
+        };
+        let made = cluster.tokens.iter().find(|(_, known)| is_it(known));
         let Some((id, token)) = made else { bail!("the token was revoked meanwhile") };
         let mut listed = Listed::of(&cluster, *id, token);
         let (label, opens) = (listed.label, listed.opens());

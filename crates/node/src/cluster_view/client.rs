@@ -20,6 +20,8 @@ use crate::network::peers::PeerChannels;
 use crate::time_budget::FOLLOW_TIMEOUT;
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks for uses of tokens that are to be told.
+const TELL_USES: Duration = Duration::from_secs(10);
 
 /// Follows the cluster from a voter of the directory, the nearest that answers.
 pub(crate) struct Follower {
@@ -89,6 +91,41 @@ fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> b
         Err(error) => {
             tracing::warn!(%error, "the directory says what this version cannot read");
             true
+        }
+    }
+}
+
+/// Tells of the uses of tokens at a gateway without a node, by the nearest node that takes them.
+pub(crate) struct TokenUseTelling {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) region: String,
+}
+
+impl TokenUseTelling {
+    /// Until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(TELL_USES) => self.tell().await,
+            }
+        }
+    }
+
+    async fn tell(&self) {
+        let uses = self.directory.token_uses().untold();
+        if uses.is_empty() {
+            return;
+        }
+        for node in self.directory.voters_near(&self.region) {
+            let Some(channel) = self.peers.requests(node) else { continue };
+            let request = wire::TokenUses { uses: uses.clone() };
+            let mut client = DirectoryClient::new(channel);
+            let told = tokio::time::timeout(ASK_TIMEOUT, client.tell_token_uses(request)).await;
+            if let Ok(Ok(_)) = told {
+                return self.directory.token_uses().told(&uses);
+            }
         }
     }
 }
@@ -167,12 +204,14 @@ impl LeaseRenewal {
     async fn ask(&self, node: NodeId) -> Reply {
         let Some(channel) = self.peers.control(node) else { return Reply::Nothing };
         let (reports, orphans) = (self.report)();
+        let token_uses = self.directory.token_uses().untold();
         let request = wire::RenewRequest {
             node_id: self.node.0,
             incarnation: self.incarnation.clone(),
             reports: reports.iter().map(shard_report_to_wire).collect(),
             orphans,
             known_version: self.directory.known().cluster.version,
+            token_uses: token_uses.clone(),
         };
         let sent_at = self.directory.now();
         let mut client = DirectoryClient::new(channel)
@@ -197,6 +236,7 @@ impl LeaseRenewal {
                 });
                 let lease =
                     Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
+                self.directory.token_uses().told(&token_uses);
                 self.directory.observe_hints(hints);
                 self.directory.renewed(sent_at, &lease);
                 Reply::Granted

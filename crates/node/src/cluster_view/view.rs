@@ -12,12 +12,14 @@ use std::time::Duration;
 use meridian_config::TokenSecret;
 use meridian_directory::{Cluster, PreviousSecret, Rpo, Shard, Token, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
-use meridian_gateway::{Access, Catalogue, Databases, Grant};
+use meridian_gateway::{Access, Catalogue, Databases, Denial, Expiring, Grant, LastUsed, digest};
 use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 use crate::cluster_view::directory_shard::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
+use crate::cluster_view::token_uses::{EndedSecrets, TokenUses};
 use crate::host::clock::{boot_time, wall_ms};
 
 /// Between two looks whether this process has heard from the cluster, at its start.
@@ -30,9 +32,12 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    fn new(cluster: Cluster) -> Self {
+    fn new(cluster: Cluster, uses: &TokenUses) -> Self {
+        let uses = uses.of(cluster.tokens.keys().copied());
+        let tokens = cluster.tokens.iter();
         // Two tokens of the same secret are refused when they are made.
-        let access = Access::from_expiring(cluster.tokens.values().flat_map(secrets));
+        let access =
+            Access::from_expiring(tokens.flat_map(|(id, token)| secrets(token, uses.get(id))));
         Self { cluster, access }
     }
 
@@ -43,7 +48,10 @@ impl Known {
 }
 
 /// The digests of a token's secrets, the grant of each, and when it ends.
-fn secrets(token: &Token) -> impl Iterator<Item = ([u8; 32], Grant, Option<u64>)> {
+fn secrets(
+    token: &Token,
+    used: Option<&Arc<LastUsed>>,
+) -> impl Iterator<Item = ([u8; 32], Expiring)> {
     let databases = match &token.scope {
         TokenScope::All => Databases::All,
         TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
@@ -55,8 +63,10 @@ fn secrets(token: &Token) -> impl Iterator<Item = ([u8; 32], Grant, Option<u64>)
     };
     let present = (token.sha256.clone(), token.expires_at_ms);
     let all = [Some(present), token.previous.as_ref().map(of_previous)];
-    all.into_iter().flatten().filter_map(move |(sha256, end)| {
-        Some((TokenSecret::digest(&sha256).ok()?.sha256(), grant.clone(), end))
+    let used = used.cloned();
+    all.into_iter().flatten().filter_map(move |(sha256, expires_at_ms)| {
+        let expiring = Expiring { grant: grant.clone(), expires_at_ms, used: used.clone() };
+        Some((TokenSecret::digest(&sha256).ok()?.sha256(), expiring))
     })
 }
 
@@ -82,6 +92,9 @@ pub(crate) struct Directory {
     hints: Mutex<ProgressHints>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
+    uses: TokenUses,
+    /// Of the directory's tokens.
+    ended: EndedSecrets,
     /// The id and the name of this node, if its configuration names the nodes that it founds a
     /// cluster with: it is no part of a cluster that does not have it. A node that joins takes the
     /// cluster that it is sent to.
@@ -101,8 +114,11 @@ impl Directory {
         configured: Access,
         founder: Option<(NodeId, String)>,
     ) -> Self {
+        let uses = TokenUses::new(Uuid::new_v4().as_u64_pair().0);
         Self {
-            known: watch::Sender::new(Arc::new(Known::new(cluster))),
+            known: watch::Sender::new(Arc::new(Known::new(cluster, &uses))),
+            uses,
+            ended: EndedSecrets::default(),
             lease: Mutex::default(),
             asked_at: Mutex::default(),
             hints: Mutex::default(),
@@ -112,6 +128,22 @@ impl Directory {
             granted: watch::Sender::new(0),
             renew_now: Notify::new(),
         }
+    }
+
+    /// Remembers the secrets that the cluster has no more.
+    fn end_secrets(&self, former: &Cluster, present: &Cluster) {
+        let kept: HashSet<&str> = present.tokens.values().flat_map(Token::hashes).collect();
+        let ended = former.tokens.values().flat_map(Token::hashes);
+        for hash in ended.filter(|hash| !kept.contains(hash)) {
+            if let Ok(digest) = TokenSecret::digest(hash) {
+                self.ended.add(digest.sha256());
+            }
+        }
+    }
+
+    /// The times at which tokens of the directory were used here.
+    pub(crate) fn token_uses(&self) -> &TokenUses {
+        &self.uses
     }
 
     pub(crate) fn known(&self) -> Arc<Known> {
@@ -136,11 +168,12 @@ impl Directory {
         if !self.is_news(&self.known().cluster, &cluster)? {
             return Ok(());
         }
-        let known = Arc::new(Known::new(cluster));
+        let known = Arc::new(Known::new(cluster, &self.uses));
         self.known.send_if_modified(|present| {
             // A cluster that was learnt meanwhile may be newer.
             let is_news = self.is_news(&present.cluster, &known.cluster) == Ok(true);
             if is_news {
+                self.end_secrets(&present.cluster, &known.cluster);
                 *present = known;
             }
             is_news
@@ -341,6 +374,17 @@ impl Catalogue for Directory {
         // The version of a configuration is zero: a process that knows no more than that has heard
         // nothing either.
         self.has_heard.load(Ordering::Relaxed) && self.known.borrow().cluster.version > 0
+    }
+
+    fn denial(&self, bearer: &str) -> Denial {
+        let by_cluster = self.known.borrow().access.denial(bearer);
+        match (self.configured.denial(bearer), by_cluster) {
+            (Denial::Unknown, Denial::Unknown) if self.ended.contains(&digest(bearer)) => {
+                Denial::Revoked
+            }
+            (Denial::Unknown, by_cluster) => by_cluster,
+            (by_configuration, _) => by_configuration,
+        }
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {

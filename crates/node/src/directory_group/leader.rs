@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::view::Directory;
 use crate::directory_group::record::{self, Recorded};
+use crate::directory_group::token_uses;
 use crate::network::peers::PeerChannels;
 use crate::shard::voter::Voter;
 
@@ -115,6 +116,11 @@ impl DirectoryVoter {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Inspect { reply }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// The last uses of tokens, as far as they are stored here.
+    pub(crate) fn token_uses(&self) -> Vec<wire::TokenLastUse> {
+        token_uses::read(&self.voter.state)
     }
 
     /// The latest changes, newest first, as far as they are applied here.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::changes::ChangeLogs;
-use crate::cluster_view::client::Follower;
+use crate::cluster_view::client::{Follower, TokenUseTelling};
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::network::peers::{Dial, PeerChannels};
@@ -72,6 +72,12 @@ impl StandaloneGateway {
             node: None,
         };
         tokio::spawn(follower.run(stop.clone()));
+        let telling = TokenUseTelling {
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            region: config.region.clone(),
+        };
+        tokio::spawn(telling.run(stop.clone()));
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
         let options =

@@ -137,6 +137,14 @@ impl directory_server::Directory for DirectoryService {
         Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 
+    async fn tell_token_uses(
+        &self,
+        request: Request<wire::TokenUses>,
+    ) -> Result<Response<wire::TokenUsesTold>, Status> {
+        self.directory.token_uses().forward(&request.into_inner().uses);
+        Ok(Response::new(wire::TokenUsesTold {}))
+    }
+
     async fn inspect(
         &self,
         request: Request<wire::InspectRequest>,
@@ -174,6 +182,7 @@ impl directory_server::Directory for DirectoryService {
                 })
                 .collect(),
             contacts: contacts.collect(),
+            token_uses: voter.token_uses(),
         }))
     }
 }

@@ -56,12 +56,19 @@ fn renewals_of_leases_are_golden() {
     };
     let mut orphans_fields = vec![field_varint(1, 1), field_varint(2, 2)];
     orphans_fields.extend((3..=5).map(|n| field_varint(n, L + n)));
+    let token_use =
+        directory::TokenUse { token_id: L + 1, time_ms: L + 2, gateway: 0x0807_0605_0403_0201 };
+    let mut fixed = field_varint(3, 0);
+    (fixed[0], fixed[1]) = (3 << 3 | 1, 1);
+    fixed.extend(2..=8);
+    let token_use_fields = [field_varint(1, L + 1), field_varint(2, L + 2), fixed];
     let request = directory::RenewRequest {
         node_id: L + 1,
         incarnation: Bytes::from("the incarnation!"),
         reports: vec![one, two],
         orphans: vec![orphans, orphans],
         known_version: L + 5,
+        token_uses: vec![token_use, token_use],
     };
     let golden = [
         field_varint(1, L + 1),
@@ -71,8 +78,13 @@ fn renewals_of_leases_are_golden() {
         field_message(4, &orphans_fields),
         field_message(4, &orphans_fields),
         field_varint(5, L + 5),
+        field_message(6, &token_use_fields),
+        field_message(6, &token_use_fields),
     ];
     assert_golden(&request, &golden);
+    assert_golden(&directory::TokenUsesTold {}, &[]);
+    let told = directory::TokenUses { uses: vec![token_use] };
+    assert_golden(&told, &[field_message(1, &token_use_fields)]);
 
     let (cluster, cluster_fields) = cluster_state();
     let leased = |n| directory::LeasedShard { shard: n, epoch: n + 1 };
@@ -168,6 +180,7 @@ fn what_operators_see_is_golden() {
         changes: vec![change.clone(), change],
         progress: vec![progress.clone(), progress],
         contacts: vec![contact.clone(), contact],
+        token_uses: vec![directory::TokenLastUse { token_id: L + 1, time_ms: L + 2, gateways: 3 }],
     };
     let golden = [
         field_varint(1, L + 1),
@@ -179,6 +192,7 @@ fn what_operators_see_is_golden() {
         field_message(5, &progress_fields),
         field_message(6, &contact_fields),
         field_message(6, &contact_fields),
+        field_message(7, &[field_varint(1, L + 1), field_varint(2, L + 2), field_varint(3, 3)]),
     ];
     assert_golden(&response, &golden);
 }

@@ -4,3 +4,5 @@
 pub const DIRECTORY_CLUSTER_KEY: &[u8] = b"cluster";
 /// Before the version (8 bytes, big-endian) of a change that is recorded.
 pub const DIRECTORY_CHANGE_PREFIX: &[u8] = b"change";
+/// The last uses of tokens.
+pub const DIRECTORY_TOKEN_USES_KEY: &[u8] = b"token_uses";

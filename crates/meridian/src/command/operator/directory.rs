@@ -176,11 +176,13 @@ impl Directory {
 
     /// Looks for a change of unknown outcome in the record, after the version `behind`.
     async fn look_for(&mut self, change: &Change, actor: &str, behind: u64) -> Result<Cluster> {
+        // As it is recorded and shown.
+        let change = change.without_secrets();
         let is_it = |record: &wire::ChangeRecord| {
             let recorded = || serde_json::from_slice::<Change>(&record.change_json);
             record.version > behind
                 && record.actor == actor
-                && recorded().is_ok_and(|recorded| recorded == *change)
+                && recorded().is_ok_and(|recorded| recorded.without_secrets() == change)
         };
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {

@@ -92,6 +92,7 @@ pub(crate) fn view() -> View {
         contacts: (1..=6)
             .map(|node| (NodeId(node), Contact { age_ms: 200, reports: reports(node) }))
             .collect(),
+        token_uses: BTreeMap::new(),
     }
 }
 

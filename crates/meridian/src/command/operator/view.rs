@@ -23,6 +23,8 @@ pub(crate) struct View {
     pub(crate) changes: Vec<wire::ChangeRecord>,
     pub(crate) progress: BTreeMap<ShardId, String>,
     pub(crate) contacts: BTreeMap<NodeId, Contact>,
+    /// By token, as far as the node that answered has them.
+    pub(crate) token_uses: BTreeMap<u64, wire::TokenLastUse>,
 }
 
 /// Whether a node last seen `age_ms` ago counts as reachable: the rule of the failover controller.
@@ -58,6 +60,7 @@ impl View {
                 .map(|step| (ShardId(step.shard), step.text))
                 .collect(),
             contacts: response.contacts.into_iter().map(contact).collect(),
+            token_uses: response.token_uses.into_iter().map(|of| (of.token_id, of)).collect(),
         })
     }
 

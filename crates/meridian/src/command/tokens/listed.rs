@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use meridian_directory::{Cluster, Token, TokenScope};
+use meridian_proto::directory::TokenLastUse;
 use meridian_types::{KeyPrefix, Permissions};
 use meridian_values::Key;
 use serde::Serialize;
@@ -25,6 +26,10 @@ pub(super) struct Listed<'a> {
     expires_at_ms: Option<u64>,
     /// The end of the secret before the present one.
     previous_secret_until_ms: Option<u64>,
+    /// To ten minutes; `None`: never, or not known.
+    last_used_ms: Option<u64>,
+    /// Gateways that were shown it of late.
+    gateways: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) secret: Option<&'a str>,
 }
@@ -49,8 +54,23 @@ impl<'a> Listed<'a> {
             created_at_ms: token.created_at_ms,
             expires_at_ms: token.expires_at_ms,
             previous_secret_until_ms: token.previous.as_ref().map(|secret| secret.until_ms),
+            last_used_ms: None,
+            gateways: None,
             secret: None,
         }
+    }
+
+    pub(super) fn used(mut self, last: Option<&TokenLastUse>) -> Self {
+        self.last_used_ms = last.map(|last| last.time_ms);
+        self.gateways = last.map(|last| last.gateways);
+        self
+    }
+
+    fn last_used(&self, now_ms: u64) -> String {
+        let Some(at) = self.last_used_ms else { return "-".to_owned() };
+        let ago = format::duration(now_ms.saturating_sub(at));
+        let gateways = format::count(self.gateways.unwrap_or(0).into(), "gateway");
+        format!("{} ({ago} ago, {gateways})", format::time(at))
     }
 
     /// `orders, keys of ["users"]`.
@@ -91,7 +111,8 @@ fn prefix(prefix: &KeyPrefix) -> String {
 }
 
 pub(super) fn table(tokens: &[Listed<'_>], now_ms: u64) -> Table {
-    let mut table = Table::new(&[">ID", "LABEL", "OPENS", "ACCESS", "CREATED", "EXPIRES"]);
+    let mut table =
+        Table::new(&[">ID", "LABEL", "OPENS", "ACCESS", "CREATED", "EXPIRES", "LAST USED"]);
     for token in tokens {
         table.row([
             token.id.to_string(),
@@ -100,6 +121,7 @@ pub(super) fn table(tokens: &[Listed<'_>], now_ms: u64) -> Table {
             token.access.clone(),
             format::time(token.created_at_ms),
             token.ends(now_ms),
+            token.last_used(now_ms),
         ]);
     }
     table
@@ -130,6 +152,7 @@ pub(super) fn details(token: &Listed<'_>, now_ms: u64) -> String {
         ("created", format::time(token.created_at_ms)),
         ("expires", token.ends(now_ms)),
         ("former secret", previous),
+        ("last used", token.last_used(now_ms)),
     ] {
         // A string takes all that is written to it.
         writeln!(text, "{name:14} {value}").ok();
@@ -155,7 +178,7 @@ mod tests {
         };
         let listed = [Listed::of(&cluster, 7, &token)];
         let text = table(&listed, 0).to_string();
-        let expected = " 7  ci     default, second  read    1970-01-01T00:00:00.000Z  1970-01-01T00:01:30.000Z (in 1 min 30 s)";
+        let expected = " 7  ci     default, second  read    1970-01-01T00:00:00.000Z  1970-01-01T00:01:30.000Z (in 1 min 30 s)  -";
         assert_eq!(text.lines().nth(1), Some(expected));
         assert!(listed[0].ends(100_000).starts_with("expired "));
         token.scope = TokenScope::All;
@@ -165,7 +188,9 @@ mod tests {
         token.prefixes =
             [&key[..], b"\x02a\0", b"\x02a"].map(|key| KeyPrefix::new(key).unwrap()).into();
         token.previous = Some(PreviousSecret { sha256: "cd".repeat(32), until_ms: 60_000 });
-        let listed = Listed::of(&cluster, 7, &token);
+        let used = TokenLastUse { token_id: 7, time_ms: 30_000, gateways: 2 };
+        let listed = Listed::of(&cluster, 7, &token).used(Some(&used));
+        assert_eq!(listed.last_used(50_000), "1970-01-01T00:00:30.000Z (20 s ago, 2 gateways)");
         assert_eq!(listed.opens(), "all databases, keys of 0261 [ \"a\" ] [ \"users\", 7n ]");
         assert_eq!(listed.access, "write, watch");
         let text = details(&listed, 0);

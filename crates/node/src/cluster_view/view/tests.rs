@@ -81,7 +81,7 @@ fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
     cluster.tokens.insert(1, token(abc, None));
     let configured = TokenSecret::digest(abc).unwrap().sha256();
     let reader = Grant::new(Databases::All, Permissions::READ_ONLY);
-    let configured = Access::from_expiring([(configured, reader.clone(), None)]);
+    let configured = Access::from_expiring([(configured, reader.clone().into())]);
     let both = Directory::new(cluster.clone(), configured, None);
     assert_eq!(both.authorize("abc"), Some(reader), "the configuration goes before");
     assert_eq!(both.authorize("abcd"), None);
@@ -121,6 +121,32 @@ fn secret_that_was_replaced_opens_the_same_until_its_overlap_or_its_token_ends()
     assert!(!present.unwrap().opens_key(b"\x02ab\x00"));
     assert!(matches!(opens(1, None), [None, Some(_)]), "the overlap has ended");
     assert!(matches!(opens(u64::MAX, Some(1)), [None, None]), "the token has ended");
+}
+
+#[test]
+fn use_of_a_token_is_noted_and_a_revoked_one_is_told_from_an_unknown_one() {
+    // SHA-256 of `abc`.
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let mut known = cluster(3, Some("a"));
+    let (label, all) = ("ci".to_owned(), TokenScope::All);
+    known.tokens.insert(1, Token::new(label, abc.to_owned(), all, Permissions::ALL));
+    let directory = Directory::new(known.clone(), Access::default(), None);
+    assert_eq!(directory.authorize("abd"), None);
+    assert_eq!(directory.token_uses().untold(), []);
+    assert!(directory.authorize("abc").is_some());
+    let [told] = directory.token_uses().untold()[..] else { panic!("one use") };
+    assert!(told.token_id == 1 && told.time_ms > 0);
+    let mut next = Cluster { version: 4, ..known };
+    directory.learn(next.clone()).unwrap();
+    assert_eq!(directory.token_uses().untold(), [told], "over changes of the cluster");
+    next.tokens.clear();
+    directory.learn(Cluster { version: 5, ..next }).unwrap();
+    assert_eq!(directory.authorize("abc"), None);
+    assert_eq!(
+        (directory.denial("abc"), directory.denial("abd")),
+        (Denial::Revoked, Denial::Unknown)
+    );
+    assert_eq!(directory.token_uses().untold(), [], "of tokens that there are");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use meridian_directory::Cluster;
 use meridian_failover::{
     DirectoryLeader, Event, ExecuteFailure, Executed, LeaderAction, LeaderEvent, Made, Progress,
+    Renewed,
 };
 use meridian_gateway::new_request_id;
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
@@ -21,6 +22,7 @@ use crate::cluster_view::directory_shard::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
 use crate::cluster_view::wire::{renewal, renewed_to_wire, seal_answer};
 use crate::directory_group::calls::{Calls, Question};
 use crate::directory_group::record::{self, Recorded};
+use crate::directory_group::token_uses::TokenUses;
 use crate::host::clock::wall_ms;
 use crate::replication::wire::{position, position_to_wire};
 use crate::write::proposer::{WriteReply, WriteRequest};
@@ -46,6 +48,7 @@ pub(super) struct Session {
     /// The members that the group is being brought to.
     changing: Option<(BTreeSet<NodeId>, JoinHandle<()>)>,
     calls: Calls,
+    uses: TokenUses,
     internal: mpsc::UnboundedSender<Internal>,
 }
 
@@ -66,8 +69,8 @@ impl Session {
             parts.first.clone(),
             Uuid::new_v4().simple().to_string(),
         );
-        let (changing, calls) = (None, Calls::default());
-        Self { parts, term, leader, stamp, changing, calls, internal }
+        let (changing, calls, uses) = (None, Calls::default(), TokenUses::default());
+        Self { parts, term, leader, stamp, changing, calls, uses, internal }
     }
 
     /// How long until the next tick, whatever happens until then.
@@ -110,9 +113,29 @@ impl Session {
 
     pub(super) fn renew(&mut self, request: wire::RenewRequest) -> renew_response::Result {
         let known_version = request.known_version;
+        let uses = request.token_uses.clone();
         let (renewed, actions) = self.leader.renew(self.now(), wall_ms(), renewal(request));
         self.carry_out(actions);
+        if matches!(renewed, Renewed::Granted { .. }) {
+            self.hear_of_tokens(&uses);
+        }
         renewed_to_wire(renewed, known_version)
+    }
+
+    /// Uses that were heard are stored in time; they are lost with the leader until then.
+    fn hear_of_tokens(&mut self, uses: &[wire::TokenUse]) {
+        let Some(cluster) = self.leader.committed() else { return };
+        self.uses.hear(uses, cluster, wall_ms());
+        let due = self.uses.due(self.parts.directory.now(), cluster, &self.parts.voter.state);
+        let Some(transaction) = due else { return };
+        let request = WriteRequest {
+            database: DIRECTORY_DATABASE,
+            request_id: new_request_id(),
+            transaction,
+            retry: false,
+        };
+        let voter = Arc::clone(&self.parts.voter);
+        tokio::spawn(async move { drop(voter.write_when_led(request, None, Duration::MAX).await) });
     }
 
     pub(super) fn step(&mut self, event: LeaderEvent<oneshot::Sender<Executed>>) {

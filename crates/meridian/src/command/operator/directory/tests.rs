@@ -77,6 +77,13 @@ impl directory_server::Directory for Fake {
         Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 
+    async fn tell_token_uses(
+        &self,
+        _: Request<wire::TokenUses>,
+    ) -> Result<Response<wire::TokenUsesTold>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn inspect(
         &self,
         _: Request<wire::InspectRequest>,
