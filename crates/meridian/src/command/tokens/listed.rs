@@ -190,7 +190,7 @@ mod tests {
         token.previous = Some(PreviousSecret { sha256: "cd".repeat(32), until_ms: 60_000 });
         let used = TokenLastUse { token_id: 7, time_ms: 30_000, gateways: 2 };
         let listed = Listed::of(&cluster, 7, &token).used(Some(&used));
-        assert_eq!(listed.last_used(50_000), "1970-01-01T00:00:30.000Z (20 s ago, 2 gateways)");
+        assert_eq!(listed.last_used(50_000), "1970-01-01T00:00:30.000Z (20.0 s ago, 2 gateways)");
         assert_eq!(listed.opens(), "all databases, keys of 0261 [ \"a\" ] [ \"users\", 7n ]");
         assert_eq!(listed.access, "write, watch");
         let text = details(&listed, 0);
