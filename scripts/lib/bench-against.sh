@@ -33,42 +33,8 @@ done
 build_for_bench
 use_folder
 start_cluster "$against" other
-ports=("$port")
+urls=("http://127.0.0.1:$port")
 start_cluster "$meridian" this
-ports+=("$port")
+urls+=("http://127.0.0.1:$port")
 
-for which in 0 1; do
-  "$bench" --url "http://127.0.0.1:${ports[which]}" --value-bytes 128 --keys 10000 "${options[@]}" --load-only >/dev/null ||
-    fail "could not load the cluster at port ${ports[which]}"
-done
-
-# sample WHICH OPERATION HTTP CONNECTIONS: operations a second, p50 in ms, microseconds of CPU for an operation.
-sample() {
-  local row
-  row=$("$bench" --url "http://127.0.0.1:${ports[$1]}" --operations "$2" --http "$3" --connections "$4" --value-bytes 128 \
-    --keys 10000 --skip-load --duration 1500ms --warmup 300ms "${options[@]}" \
-    --cpu-of "$(pgrep -d, -f "${clusters[$1]}/")" 2>/dev/null | grep "^| $2 ") || return 1
-  awk -F'|' '{printf "%s %s %.1f\n", $6, $8, $13}' <<<"$row"
-}
-
-printf '| operation | http | connections | ops/s | | ratio | p50 ms | | CPU us/op | | ratio |\n'
-printf '|---|---|---|---|---|---|---|---|---|---|---|\n'
-for operation in write strong-read eventual-read range; do
-  for http in h1 h2; do
-    for count in "${connections[@]}"; do
-      : >"$folder/samples"
-      for ((round = 0; round < rounds; round++)); do
-        # Who is first may have the quieter moment.
-        pair=()
-        for which in $((round % 2)) $((1 - round % 2)); do
-          pair[which]=$(sample "$which" "$operation" "$http" "$count") || fail "no answer to $operation over $http"
-        done
-        printf '%s %s\n' "${pair[0]}" "${pair[1]}" >>"$folder/samples"
-      done
-      of() { awk "{print $1}" "$folder/samples" | median; }
-      # shellcheck disable=SC2016 # They are awk's fields.
-      printf '| %s | %s | %s | %.0f | %.0f | **%.2f** | %.2f | %.2f | %.0f | %.0f | **%.2f** |\n' "$operation" "$http" "$count" \
-        "$(of '$1')" "$(of '$4')" "$(of '$4 / $1')" "$(of '$2')" "$(of '$5')" "$(of '$3')" "$(of '$6')" "$(of '$6 / $3')"
-    done
-  done
-done
+compare

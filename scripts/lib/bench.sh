@@ -76,3 +76,46 @@ stop_cluster() {
 cpu_ns() { awk '{ns += $1} END {printf "%.0f", ns}' $(printf '/proc/%s/task/*/schedstat ' $(pgrep -f "$1/")); }
 
 median() { sort -g | awk '{v[NR] = $1} END {printf "%.3f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2}'; }
+
+# Measures two clusters in turn, each cell $rounds times in short pieces, so that both meet the same minutes of the machine:
+# those of $urls and, in the same order, $clusters. $connections are the numbers of connections, $options are those of
+# meridian-bench. Prints medians, and the median of the ratios of the pairs, the second by the first.
+# shellcheck disable=SC2154 # The caller sets urls, connections, options and rounds.
+compare() {
+  local which operation http count round pair
+  for which in 0 1; do
+    "$bench" --url "${urls[which]}" --value-bytes 128 --keys 10000 "${options[@]}" --load-only >/dev/null ||
+      fail "could not load the cluster at ${urls[which]}"
+  done
+  printf '| operation | http | connections | ops/s | | ratio | p50 ms | | CPU us/op | | ratio |\n'
+  printf '|---|---|---|---|---|---|---|---|---|---|---|\n'
+  for operation in write strong-read eventual-read range; do
+    for http in h1 h2; do
+      for count in "${connections[@]}"; do
+        : >"$folder/samples"
+        for ((round = 0; round < rounds; round++)); do
+          # Who is first may have the quieter moment.
+          pair=()
+          for which in $((round % 2)) $((1 - round % 2)); do
+            pair[which]=$(sample "$which" "$operation" "$http" "$count") || fail "no answer to $operation over $http"
+          done
+          printf '%s %s\n' "${pair[0]}" "${pair[1]}" >>"$folder/samples"
+        done
+        # shellcheck disable=SC2016 # They are awk's fields.
+        printf '| %s | %s | %s | %.0f | %.0f | **%.2f** | %.2f | %.2f | %.0f | %.0f | **%.2f** |\n' "$operation" "$http" "$count" \
+          "$(middle '$1')" "$(middle '$4')" "$(middle '$4 / $1')" "$(middle '$2')" "$(middle '$5')" "$(middle '$3')" "$(middle '$6')" "$(middle '$6 / $3')"
+      done
+    done
+  done
+}
+
+middle() { awk "{print $1}" "$folder/samples" | median; }
+
+# sample WHICH OPERATION HTTP CONNECTIONS: operations a second, p50 in ms, microseconds of CPU for an operation.
+sample() {
+  local row
+  row=$("$bench" --url "${urls[$1]}" --operations "$2" --http "$3" --connections "$4" --value-bytes 128 \
+    --keys 10000 --skip-load --duration 1500ms --warmup 300ms "${options[@]}" \
+    --cpu-of "$(pgrep -d, -f "${clusters[$1]}/")" 2>/dev/null | grep "^| $2 ") || return 1
+  awk -F'|' '{printf "%s %s %.1f\n", $6, $8, $13}' <<<"$row"
+}

@@ -15,6 +15,9 @@ fn main() -> anyhow::Result<ExitCode> {
         eprintln!("error: {error}");
         return Ok(ExitCode::from(2));
     }
+    if let Some(file) = &options.cacert {
+        meridian_kv_client::trust(file).context("--cacert")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(options.workers)
         .enable_all()

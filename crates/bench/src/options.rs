@@ -32,9 +32,13 @@ pub const RANGE_KEYS: u32 = 100;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench", version, args_override_self = true)]
 pub struct Options {
-    /// The connect URL, as given to Deno.openKv, or the URL of a member of etcd (http:// only)
+    /// The connect URL, as given to Deno.openKv, or the URL of a member of etcd
     #[arg(long)]
     pub url: String,
+    /// A file with the authorities of certificates that are believed, for https:// URLs. Default: those of
+    /// this machine
+    #[arg(long, env = "MERIDIAN_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Protocol of the server
     #[arg(long, value_enum, default_value = "kv-connect")]
     pub protocol: Protocol,

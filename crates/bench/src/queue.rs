@@ -29,7 +29,7 @@ const V8_STRING: &[u8] = b"\xff\x0f\"";
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench-queue", version)]
 pub struct Options {
-    /// The connect URL, as given to Deno.openKv (http:// only)
+    /// The connect URL, as given to Deno.openKv
     #[arg(long)]
     pub url: String,
     /// The access token of the database

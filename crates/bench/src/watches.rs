@@ -28,7 +28,7 @@ const VALUE_BYTES: usize = 128;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench-watches", version)]
 pub struct Options {
-    /// The connect URL, as given to Deno.openKv (http:// only)
+    /// The connect URL, as given to Deno.openKv
     #[arg(long)]
     pub url: String,
     /// The access token of the database

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use meridian_gateway::TrustedProxies;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 use meridian_types::{NodeId, ShardId};
 
 use crate::cluster::{Address, ClusterSpec, DatabaseSpec, NodeSpec, ShardSpec};
 use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
 use crate::{
-    GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen,
-    RaftConfig, StorageConfig, tokens,
+    CertificateFiles, GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig,
+    NodeListen, RaftConfig, StorageConfig, tokens,
 };
 
 pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
@@ -39,7 +40,7 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         listen,
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
-        gateway: gateway_settings(file.gateway)?,
+        gateway: gateway_settings(file.gateway, folder)?,
         tokens: tokens::check(file.tokens, &cluster, folder)?,
         cluster,
         node_id: file.node,
@@ -69,7 +70,7 @@ pub(crate) fn gateway(file: GatewayFile, path: &Path) -> Result<GatewayConfig, I
         region: file.region,
         max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
-        gateway: gateway_settings(file.gateway)?,
+        gateway: gateway_settings(file.gateway, folder)?,
         tokens: tokens::check(file.tokens, &cluster, folder)?,
         cluster,
         dial: dial(file.dial)?,
@@ -210,7 +211,25 @@ fn streams(
     Ok(u32::try_from(value).unwrap_or(u32::MAX))
 }
 
-fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfig> {
+/// More are looked through for each handshake than are worth it.
+const MAX_CERTIFICATES: u64 = 64;
+const MAX_TRUSTED_PROXIES: u64 = 256;
+
+fn gateway_settings(table: GatewayTable, folder: &Path) -> Result<GatewaySettings, InvalidConfig> {
+    let certificates = table.certificates.into_iter().map(|files| {
+        let certificate = folder.join(files.certificate);
+        let key = files.key.map_or_else(|| certificate.clone(), |key| folder.join(key));
+        CertificateFiles { certificate, key }
+    });
+    let certificates: Vec<_> = certificates.collect();
+    let (count, proxies) = (certificates.len() as u64, table.trusted_proxies.len() as u64);
+    within("the number of [[gateway.certificates]]", count, 0, MAX_CERTIFICATES)?;
+    within("the number of gateway.trusted_proxies", proxies, 0, MAX_TRUSTED_PROXIES)?;
+    if table.insecure && !certificates.is_empty() {
+        return Err(InvalidConfig::InsecureWithCertificates);
+    }
+    let trusted_proxies =
+        TrustedProxies::parse(&table.trusted_proxies).map_err(InvalidConfig::TrustedProxies)?;
     let default = GatewaySettings::default();
     let public_url =
         table.public_url.map(|url| url.parse()).transpose().map_err(InvalidConfig::PublicUrl)?;
@@ -234,6 +253,9 @@ fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfi
     within("gateway.request_deadline_ms", request_deadline_ms, 100, REQUEST_ID_RETENTION_MS / 2)?;
     Ok(GatewaySettings {
         public_url,
+        certificates,
+        insecure: table.insecure,
+        trusted_proxies,
         max_connections,
         max_watches,
         max_change_feeds,

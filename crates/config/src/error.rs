@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use meridian_gateway::InvalidPublicUrl;
+use meridian_gateway::{InvalidNetwork, InvalidPublicUrl};
 use meridian_types::NodeId;
 
 use crate::cluster::{InvalidAddress, InvalidCluster};
@@ -76,6 +76,12 @@ pub enum InvalidConfig {
     ElectionTimes { heartbeat_ms: u64, min_ms: u64, max_ms: u64 },
     #[error("gateway.public_url: {0}")]
     PublicUrl(InvalidPublicUrl),
+    #[error("gateway.trusted_proxies: {0}")]
+    TrustedProxies(InvalidNetwork),
+    #[error(
+        "gateway.insecure says that clients come in the clear, and [[gateway.certificates]] is for HTTPS"
+    )]
+    InsecureWithCertificates,
     #[error("there are no access tokens: at least one [[tokens]] is needed")]
     NoTokens,
     /// `number` counts from 1, in the order of the file.

@@ -84,10 +84,23 @@ pub(crate) struct GatewayListenTable {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GatewayTable {
     pub(crate) public_url: Option<String>,
+    #[serde(default)]
+    pub(crate) certificates: Vec<CertificateTable>,
+    #[serde(default)]
+    pub(crate) insecure: bool,
+    #[serde(default)]
+    pub(crate) trusted_proxies: Vec<String>,
     pub(crate) max_connections: Option<u64>,
     pub(crate) max_watches: Option<u64>,
     pub(crate) max_change_feeds: Option<u64>,
     pub(crate) request_deadline_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CertificateTable {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]

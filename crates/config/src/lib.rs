@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::{Cluster, FailoverMode, Node};
-use meridian_gateway::{Options, PublicUrl};
+use meridian_gateway::{Options, PublicUrl, TrustedProxies};
 use meridian_types::NodeId;
 use serde::Deserialize;
 
@@ -146,11 +146,26 @@ impl Default for StorageConfig {
     }
 }
 
+/// A certificate that clients are shown, with its chain, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    /// May be the same file.
+    pub key: PathBuf,
+}
+
 /// How KV Connect is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatewaySettings {
     /// Where clients reach this gateway. `None`: taken from each metadata request.
     pub public_url: Option<PublicUrl>,
+    /// For HTTPS; the first is shown where none has the name that a client asks for. Empty: plain
+    /// HTTP.
+    pub certificates: Vec<CertificateFiles>,
+    /// Plain HTTP beyond loopback is meant.
+    pub insecure: bool,
+    /// The proxies that are believed in which client a request is of.
+    pub trusted_proxies: TrustedProxies,
     /// Open at a time.
     pub max_connections: usize,
     /// Open at a time; at most three quarters of them are one token's.
@@ -166,6 +181,9 @@ impl Default for GatewaySettings {
     fn default() -> Self {
         Self {
             public_url: None,
+            certificates: Vec::new(),
+            insecure: false,
+            trusted_proxies: TrustedProxies::default(),
             max_connections: 8192,
             max_watches: Options::DEFAULT_MAX_WATCHES,
             max_change_feeds: Options::DEFAULT_MAX_CHANGE_FEEDS,

@@ -1,9 +1,10 @@
+mod https;
 mod tokens;
 mod written;
 
 use std::path::Path;
 
-use meridian_gateway::Databases;
+use meridian_gateway::{Databases, TrustedProxies};
 
 use super::*;
 
@@ -95,6 +96,9 @@ fn defaults_fill_what_is_left_out() {
         config.gateway,
         GatewaySettings {
             public_url: None,
+            certificates: Vec::new(),
+            insecure: false,
+            trusted_proxies: TrustedProxies::default(),
             max_connections: 8192,
             max_watches: 20_000,
             max_change_feeds: 1000,
@@ -165,7 +169,8 @@ fn commented_fields_of_the_samples_are_the_defaults() {
         .lines()
         .map(|line| {
             line.strip_prefix("# ")
-                .filter(|line| line.contains(" = ") && !line.contains('*'))
+                .filter(|line| line.contains(" = ") || line.starts_with("[["))
+                .filter(|line| !line.contains('*'))
                 .unwrap_or(line)
         })
         .flat_map(|line| [line, "\n"])
@@ -176,6 +181,8 @@ fn commented_fields_of_the_samples_are_the_defaults() {
     assert_eq!(sample.storage, uncommented.storage);
     assert_eq!(sample.cluster, uncommented.cluster);
     assert_eq!(uncommented.gateway.public_url.unwrap().as_str(), "https://kv.example.com");
+    assert_eq!(uncommented.gateway.certificates.len(), 1);
+    assert_eq!(sample.gateway.insecure, uncommented.gateway.insecure);
     assert_eq!(sample.gateway.max_connections, uncommented.gateway.max_connections);
     assert_eq!(sample.gateway.request_deadline_ms, uncommented.gateway.request_deadline_ms);
 }

@@ -99,10 +99,22 @@ fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
         "KV Connect. Without public_url, clients stay with the URL they came by.",
     );
     out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
+    if gateway.insecure {
+        out.field("insecure", true);
+    }
+    let proxies = gateway.trusted_proxies.networks();
+    if !proxies.is_empty() {
+        out.list("trusted_proxies", proxies.iter().map(|network| quoted(&network.to_string())));
+    }
     out.field("max_connections", gateway.max_connections);
     out.field("max_watches", gateway.max_watches);
     out.field("max_change_feeds", gateway.max_change_feeds);
     out.field("request_deadline_ms", gateway.request_deadline_ms);
+    for files in &gateway.certificates {
+        out.table("[[gateway.certificates]]", "For HTTPS.");
+        out.text("certificate", &files.certificate.to_string_lossy());
+        out.text("key", &files.key.to_string_lossy());
+    }
 }
 
 fn dial(out: &mut Document, dial: &BTreeMap<NodeId, String>) {

@@ -66,7 +66,7 @@ impl Rows {
             || RowsError::Database { url: self.url.to_string(), id: metadata.database_id.clone() };
         let database = metadata.database_id.parse().map_err(|_| unknown())?;
         // The way that the metadata was asked on, not a public one.
-        let base = format!("http://{}", Endpoint::parse(&self.url)?.authority());
+        let base = Endpoint::parse(&self.url)?.origin();
         let opened = KvClient::new(base, &*self.token, database).with_timeout(TIMEOUT);
         Ok(client.insert(opened).clone())
     }

@@ -236,7 +236,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let base = match &self.options.public_url {
             Some(url) => Base::Public(url.as_str()),
             None => {
-                own_url = head::base_url(&parts.uri, &parts.headers);
+                own_url = head::base_url(&parts.uri, &parts.headers, parts.extensions.get());
                 Base::Asked { path, url: own_url.as_deref() }
             }
         };

@@ -6,6 +6,7 @@ use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
 use hyper::http::uri::Authority;
 use meridian_types::{Consistency, DatabaseId};
 
+use crate::forwarded::Way;
 use crate::refusal::Refusal;
 
 /// The token of `Authorization: Bearer <token>`.
@@ -47,28 +48,16 @@ pub(crate) fn consistency(uri: &Uri) -> Result<Consistency, Refusal> {
 /// The address of this gateway as the client sees it, `scheme://authority`. `None` if the request
 /// does not say.
 ///
-/// Both parts come from the client or the proxies before it, and only that client gets to see the
-/// result. A proxy that terminates TLS says so in `x-forwarded-proto` or `forwarded`, the client's
-/// side first; without it, the client would be sent to plain `http`.
-pub(crate) fn base_url(uri: &Uri, headers: &HeaderMap) -> Option<String> {
-    let authority = match uri.authority() {
-        Some(authority) => authority.clone(),
-        None => Authority::try_from(headers.get(HOST)?.as_bytes()).ok()?,
+/// The host comes from the client, or from a trusted proxy, and only that client gets to see the
+/// result.
+pub(crate) fn base_url(uri: &Uri, headers: &HeaderMap, way: Option<&Way>) -> Option<String> {
+    let told = way.and_then(|way| way.host.as_deref());
+    let authority = match (told, uri.authority()) {
+        (Some(host), _) => Authority::try_from(host).ok()?,
+        (None, Some(authority)) => authority.clone(),
+        (None, None) => Authority::try_from(headers.get(HOST)?.as_bytes()).ok()?,
     };
-    let first = |name| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.split(',').next())
-    };
-    let forwarded = first("forwarded").into_iter().flat_map(|element| element.split(';'));
-    let forwarded = forwarded.filter_map(|pair| pair.split_once('='));
-    let forwarded = forwarded.filter(|(name, _)| name.trim().eq_ignore_ascii_case("proto"));
-    let schemes = first("x-forwarded-proto")
-        .into_iter()
-        .chain(forwarded.map(|(_, scheme)| scheme.trim_matches('"')));
-    let secure = schemes.map(str::trim).any(|scheme| scheme.eq_ignore_ascii_case("https"));
-    let scheme = if secure { "https" } else { "http" };
+    let scheme = if way.is_some_and(|way| way.is_https) { "https" } else { "http" };
     (!authority.host().is_empty() && !authority.as_str().contains('@'))
         .then(|| format!("{scheme}://{authority}"))
 }
@@ -145,19 +134,30 @@ mod tests {
     }
 
     #[test]
-    fn base_url_comes_from_the_request() {
+    fn base_url_comes_from_the_request_and_its_way() {
         let path = "/".parse::<Uri>().unwrap();
-        let of = |uri: &Uri, pairs: &[(&'static str, &'static str)]| base_url(uri, &headers(pairs));
-        assert_eq!(of(&path, &[("host", "kv:4512")]).as_deref(), Some("http://kv:4512"));
+        let of = |uri: &Uri, host: &[(&'static str, &'static str)], way: Option<&Way>| {
+            base_url(uri, &headers(host), way)
+        };
+        let [plain, secure] = [false, true].map(|tls| Way::direct([10, 0, 0, 1].into(), tls));
+        for (way, url) in [
+            (None, "http://kv:4512"),
+            (Some(&plain), "http://kv:4512"),
+            (Some(&secure), "https://kv:4512"),
+        ] {
+            assert_eq!(of(&path, &[("host", "kv:4512")], way).as_deref(), Some(url));
+        }
+        let told = |host: &str| Way { host: Some(host.to_owned()), ..secure.clone() };
         assert_eq!(
-            of(&path, &[("host", "[::1]:80"), ("x-forwarded-proto", "https")]).as_deref(),
+            of(&path, &[("host", "inner")], Some(&told("[::1]:80"))).as_deref(),
             Some("https://[::1]:80")
         );
         let absolute = "http://other:1/".parse().unwrap();
-        assert_eq!(of(&absolute, &[("host", "kv")]).as_deref(), Some("http://other:1"));
-        assert_eq!(of(&path, &[]), None);
+        assert_eq!(of(&absolute, &[("host", "kv")], None).as_deref(), Some("http://other:1"));
+        assert_eq!(of(&path, &[], None), None);
         for host in ["", "user@kv", "a b", "kv/path"] {
-            assert_eq!(of(&path, &[("host", host)]), None, "{host:?}");
+            assert_eq!(of(&path, &[("host", host)], None), None, "{host:?}");
+            assert_eq!(of(&path, &[("host", "kv")], Some(&told(host))), None, "{host:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! KV Connect and queues over a small [`Database`] trait: HTTP/1.1 and HTTP/2 on one plain TCP port.
+//! KV Connect and queues over a small [`Database`] trait: HTTP/1.1 and HTTP/2 on one port, plain or
+//! with TLS.
 //!
 //! | module | contents |
 //! |---|---|
@@ -6,6 +7,7 @@
 //! | `gateway` | one request from its head to its answer |
 //! | `request_id` | ids of writes |
 //! | `route` | the paths, all of them |
+//! | `forwarded` | the address, scheme and host of a client, behind trusted proxies |
 //! | `head`, `body` | reading a request before it is understood |
 //! | `metadata` | the metadata exchange |
 //! | `reserved` | reserved keys: what a client says that its library cannot send |
@@ -37,8 +39,9 @@
 //!   that cannot be served yet, and the gateway then refuses it with 503.
 //! - Keys, values and tokens are in no log line, no metric and no error text.
 //!
-//! Absent on purpose: TLS (left to a proxy), routing to leaders, retries and evaluation (the
-//! [`Database`]'s), which listener gets which message (a leader's).
+//! Absent on purpose: certificates and their files (the caller makes a `tls::Server` of them, and
+//! changes it), routing to leaders, retries and evaluation (the [`Database`]'s), which listener gets
+//! which message (a leader's).
 
 mod access;
 mod answer;
@@ -51,6 +54,7 @@ mod changes;
 mod database;
 mod failed_authentication;
 mod forbidden;
+mod forwarded;
 mod gateway;
 mod head;
 mod listen_stream;
@@ -84,8 +88,9 @@ pub use database::{
     Listened, NoChanges, QueueList, QueuePage, QueuedMessage, Read, ReadOutput, Reports,
     Unavailable, Watch, Watching, Write, WriteFailure,
 };
+pub use forwarded::{InvalidNetwork, TrustedProxies};
 pub use gateway::{Gateway, Unanswered};
-pub use options::{InvalidPublicUrl, Options, PublicUrl};
+pub use options::{HandshakeLimits, InvalidPublicUrl, Options, PublicUrl};
 pub use request_id::new_request_id;
 pub use room::{Kept, NoRoom, Room};
 pub use route::{EVENTUAL_PATH, STRONG_PATH};

@@ -6,12 +6,20 @@ use std::time::Duration;
 
 use hyper::Uri;
 use meridian_net::http::HTTP1_BUFFER_BYTES;
+use meridian_net::tls;
+
+use crate::forwarded::TrustedProxies;
 
 /// The settings of a gateway. The limits hold for each gateway, not for the cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The URL at which clients reach this gateway. `None`: taken from each metadata request.
     pub public_url: Option<PublicUrl>,
+    /// The side of TLS that clients connect to. `None`: they send plain HTTP.
+    pub tls: Option<tls::Server>,
+    pub handshakes: HandshakeLimits,
+    /// The proxies that are believed in which client a request is of.
+    pub trusted_proxies: TrustedProxies,
     /// The region of this gateway, for logs.
     pub region: String,
     /// How long clients may keep metadata; between [`Options::MIN_TOKEN_LIFETIME`] and a year.
@@ -63,7 +71,7 @@ impl Options {
     /// Clients fetch metadata again for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
     /// The memory of a connection before it carried a token: its buffers, an incomplete head, and
-    /// its task.
+    /// its task. TLS takes [`tls::CONNECTION_BYTES`] more.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 
     /// The most streams of one HTTP/2 connection: the requests, watches and change feeds of a whole
@@ -78,6 +86,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             public_url: None,
+            tls: None,
+            handshakes: HandshakeLimits::default(),
+            trusted_proxies: TrustedProxies::default(),
             region: String::new(),
             token_lifetime: Self::MIN_TOKEN_LIFETIME,
             max_body_bytes: 1024 * 1024,
@@ -94,6 +105,25 @@ impl Default for Options {
             body_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// The bounds on handshakes of TLS, before anything is known of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct HandshakeLimits {
+    /// Under way at a time. One address cannot have half of them.
+    pub in_all: usize,
+    /// Of one address, that begin at once; further ones wait for their turn.
+    pub at_once: u32,
+    /// Of one address, beyond those that begin at once.
+    pub per_second: u32,
+    /// From accepting a connection to the end of its handshake.
+    pub within: Duration,
+}
+
+impl Default for HandshakeLimits {
+    fn default() -> Self {
+        Self { in_all: 1024, at_once: 128, per_second: 64, within: Duration::from_secs(5) }
     }
 }
 

@@ -2,16 +2,18 @@
 //!
 //! A connection is served by a task of its own. `admission` decides which connections stay when
 //! there are too many, `waiting` holds the sockets for which there is no room yet, `activity`
-//! decides when a connection is idle or its client too slow, and `strangers` slows requests without
-//! a valid token.
+//! decides when a connection is idle or its client too slow, `handshakes` adds TLS, and `strangers`
+//! slows requests without a valid token.
 
 mod activity;
 mod admission;
+mod handshakes;
 mod sending;
 mod strangers;
 mod waiting;
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +32,13 @@ use tracing::{debug, info, warn};
 
 use self::activity::{Activity, Busy, CLOSE_GRACE, NotBegun, StreamRoom};
 use self::admission::{Admission, Origin, Ticket};
+use self::handshakes::Handshakes;
 use self::sending::Sending;
 use self::strangers::Strangers;
 use self::waiting::Waiting;
 use crate::answer::{Answer, AnswerBody, ToStranger};
 use crate::failed_authentication::FailedAuthentication;
+use crate::forwarded::Way;
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
@@ -56,8 +60,8 @@ const MORE_STRANGER_REQUESTS: usize = 4096;
 /// The requests over HTTP/2 of all clients with tokens, as far: a kilobyte or so each. None gets all.
 const MAX_STREAMS: u64 = 32_768;
 
-/// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior
-/// knowledge, told apart by the first bytes of each connection. Then lets requests in progress end,
+/// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2, told apart by the
+/// first bytes of each connection, with TLS if [`Options::tls`] has it. Then lets requests in progress end,
 /// writes whose clients have left among them, for [`Options::drain_timeout`], and returns.
 ///
 /// Dropping the future closes every connection at once; writes already handed to the database go
@@ -79,6 +83,7 @@ pub async fn serve<D, C>(
         address,
         region = options.region,
         max_connections = options.max_connections,
+        https = options.tls.is_some(),
         "gateway serves"
     );
     let (stop, stopping) = watch::channel(());
@@ -106,7 +111,8 @@ struct Connections<D, C> {
     admission: Admission,
     /// The task of each connection, which returns its ticket.
     open: JoinSet<Ticket>,
-    waiting: Waiting<Stream>,
+    /// With their peers' addresses.
+    waiting: Waiting<(Stream, IpAddr)>,
     /// When to evict connections for the sockets that wait, and the earliest time for it.
     evict_at: Instant,
     evict_not_before: Instant,
@@ -138,7 +144,8 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
                 () = &mut shutdown => break,
                 Some(result) = self.open.join_next() => self.left(result),
                 (stream, peer) = listener.accept() => {
-                    self.waiting.add(Origin::of(peer.ip()), stream, Instant::now());
+                    let newcomer = (stream, peer.ip());
+                    self.waiting.add(Origin::of(peer.ip()), newcomer, Instant::now());
                     self.evict_at = self.evict_at.min(self.evict_not_before);
                 }
                 () = sleep_until(self.evict_at), if !self.waiting.is_empty() => {}
@@ -150,13 +157,14 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
     /// Serves the sockets that wait, as far as there is room.
     fn serve_waiting(&mut self) {
         while self.open.len() < self.shared.gateway.options().max_connections
-            && let Some((origin, stream)) = self.waiting.next(|origin| self.admission.open(origin))
+            && let Some((origin, (stream, peer))) =
+                self.waiting.next(|origin| self.admission.open(origin))
         {
             let (activity, evicted) =
                 (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
             let ticket = self.admission.admit(origin, Arc::clone(&activity), evicted.clone());
             let shared = Arc::clone(&self.shared);
-            let connection = Connection { shared, origin, activity, evicted };
+            let connection = Connection { shared, peer, origin, activity, evicted };
             let stopping = self.stopping.clone();
             self.open.spawn(async move {
                 connection.serve(stream, stopping).await;
@@ -195,17 +203,22 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
 struct Shared<G> {
     http: auto::Builder<TokioExecutor>,
     gateway: Arc<G>,
+    /// `None`: connections are plain.
+    handshakes: Option<Handshakes>,
     strangers: Strangers,
     /// Of clients with tokens.
     streams: Shares,
     more_of_strangers: Arc<Semaphore>,
 }
 
-impl<G> Shared<G> {
+impl<G: Handle> Shared<G> {
     fn new(http: auto::Builder<TokioExecutor>, gateway: Arc<G>) -> Self {
+        let options = gateway.options();
+        let tls = options.tls.clone();
+        let handshakes = tls.map(|server| Handshakes::new(server, options.handshakes));
         let (strangers, streams) = (Strangers::default(), Shares::new(MAX_STREAMS));
         let more_of_strangers = Arc::new(Semaphore::new(MORE_STRANGER_REQUESTS));
-        Self { http, gateway, strangers, streams, more_of_strangers }
+        Self { http, gateway, handshakes, strangers, streams, more_of_strangers }
     }
 }
 
@@ -249,6 +262,7 @@ impl<D: Database, C: Catalogue> Handle for Gateway<D, C> {
 
 struct Connection<G> {
     shared: Arc<Shared<G>>,
+    peer: IpAddr,
     origin: Origin,
     activity: Arc<Activity>,
     evicted: CancellationToken,
@@ -264,6 +278,9 @@ impl<G: Handle> Connection<G> {
                 let caller = self.shared.gateway.caller(request.headers());
                 if let Caller::Known(holder) = caller {
                     activity.carried(holder);
+                    if let Some(handshakes) = &self.shared.handshakes {
+                        handshakes.was_worth_it(self.origin);
+                    }
                 }
                 caller
             },
@@ -290,21 +307,52 @@ impl<G: Handle> Connection<G> {
         }
     }
 
+    /// Adds TLS, where the server has it. `None`: the connection is over before it carried a
+    /// request.
+    async fn secured(&self, stream: Stream, stopping: &mut watch::Receiver<()>) -> Option<Stream> {
+        let Some(handshakes) = &self.shared.handshakes else { return Some(stream) };
+        let trusted = &self.shared.gateway.options().trusted_proxies;
+        // A proxy's connections are those of many clients.
+        let origin = (!trusted.trusts(self.peer.to_canonical())).then_some(self.origin);
+        tokio::select! {
+            secured = handshakes.secure(stream, origin) => secured,
+            () = self.evicted.cancelled() => None,
+            _ = stopping.changed() => None,
+        }
+    }
+
+    /// Notes in a request the way that it came by, and its place among the writes of its connection,
+    /// where that is asked for. Returns the origin of its client.
+    fn note_way(
+        &self,
+        request: &mut Request<Incoming>,
+        direct: Way,
+        arrivals: &Arc<Arrivals>,
+    ) -> Origin {
+        let way = direct.behind(&self.shared.gateway.options().trusted_proxies, request.headers());
+        let origin = Origin::of(way.address);
+        // Done here, where requests come in the order of their heads; later each request has a task
+        // of its own. Over HTTP/1.1 a request ends before the next begins.
+        match Route::of(request.uri().path()) {
+            Some(Route::AtomicWrite) if request.version() == Version::HTTP_2 => {
+                request.extensions_mut().insert(Arc::new(arrivals.enter()));
+            }
+            Some(Route::Metadata(_)) => drop(request.extensions_mut().insert(way)),
+            _ => {}
+        }
+        origin
+    }
+
     /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
     /// server's.
     async fn serve(&self, stream: Stream, mut stopping: watch::Receiver<()>) {
         let options = self.shared.gateway.options();
+        let Some(stream) = self.secured(stream, &mut stopping).await else { return };
+        let direct = Way::direct(self.peer, stream.has_tls());
         let arrivals = Arc::new(Arrivals::default());
         let service = service_fn(|mut request| {
-            // Done here, where requests come in the order of their heads; later each request has a
-            // task of its own. Over HTTP/1.1 a request ends before the next begins.
-            if request.version() == Version::HTTP_2
-                && Route::of(request.uri().path()) == Some(Route::AtomicWrite)
-            {
-                request.extensions_mut().insert(Arc::new(arrivals.enter()));
-            }
-            let (shared, activity, origin) =
-                (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
+            let origin = self.note_way(&mut request, direct.clone(), &arrivals);
+            let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&self.activity));
             let begun = self.begin(&request);
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.

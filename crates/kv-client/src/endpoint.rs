@@ -7,9 +7,10 @@ use hyper::http::uri::{Authority, PathAndQuery};
 
 use crate::error::ClientError;
 
-/// An `http://` URL. Its path has no trailing `/`, unless it is the root itself.
+/// An `http://` or `https://` URL. Its path has no trailing `/`, unless it is the root itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
+    is_https: bool,
     authority: Authority,
     path_and_query: String,
 }
@@ -19,16 +20,14 @@ impl Endpoint {
         let error =
             |reason: &str| ClientError::Url { url: url.to_owned(), reason: reason.to_owned() };
         let uri: Uri = url.parse().map_err(|_| error("not a URL"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(error("https is not supported here, measure the plain http port"));
-            }
-            _ => return Err(error("expected http://host:port")),
-        }
+        let is_https = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(error("expected http://host:port or https://host")),
+        };
         let authority = uri.authority().cloned().ok_or_else(|| error("the host is missing"))?;
         let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
-        Ok(Self { authority, path_and_query })
+        Ok(Self { is_https, authority, path_and_query })
     }
 
     /// An endpoint of a metadata answer that came from this URL: absolute or relative.
@@ -46,7 +45,17 @@ impl Endpoint {
     /// The URL of a method below this endpoint.
     pub fn method(&self, name: &str) -> Self {
         let path_and_query = format!("{}/{name}", self.path_and_query.trim_end_matches('/'));
-        Self { authority: self.authority.clone(), path_and_query }
+        Self { is_https: self.is_https, authority: self.authority.clone(), path_and_query }
+    }
+
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
+    /// The URL without a path.
+    pub fn origin(&self) -> String {
+        let scheme = if self.is_https { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority)
     }
 
     pub fn authority(&self) -> &str {
@@ -63,13 +72,13 @@ impl Endpoint {
     }
 
     pub fn port(&self) -> u16 {
-        self.authority.port_u16().unwrap_or(80)
+        self.authority.port_u16().unwrap_or(if self.is_https { 443 } else { 80 })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path_and_query)
+        write!(f, "{}{}", self.origin(), self.path_and_query)
     }
 }
 
@@ -89,6 +98,7 @@ mod tests {
             ("v2", "http://127.0.0.1:4512/db/v2"),
             ("./v2", "http://127.0.0.1:4512/db/v2"),
             ("../v2/eventual", "http://127.0.0.1:4512/v2/eventual"),
+            ("https://other/v2", "https://other/v2"),
         ] {
             assert_eq!(base.resolve(reference).unwrap().to_string(), expected);
         }
@@ -111,7 +121,10 @@ mod tests {
         let endpoint = Endpoint::parse("http://[::1]:4512/x").unwrap();
         assert_eq!((endpoint.host(), endpoint.port()), ("::1", 4512));
         assert_eq!(Endpoint::parse("http://h").unwrap().port(), 80);
-        for bad in ["https://h", "h:4512", "", "http://"] {
+        let secure = Endpoint::parse("https://h/x").unwrap();
+        assert_eq!((secure.port(), &*secure.origin()), (443, "https://h"));
+        assert_eq!(secure.resolve("../y").unwrap().to_string(), "https://h/y");
+        for bad in ["ftp://h", "h:4512", "", "http://"] {
             assert!(Endpoint::parse(bad).is_err(), "{bad}");
         }
     }

@@ -12,6 +12,11 @@ pub enum ClientError {
     Token,
     #[error("cannot connect to {address}: {source} (is the server running there?)")]
     Connect { address: String, source: std::io::Error },
+    #[error(
+        "no TLS with {address}: {source} (MERIDIAN_CACERT names a file with the authority of its certificate, if this \
+         machine does not know it)"
+    )]
+    Tls { address: String, source: std::io::Error },
     #[error("{0}")]
     Transport(String),
     #[error("no answer within {0:?}")]
@@ -47,7 +52,11 @@ impl ClientError {
     pub fn spoils_link(&self) -> bool {
         matches!(
             self,
-            Self::Connect { .. } | Self::Transport(_) | Self::Timeout(_) | Self::AnswerTooLarge(_)
+            Self::Connect { .. }
+                | Self::Tls { .. }
+                | Self::Transport(_)
+                | Self::Timeout(_)
+                | Self::AnswerTooLarge(_)
         )
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 #[serde(rename_all = "kebab-case")]
 pub enum HttpVersion {
     H1,
-    /// With prior knowledge.
+    /// With prior knowledge, or over TLS.
     H2,
 }
 

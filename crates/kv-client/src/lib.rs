@@ -13,10 +13,10 @@
 //! | `changes` | [`ChangeFeed`]: a feed of its changes |
 //! | `watching` | [`Watching`]: a watch of that database |
 //! | [`message`] | the messages of requests |
+//! | `trust` | [`trust()`]: the authorities that are believed of servers over TLS |
 //! | `http_version`, `error` | [`HttpVersion`], [`ClientError`] |
 //!
-//! Absent on purpose: retries, but of a request that certainly was not sent. TLS is the business of
-//! `meridian-net`.
+//! Absent on purpose: retries, but of a request that certainly was not sent.
 
 pub mod answer;
 mod changes;
@@ -29,6 +29,7 @@ mod link;
 pub mod message;
 mod metadata;
 mod target;
+mod trust;
 mod watching;
 
 pub use changes::{Change, ChangeFeed, ChangeLine, ChangesFrom};
@@ -40,4 +41,5 @@ pub use lines::Lines;
 pub use link::Link;
 pub use metadata::Metadata;
 pub use target::{Headers, Target};
+pub use trust::trust;
 pub use watching::{WatchMessage, Watching};

@@ -1,6 +1,7 @@
 //! One worker's way to the server: a connection of its own (HTTP/1.1), or streams on a connection
 //! that it shares with other workers (HTTP/2).
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_net::Stream;
+use meridian_net::tls::ServerName;
 use tokio::sync::Mutex;
 
 use crate::endpoint::Endpoint;
 use crate::error::ClientError;
 use crate::http_version::HttpVersion;
+use crate::trust;
 
 /// No answer to what this program asks comes near it.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -152,17 +155,31 @@ async fn within<T>(
     tokio::time::timeout(timeout, work).await.unwrap_or(Err(ClientError::Timeout(timeout)))
 }
 
-async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TokioIo<Stream>, ClientError> {
+async fn connect(
+    endpoint: &Endpoint,
+    http: HttpVersion,
+    timeout: Duration,
+) -> Result<TokioIo<Stream>, ClientError> {
+    let address = || endpoint.authority().to_owned();
     let dialled = Stream::dial(endpoint.host(), endpoint.port(), timeout).await;
-    let failed = |source| ClientError::Connect { address: endpoint.authority().to_owned(), source };
-    Ok(TokioIo::new(dialled.map_err(failed)?))
+    let dialled = dialled.map_err(|source| ClientError::Connect { address: address(), source })?;
+    if !endpoint.is_https() {
+        return Ok(TokioIo::new(dialled));
+    }
+    let secured = async {
+        let name = ServerName::try_from(endpoint.host().to_owned()).map_err(io::Error::other)?;
+        trust::client(http)?.connect(dialled, name, timeout).await
+    };
+    let secured =
+        secured.await.map_err(|source| ClientError::Tls { address: address(), source })?;
+    Ok(TokioIo::new(secured))
 }
 
 pub(crate) async fn connect_h1(
     endpoint: &Endpoint,
     timeout: Duration,
 ) -> Result<http1::SendRequest<Body>, ClientError> {
-    let stream = connect(endpoint, timeout).await?;
+    let stream = connect(endpoint, HttpVersion::H1, timeout).await?;
     let (sender, connection) =
         http1::handshake(stream).await.map_err(|error| ClientError::transport(&error))?;
     // Ends with the connection; what went wrong there is the answer of the request in flight.
@@ -174,7 +191,7 @@ async fn connect_h2(
     endpoint: &Endpoint,
     timeout: Duration,
 ) -> Result<http2::SendRequest<Body>, ClientError> {
-    let stream = connect(endpoint, timeout).await?;
+    let stream = connect(endpoint, HttpVersion::H2, timeout).await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream)
         .await
         .map_err(|error| ClientError::transport(&error))?;

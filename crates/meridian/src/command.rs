@@ -22,6 +22,7 @@ pub(crate) mod serve;
 pub(crate) mod shards;
 pub(crate) mod status;
 pub(crate) mod switchover;
+mod throw_away;
 pub(crate) mod tokens;
 
 /// The reaction of a process to SIGHUP, which it gets when its terminal is closed, or from an

@@ -17,6 +17,10 @@ use self::log_writer::LogWriter;
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Cli {
+    /// File with the authorities whose certificates are believed of gateways at https URLs, in the
+    /// place of those of this machine.
+    #[arg(long, global = true, env = "MERIDIAN_CACERT", value_name = "FILE")]
+    cacert: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -151,7 +155,10 @@ fn main() -> ExitCode {
         // A failure to log must not print: printing fails, too.
         .log_internal_errors(false)
         .init();
-    let result = run(cli.command);
+    let trusted = cli.cacert.as_deref().map_or(Ok(()), |file| {
+        meridian_kv_client::trust(file).context("--cacert, or MERIDIAN_CACERT")
+    });
+    let result = trusted.and_then(|()| run(cli.command));
     if let Err(error) = &result {
         // Printed as log lines are: a server must end here even if its standard error is blocked.
         log_writer::print(&format!("meridian: {error:#}"));

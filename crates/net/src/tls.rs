@@ -20,15 +20,16 @@ use hyper_rustls::ConfigBuilderExt;
 use parking_lot::RwLock;
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{
-    ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    WantsVerifier,
-};
+use rustls::{ConfigBuilder, RootCertStore, SupportedProtocolVersion, WantsVerifier};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Of rustls: the settings of a side that are more than the functions here make, and the name by which a
+/// server is known.
+pub use rustls::pki_types::ServerName;
+pub use rustls::{ClientConfig, ServerConfig};
 
 pub use self::files::{Cause, Files, PemFile, Unusable, follow};
 pub use self::identity::Identity;
@@ -36,6 +37,9 @@ use crate::stream::Stream;
 
 /// The bytes of answers that a connection holds because its peer does not take them. Two records.
 const UNSENT_BYTES: usize = 32 << 10;
+/// The memory that TLS takes of a connection: what waits to be sent, a record that is not whole yet,
+/// and its keys.
+pub const CONNECTION_BYTES: usize = UNSENT_BYTES + (24 << 10);
 
 /// The versions of TLS that a side speaks. None renegotiates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

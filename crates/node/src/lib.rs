@@ -21,7 +21,7 @@
 //! | `divergence` | batches that a later epoch's history does not hold, kept in files |
 //! | `replication` | how logs and states travel between nodes, and how far each node has come |
 //! | `cluster_view` | the cluster as this process knows it, and the lease that it has |
-//! | `network` | connections to other nodes and from them |
+//! | `network` | connections to other nodes and from them, and TLS of clients |
 //! | `host` | clocks, disk room |
 //! | `time_budget` | durations that depend on each other, and their relations |
 //!

@@ -4,6 +4,7 @@
 //! Absent on purpose: what is said over a connection.
 
 pub(crate) mod call_failure;
+pub(crate) mod clients;
 pub(crate) mod control;
 pub(crate) mod departure;
 pub(crate) mod identity;

@@ -172,6 +172,8 @@ const FOREIGN: &[&str] = &[
     // RocksDB
     "manual_wal_flush",
     "memtable_insert_with_hint_prefix_extractor",
+    // Node
+    "NODE_EXTRA_CA_CERTS",
     // Linux, HTTP, tokio
     "CAP_SYS_NICE",
     "RLIMIT_NICE",

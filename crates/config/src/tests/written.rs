@@ -25,6 +25,17 @@ fn what_is_written_is_read_again() {
     config.max_memory_mb = Some(400);
     config.worker_threads = Some(3);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
+    config.gateway.insecure = true;
+    let proxies = ["10.0.0.0/8".to_owned(), "::1".to_owned()];
+    config.gateway.trusted_proxies = TrustedProxies::parse(&proxies).unwrap();
+    same(&parse(&config.to_toml()).unwrap(), &config);
+    config.gateway.insecure = false;
+    for name in ["a", "b"] {
+        config.gateway.certificates.push(CertificateFiles {
+            certificate: format!("/srv/{name}.crt").into(),
+            key: format!("/srv/{name}.key").into(),
+        });
+    }
     config.cluster.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();
         shard.preferred_leader = Some(NodeId(2));

@@ -82,6 +82,7 @@ impl Served {
                 http::server(streaming.options().max_streams_per_connection),
                 Arc::clone(&streaming),
             )),
+            peer: address.ip(),
             origin: Origin::of(address.ip()),
             activity: Arc::new(Activity::new(Instant::now())),
             evicted: CancellationToken::new(),

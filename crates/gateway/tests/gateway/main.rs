@@ -20,5 +20,6 @@ mod queues;
 mod reply;
 mod rights;
 mod support;
+mod tls;
 mod watch;
 mod watched;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{MAIN_TEXT, NEW, OTHERS, READER, Server, WRITER, all, until};
 use chrono::{DateTime, Utc};
-use meridian_gateway::Options;
+use meridian_gateway::{Options, TrustedProxies};
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -200,19 +200,25 @@ async fn the_base_of_endpoints() {
         let metadata = client.post("/", &headers, ALL_VERSIONS).await.unwrap().json();
         assert_eq!(metadata["endpoints"], endpoints(".", "/kv/strong"));
     }
+    // A version without relative URLs is sent to the host that the client named, and to the scheme that
+    // a trusted proxy tells of.
+    let proxies = ["127.0.0.1".to_owned(), "10.0.0.0/8".to_owned()];
+    let trusted_proxies = TrustedProxies::parse(&proxies).unwrap();
+    let behind = Server::with(Options { trusted_proxies, ..Options::default() }).await;
+    let mut proxy = behind.http1().await;
     for (name, value) in [
         ("x-forwarded-proto", "https"),
         ("x-forwarded-proto", "https,http"),
         ("x-forwarded-proto", "https, http"),
-        ("forwarded", "for=192.0.2.1;proto=https;host=kv.test, for=10.0.0.1"),
+        ("forwarded", "for=192.0.2.1;proto=https;host=\"kv.test:4512\", for=10.0.0.1"),
     ] {
         let headers = [("authorization", &*bearer(WRITER)), (name, value)];
-        let metadata = client.post("/", &headers, "").await.unwrap().json();
-        assert_eq!(
-            metadata["endpoints"],
-            endpoints("https://kv.test:4512", "/kv/strong"),
-            "{name}: {value}"
-        );
+        for (client, base) in
+            [(&mut client, "http://kv.test:4512"), (&mut proxy, "https://kv.test:4512")]
+        {
+            let metadata = client.post("/", &headers, "").await.unwrap().json();
+            assert_eq!(metadata["endpoints"], endpoints(base, "/kv/strong"), "{name}: {value}");
+        }
     }
     let headers = [("authorization", &*bearer(WRITER))];
 

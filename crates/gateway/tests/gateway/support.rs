@@ -316,7 +316,9 @@ impl Server {
         Self::http1_over(self.connect().await).await
     }
 
-    pub(crate) async fn http1_over(stream: TcpStream) -> Client {
+    pub(crate) async fn http1_over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Client {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         Client {
             sender: Sender::Http1(sender),
@@ -328,7 +330,9 @@ impl Server {
         Self::http2_over(self.connect().await).await
     }
 
-    async fn http2_over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
+    pub(crate) async fn http2_over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Client {
         let io = TokioIo::new(stream);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
         Client {

@@ -14,6 +14,7 @@ use meridian_proto::directory::ChangeRecord;
 use serde::Serialize;
 
 use super::operator::{Connect, Directory, Table, format, no_leader, print, print_json, resolve};
+use super::status::warnings_of_nodes;
 pub(crate) use overview::{NodeOverview, Overview, ShardOverview};
 
 #[derive(Args)]
@@ -70,7 +71,8 @@ impl ClusterCommand {
 
 async fn status(directory: &mut Directory, json: bool) -> Result<()> {
     let view = directory.inspect(0).await?;
-    let overview = Overview::of(&view, format::now_ms());
+    let mut overview = Overview::of(&view, format::now_ms());
+    overview.warnings.extend(warnings_of_nodes(&view.cluster).await);
     if json {
         print_json(&overview)?;
     } else {

@@ -2,18 +2,21 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use chrono::Utc;
 use clap::Args;
-use meridian_config::DevLayout;
+use meridian_config::{CertificateFiles, DevLayout};
 use meridian_node::dev::{DevCluster, DevOptions};
 use meridian_wan::WanPlan;
 use uuid::Uuid;
 
 use super::access_token::AccessToken;
+use super::throw_away;
 use super::{Counts, Hangup, asked_to_stop, parse_counts, say};
 
 #[derive(Args)]
@@ -43,9 +46,13 @@ pub(crate) struct Dev {
     #[arg(long)]
     automatic_failover: bool,
     /// Address that the gateways listen on. Anything but loopback opens the databases to the
-    /// network, without TLS.
+    /// network, in the clear unless --https is given.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
+    /// Serve HTTPS, with a certificate of this machine that is made anew at each start. Clients are
+    /// given its file, as in `DENO_CERT=meridian-data/https.crt`.
+    #[arg(long)]
+    https: bool,
     /// Memory for all nodes together, in MiB; at least 320 for each. Default: half of the machine's
     /// memory, or of its control group's limit.
     #[arg(long)]
@@ -59,11 +66,19 @@ pub(crate) struct Dev {
 pub(crate) struct Running {
     pub(crate) cluster: DevCluster,
     pub(crate) token: String,
+    /// The certificate that the gateways show, as an authority for clients.
+    pub(crate) authority: Option<PathBuf>,
     /// Of a cluster that leaves nothing.
     temporary: Option<tempfile::TempDir>,
 }
 
 impl Running {
+    /// The URL of a gateway.
+    pub(crate) fn url(&self, gateway: SocketAddr) -> String {
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{gateway}")
+    }
+
     pub(crate) async fn stop(self) -> Result<()> {
         self.cluster.stop().await;
         match self.temporary {
@@ -96,11 +111,21 @@ impl Dev {
             Some(token) => token,
             None => kept_token(data_dir)?,
         };
+        let certificate = match self.https {
+            true => Some(throw_away::certificate(data_dir, &self.host, Utc::now())?),
+            false => None,
+        };
+        let authority = certificate.as_ref().map(|files| files.certificate.clone());
+        if let Some(authority) = &authority {
+            meridian_kv_client::trust(authority)
+                .context("--https has an authority of its own: leave --cacert out")?;
+        }
+        let options = self.options(data_dir, &token, certificate);
         let cluster = tokio::select! {
-            cluster = DevCluster::start(self.options(data_dir, &token)) => cluster?,
+            cluster = DevCluster::start(options) => cluster?,
             () = &mut stop => return Ok(None),
         };
-        let running = Running { cluster, token, temporary };
+        let running = Running { cluster, token, authority, temporary };
         tokio::select! {
             () = running.cluster.ready() => return Ok(Some(running)),
             () = &mut stop => {}
@@ -114,7 +139,12 @@ impl Dev {
         self.access_token.read()
     }
 
-    fn options<'a>(&'a self, data_dir: &'a Path, token: &'a str) -> DevOptions<'a> {
+    fn options<'a>(
+        &'a self,
+        data_dir: &'a Path,
+        token: &'a str,
+        certificate: Option<CertificateFiles>,
+    ) -> DevOptions<'a> {
         DevOptions {
             data_dir,
             layout: DevLayout {
@@ -127,12 +157,13 @@ impl Dev {
             automatic_failover: self.automatic_failover,
             max_memory_mb: self.max_memory_mb,
             listen_host: Some(self.host.as_str()),
+            certificate,
         }
     }
 
     /// Prints where the cluster is, and how to open it.
     fn welcome(&self, running: &Running, took: Duration) {
-        let Running { cluster, token, temporary } = running;
+        let Running { cluster, token, authority, temporary } = running;
         let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
         let (seconds, folder) = (took.as_secs_f64(), data_dir.display());
         say(&format!("Meridian is ready after {seconds:.1} s. Data is in {folder}."));
@@ -146,16 +177,27 @@ impl Dev {
         }
         say("");
         for (region, address) in cluster.gateways() {
-            say(&format!("  {region:<10} http://{address}"));
+            say(&format!("  {region:<10} {}", running.url(*address)));
         }
         say("");
         say(&format!("  access token: {token}"));
         say("");
         if let Some((_, address)) = cluster.gateways().first() {
+            let url = running.url(*address);
+            let cert = authority.as_ref();
+            let cert =
+                cert.map(|path| format!("DENO_CERT={} ", path.display())).unwrap_or_default();
+            if authority.is_some() {
+                say(
+                    "Its certificate is of this start alone: clients need its file, as below. Other programs of",
+                );
+                say("this project take it as MERIDIAN_CACERT.");
+                say("");
+            }
             say("Paste this to try it with Deno:");
             say("");
             say(&format!(
-                "  DENO_KV_ACCESS_TOKEN={token} deno eval --unstable-kv 'const kv = await Deno.openKv(\"http://{address}\"); \
+                "  {cert}DENO_KV_ACCESS_TOKEN={token} deno eval --unstable-kv 'const kv = await Deno.openKv(\"{url}\"); \
                  await kv.set([\"hello\"], \"world\"); console.log(await kv.get([\"hello\"])); kv.close();'"
             ));
             say("");

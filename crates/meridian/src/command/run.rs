@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use meridian_cron::CronServer;
 use rustix::process::{Pid, Signal, kill_process};
@@ -55,14 +55,9 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn run(self) -> Result<()> {
         let status = {
+            let mut authority = None;
             let (cluster, url, token) = match &self.url {
                 Some(url) => {
-                    if url.starts_with("https:") {
-                        bail!(
-                            "--url takes http: alone, since this program speaks no TLS to a \
-                             gateway; let a proxy of this machine do it"
-                        );
-                    }
                     let token = self.dev.given_token()?;
                     let token = token.context(
                         "there is no access token: set DENO_KV_ACCESS_TOKEN, or give \
@@ -80,10 +75,11 @@ impl Run {
                         std::process::exit(BY_SIGNAL + Signal::INT.as_raw());
                     };
                     let (url, token) = (url_of(&running), running.token.clone());
+                    authority = running.authority.clone();
                     (Some(running), url, token)
                 }
             };
-            let ended = self.run_program(&url, &token).await;
+            let ended = self.run_program(&url, &token, authority.as_deref()).await;
             if let Some(cluster) = cluster
                 && let Err(error) = cluster.stop().await
             {
@@ -97,7 +93,12 @@ impl Run {
     }
 
     /// From the program's start to its end.
-    async fn run_program(&self, url: &str, token: &str) -> Result<ExitStatus> {
+    async fn run_program(
+        &self,
+        url: &str,
+        token: &str,
+        authority: Option<&Path>,
+    ) -> Result<ExitStatus> {
         // From here on no signal ends this process, which would leave the module behind.
         let signals = Signals::new()?;
         let mut module = tempfile::Builder::new().prefix("meridian-").suffix(".js").tempfile()?;
@@ -108,6 +109,9 @@ impl Run {
         };
         let mut command = self.command(module.path());
         command.env("DENO_KV_DEFAULT_PATH", url).env("DENO_KV_ACCESS_TOKEN", token);
+        if let Some(authority) = authority {
+            command.env("DENO_CERT", authority);
+        }
         if let Some(crons) = &crons {
             command.env(CRON_SOCKET, crons.variable());
         }
@@ -130,7 +134,7 @@ impl Run {
 /// Of the first region's gateway.
 fn url_of(running: &Running) -> String {
     let gateway = running.cluster.gateways().first();
-    gateway.map(|(_, address)| format!("http://{address}")).unwrap_or_default()
+    gateway.map(|(_, address)| running.url(*address)).unwrap_or_default()
 }
 
 /// The signals that this process passes on.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_config::{GatewayConfig, NodeConfig};
+use meridian_config::{GatewayConfig, GatewaySettings, NodeConfig};
 use meridian_cron::CronServer;
 use meridian_net::{Listener, Metrics, serve_metrics};
 use meridian_node::{Node, StandaloneGateway};
@@ -66,8 +66,9 @@ impl Serve {
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
+        let scheme = scheme(&config.gateway);
         let node = Node::start(config, None).await?;
-        say(&format!("node {} serves KV Connect at http://{}", node.name(), node.kv_address()));
+        say(&format!("node {} serves KV Connect at {scheme}://{}", node.name(), node.kv_address()));
         let refused = tokio::select! {
             () = asked_to_stop(Hangup::Ignore) => None,
             reason = node.refused() => Some(reason),
@@ -90,12 +91,13 @@ impl Gateway {
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
+        let scheme = scheme(&config.gateway);
         let gateway = StandaloneGateway::start(config, None).await?;
-        say(&format!("gateway serves KV Connect at http://{}", gateway.kv_address()));
+        say(&format!("gateway serves KV Connect at {scheme}://{}", gateway.kv_address()));
         let stopping = asked_to_stop(Hangup::Ignore);
         tokio::pin!(stopping);
         let served = tokio::select! {
-            crons = self.serve_crons(gateway.kv_address()) => crons,
+            crons = self.serve_crons(&gateway) => crons,
             () = &mut stopping => return stop_gateway(gateway, &stop).await,
         };
         let ended = match served {
@@ -113,16 +115,21 @@ impl Gateway {
     }
 
     /// Crons are a client of this gateway as any other.
-    async fn serve_crons(&self, gateway: SocketAddr) -> Result<Option<CronServer>> {
+    async fn serve_crons(&self, gateway: &StandaloneGateway) -> Result<Option<CronServer>> {
         let (Some(address), Some(token)) = (&self.cron_listen, &self.cron_token_file) else {
             return Ok(None);
         };
         let token = access_token::read_file(token)?;
+        let gateway = gateway.address_for_this_process().await?;
         let url = with_database(url_of(gateway), self.cron_database.as_deref())?;
         let crons = CronServer::start(address, url, token).await?;
         say(&format!("gateway serves crons: DENO_UNSTABLE_CRON_SOCK={}", crons.variable()));
         Ok(Some(crons))
     }
+}
+
+fn scheme(settings: &GatewaySettings) -> &'static str {
+    if settings.certificates.is_empty() { "http" } else { "https" }
 }
 
 async fn stop_gateway(gateway: StandaloneGateway, stop: &CancellationToken) -> Result<()> {

@@ -18,6 +18,8 @@ use tonic::transport::Channel;
 use super::operator::{Connect, Directory, Table, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// For an answer that others do not wait for.
+const SOON: Duration = Duration::from_secs(1);
 /// The role of a shard's leader, in the answer of a node.
 const LEADER: &str = "leader";
 
@@ -64,6 +66,18 @@ async fn connect(address: &str) -> Result<AdminClient<Channel>> {
 async fn ask(address: &str) -> Result<StatusResponse> {
     let asked = async { Ok(connect(address).await?.status(StatusRequest {}).await?.into_inner()) };
     tokio::time::timeout(TIMEOUT, asked).await.context("no answer")?
+}
+
+/// The warnings of those nodes that answer soon.
+pub(super) async fn warnings_of_nodes(cluster: &Cluster) -> Vec<String> {
+    let asked = present(cluster).map(|node| tokio::time::timeout(SOON, ask(&node.rpc_address)));
+    let answers = futures::future::join_all(asked).await;
+    let answers = answers.into_iter().flatten().flatten();
+    answers.flat_map(|status| own_warnings(&status)).collect()
+}
+
+fn own_warnings(status: &StatusResponse) -> Vec<String> {
+    status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)).collect()
 }
 
 /// The answers of all nodes, in order of their ids: what each said, or why it did not.
@@ -150,9 +164,7 @@ impl<'a> Answers<'a> {
         let mut warnings = Vec::new();
         for (node, answer) in &self.answers {
             match answer {
-                Ok(status) => warnings.extend(
-                    status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)),
-                ),
+                Ok(status) => warnings.extend(own_warnings(status)),
                 Err(error) => warnings.push(format!("{} does not answer: {error:#}", node.name)),
             }
         }

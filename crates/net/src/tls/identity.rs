@@ -17,6 +17,7 @@ use super::files::{Cause, PemFile, Unusable};
 #[derive(Clone)]
 pub struct Identity {
     certified: Arc<CertifiedKey>,
+    valid_from: SystemTime,
     valid_until: SystemTime,
 }
 
@@ -34,7 +35,7 @@ impl Identity {
                 error => Cause::Pem(said(&error)),
             })
         })?;
-        let valid_until = valid_until(certificates, chain.first())?;
+        let [valid_from, valid_until] = validity(certificates, chain.first())?;
         let certified = CertifiedKey::from_der(chain, private, &ring::default_provider());
         let certified = certified.map_err(|error| {
             unusable(match error {
@@ -44,12 +45,18 @@ impl Identity {
                 error => Cause::Key(error),
             })
         })?;
-        Ok(Self { certified: Arc::new(certified), valid_until })
+        Ok(Self { certified: Arc::new(certified), valid_from, valid_until })
     }
 
     #[must_use]
     pub fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
+    }
+
+    /// The first moment at which the first certificate is valid.
+    #[must_use]
+    pub fn valid_from(&self) -> SystemTime {
+        self.valid_from
     }
 
     /// The last moment at which the first certificate is valid.
@@ -83,17 +90,23 @@ fn said(error: &pem::Error) -> String {
     }
 }
 
-fn valid_until(
+fn validity(
     file: &PemFile,
     certificate: Option<&CertificateDer<'static>>,
-) -> Result<SystemTime, Unusable> {
+) -> Result<[SystemTime; 2], Unusable> {
     let unusable = |cause| Unusable::new(file.path(), cause);
     let der = certificate.ok_or_else(|| unusable(Cause::NoCertificate))?;
     let (_, parsed) = X509Certificate::from_der(der)
         .map_err(|error| unusable(Cause::Certificate(error.to_string())))?;
-    // A year before 1970 is as good as that one.
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    let validity = parsed.validity();
+    let moment = |seconds: i64| {
+        // A year before 1970 is as good as that one.
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    };
+    let far = || unusable(Cause::Certificate("its dates are out of range".to_owned()));
+    let [from, until] = [validity.not_before, validity.not_after].map(|at| moment(at.timestamp()));
+    Ok([from.ok_or_else(far)?, until.ok_or_else(far)?])
 }
 
 /// The authorities of a file.

@@ -335,15 +335,16 @@ fn file_that_is_not_there_or_too_large_is_named_and_no_key_is_printed() {
 }
 
 #[test]
-fn end_of_a_certificate_is_told() {
+fn beginning_and_end_of_a_certificate_are_told() {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["kv.test".to_owned()]).unwrap();
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
     let certificate = pem("a", &params.self_signed(&key).unwrap().pem());
     let identity = Identity::from_pem(&certificate, &pem("b", &key.serialize_pem())).unwrap();
-    let ended = identity.valid_until().duration_since(std::time::UNIX_EPOCH).unwrap();
-    assert_eq!(ended, Duration::from_secs(1_609_459_200));
+    let [from, until] = [identity.valid_from(), identity.valid_until()]
+        .map(|moment| moment.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs());
+    assert_eq!((from, until), (1_577_836_800, 1_609_459_200));
 }
 
 #[tokio::test]

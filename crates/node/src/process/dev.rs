@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_config::DevLayout;
 use meridian_config::private_file;
+use meridian_config::{CertificateFiles, DevLayout};
 use meridian_config::{ConfigError, dev_cluster_configs};
 use meridian_types::NodeId;
 
@@ -37,6 +37,8 @@ pub struct DevOptions<'a> {
     pub max_memory_mb: Option<u64>,
     /// Where the gateways listen, if not on loopback.
     pub listen_host: Option<&'a str>,
+    /// For HTTPS at the gateways.
+    pub certificate: Option<CertificateFiles>,
 }
 
 /// A running cluster.
@@ -72,6 +74,7 @@ impl DevCluster {
             // They are one process; each needs as much as any node does, however many there are.
             let each = max_memory_mb / nodes;
             config.max_memory_mb = Some(each.max((meridian_memory::MIN_BYTES >> 20) as u64));
+            config.gateway.certificates = options.certificate.iter().cloned().collect();
             write_config(config)?;
             if let Some(host) = options.listen_host
                 && let Some((_, port)) = config.listen.kv.rsplit_once(':')

@@ -20,7 +20,7 @@ use crate::directory_group::leader::DirectoryVoter;
 use crate::network::control::ControlRuntime;
 use crate::network::peers::Dial;
 use crate::process::hand_over::hand_over;
-use crate::process::settings::{listen, local_address};
+use crate::process::settings::{client_security, listen, local_address};
 use crate::process::start_error::StartError;
 use crate::routing::router::Router;
 use crate::shard::local::LocalShard;
@@ -73,7 +73,8 @@ impl Node {
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let (rpc_address, kv_address) = (local_address(&rpc)?, local_address(&kv)?);
-        let mut floors = Floors::open(config, dial, engine).await?;
+        let clients = client_security(&config.gateway, kv_address)?;
+        let mut floors = Floors::open(config, clients, dial, engine).await?;
         let rpc = floors.answer_nodes(rpc)?;
         let placement = floors.placement();
         floors.take_part(&placement).await?;

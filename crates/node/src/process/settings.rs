@@ -14,6 +14,7 @@ use meridian_net::{Listener, capacity};
 use meridian_types::NodeId;
 use tokio::runtime::Handle;
 
+use crate::network::clients::ClientSecurity;
 use crate::network::peers::{Dial, PeerChannels};
 use crate::process::start_error::StartError;
 
@@ -31,6 +32,14 @@ pub(crate) async fn listen(address: &str, purpose: ListenPurpose) -> Result<List
 
 pub(crate) fn local_address(listener: &Listener) -> Result<SocketAddr, StartError> {
     listener.local_address().map_err(|error| StartError::Invalid(error.to_string()))
+}
+
+/// Reads the certificates that clients are shown. `address`: where they are listened for.
+pub(crate) fn client_security(
+    settings: &GatewaySettings,
+    address: SocketAddr,
+) -> Result<Arc<ClientSecurity>, StartError> {
+    ClientSecurity::new(settings, address).map(Arc::new).map_err(StartError::Invalid)
 }
 
 /// `dial` goes before what the configuration says.
@@ -65,15 +74,18 @@ pub(crate) fn gateway_options(
     region: &str,
     files: u64,
     shares: &Shares,
+    clients: &ClientSecurity,
 ) -> Options {
     Options {
         public_url: settings.public_url.clone(),
+        tls: clients.server(),
+        trusted_proxies: settings.trusted_proxies.clone(),
         region: region.to_owned(),
         max_connections: capacity::client_connections(
             capacity::connections_within_memory(
                 settings.max_connections,
                 shares.headroom(),
-                Options::CONNECTION_BYTES,
+                clients.connection_bytes(),
             ),
             files,
         ),

@@ -10,7 +10,8 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::network::peers::{Dial, PeerChannels};
 use crate::process::settings::{
-    configured_access, gateway_options, listen, local_address, max_memory_bytes, peer_channels,
+    client_security, configured_access, gateway_options, listen, local_address, max_memory_bytes,
+    peer_channels,
 };
 use crate::process::start_error::StartError;
 use crate::read::execution::Reads;
@@ -19,8 +20,9 @@ use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::watches::Watches;
 use meridian_config::{GatewayConfig, ListenPurpose};
+use meridian_gateway::Options;
 use meridian_memory::{ByteBudget, Shares};
-use meridian_net::capacity;
+use meridian_net::{Listener, capacity};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,9 @@ const HEARING: Duration = Duration::from_secs(3);
 /// A running gateway without data of its own, to be put beside an application.
 pub struct StandaloneGateway {
     kv_address: SocketAddr,
+    router: Arc<Router>,
+    directory: Arc<Directory>,
+    options: Options,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -43,6 +48,7 @@ impl StandaloneGateway {
         let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
         let kv_address = local_address(&kv)?;
+        let clients = client_security(&config.gateway, kv_address)?;
         let cluster = config.cluster;
         let peers = peer_channels(&cluster, dial, &config.dial, None)?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
@@ -80,22 +86,40 @@ impl StandaloneGateway {
         tokio::spawn(telling.run(stop.clone()));
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
-        let options =
-            gateway_options(&config.gateway, &config.region, capacity::raise_open_files(), &shares);
+        let files = capacity::raise_open_files();
+        let options = gateway_options(&config.gateway, &config.region, files, &shares, &clients);
+        let (following, until) = (clients.follow_files(), stop.clone());
+        tokio::spawn(async move { until.run_until_cancelled(following).await });
+        let serving = serve(kv, &router, &directory, options.clone(), &stop);
+        let known = Arc::clone(&directory);
         let task = tokio::spawn(async move {
             // Clients wait rather than hear that their token or their database is not there.
             // A gateway that reaches no node serves what its configuration has.
-            drop(timeout(HEARING, stopped.run_until_cancelled(directory.current())).await);
-            meridian_gateway::serve(kv, router, directory, options, async move {
-                stopped.cancelled().await
-            })
-            .await;
+            drop(timeout(HEARING, stopped.run_until_cancelled(known.current())).await);
+            serving.await;
         });
-        Ok(Self { kv_address, stop, task })
+        Ok(Self { kv_address, router, directory, options, stop, task })
     }
 
     pub fn kv_address(&self) -> SocketAddr {
         self.kv_address
+    }
+
+    /// Where a client within this process reaches the gateway without TLS: a client would have to
+    /// know by which name the certificate is. Where there is TLS, it is another port, on loopback,
+    /// which is served from then on.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn address_for_this_process(&self) -> Result<SocketAddr, StartError> {
+        if self.options.tls.is_none() {
+            return Ok(self.kv_address);
+        }
+        let listener = listen("127.0.0.1:0", ListenPurpose::KvConnect).await?;
+        let address = local_address(&listener)?;
+        let options = Options { tls: None, ..self.options.clone() };
+        tokio::spawn(serve(listener, &self.router, &self.directory, options, &self.stop));
+        Ok(address)
     }
 
     /// Finishes the requests in progress.
@@ -104,6 +128,19 @@ impl StandaloneGateway {
         // A task that failed has said so.
         drop(self.task.await);
     }
+}
+
+fn serve(
+    listener: Listener,
+    router: &Arc<Router>,
+    directory: &Arc<Directory>,
+    options: Options,
+    stop: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let (router, directory, stop) = (Arc::clone(router), Arc::clone(directory), stop.clone());
+    meridian_gateway::serve(listener, router, directory, options, async move {
+        stop.cancelled().await;
+    })
 }
 
 /// Dials the nodes that there are.

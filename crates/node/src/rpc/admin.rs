@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use meridian_consensus::Role;
 use meridian_directory::Node;
@@ -18,6 +18,7 @@ use crate::divergence::orphan_files;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
+use crate::network::clients::ClientSecurity;
 use crate::shard::local::LocalShard;
 use crate::shard::replica::Replica;
 use crate::shard::table::ShardTable;
@@ -39,6 +40,7 @@ pub(crate) struct AdminService {
     pub(crate) clocks: Clocks,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) webhooks: Arc<Standings>,
+    pub(crate) clients: Arc<ClientSecurity>,
 }
 
 impl AdminService {
@@ -99,7 +101,8 @@ impl AdminService {
 impl AdminService {
     fn warnings(&self) -> Vec<String> {
         let of_node = self.clocks.warning().into_iter().chain(self.disk.warning());
-        of_node.chain(self.webhooks.warnings(wall_ms())).collect()
+        let of_clients = self.clients.warnings(SystemTime::now());
+        of_node.chain(of_clients).chain(self.webhooks.warnings(wall_ms())).collect()
     }
 }
 

@@ -28,6 +28,7 @@ use crate::directory_group::member::{DirectoryPart, refuses_batches_of};
 use crate::host::clock::BootClock;
 use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
+use crate::network::clients::ClientSecurity;
 use crate::network::control::ControlRuntime;
 use crate::network::members::look_up;
 use crate::network::peers::{Dial, PeerChannels};
@@ -94,6 +95,7 @@ pub(super) struct Floors {
     reads: Reads,
     watches: Arc<Watches>,
     standings: Arc<Standings>,
+    clients: Arc<ClientSecurity>,
     changes: Arc<ChangeLogs>,
     streams: ByteBudget,
     writes: Arc<WriteCalls>,
@@ -110,6 +112,7 @@ impl Floors {
     /// [`StartError`], naming the folder that cannot be used.
     pub(super) async fn open(
         config: NodeConfig,
+        clients: Arc<ClientSecurity>,
         dial: Option<Dial>,
         engine: Option<Arc<dyn Engine>>,
     ) -> Result<Self, StartError> {
@@ -166,6 +169,7 @@ impl Floors {
             reads,
             watches,
             standings: Arc::default(),
+            clients,
             changes,
             streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
@@ -229,6 +233,7 @@ impl Floors {
                 clocks: self.clocks.clone(),
                 disk: Arc::clone(&self.disk),
                 webhooks: Arc::clone(&self.standings),
+                clients: Arc::clone(&self.clients),
             },
             directory: DirectoryService {
                 directory: Arc::clone(directory),
@@ -353,7 +358,14 @@ impl Floors {
             Arc::clone(&self.directory),
             Duration::from_millis(self.config.gateway.request_deadline_ms),
         ));
-        let options = gateway_options(&self.config.gateway, region, self.files, &self.shares);
+        let clients = &self.clients;
+        let options =
+            gateway_options(&self.config.gateway, region, self.files, &self.shares, clients);
+        let following = Arc::clone(clients).follow_files();
+        let stopped = self.stop.clone();
+        self.tasks.push(tokio::spawn(async move {
+            stopped.run_until_cancelled(following).await;
+        }));
         let stop = self.stop.clone();
         self.tasks.push(tokio::spawn(meridian_gateway::serve(
             listener,

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# scripts/bench --https [--rounds N] [--quick] [OPTION of meridian-bench]...
+#
+# Compares clients that come over HTTPS with clients that come in the clear: a cluster of each is up, of the same build,
+# and each cell is measured at one and the other in turn, N times [6]. Prints medians, and the median of the ratios of
+# the pairs, HTTPS by HTTP: of throughput, and of the CPU time of all six nodes for an operation. Connections are kept, as
+# clients keep them. The client encrypts on the same cores.
+rounds=6
+connections=(1 16 64 256)
+options=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --https) ;;
+    --quick) connections=(1 64) ;;
+    --rounds)
+      [[ $# -ge 2 ]] || fail "$1 needs a value"
+      rounds=$2
+      shift
+      ;;
+    *) options+=("$1") ;;
+  esac
+  shift
+done
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || fail "--rounds needs a whole number above 0"
+have openssl || fail "openssl is missing: it makes the certificate"
+
+# shellcheck source=scripts/lib/bench.sh
+. "$MERIDIAN_ROOT/scripts/lib/bench.sh"
+
+build_for_bench
+use_folder
+start_cluster "$meridian" plain
+urls=("http://127.0.0.1:$port")
+start_cluster "$meridian" https
+urls+=("https://127.0.0.1:$port")
+
+export MERIDIAN_CACERT=$folder/kv.crt
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=kv -addext subjectAltName=IP:127.0.0.1 \
+  -addext basicConstraints=critical,CA:FALSE -keyout "$folder/kv.key" -out "$MERIDIAN_CACERT" 2>/dev/null ||
+  fail "openssl made no certificate"
+for config in "$folder"/https/*/node.toml; do
+  printf '\n[[gateway.certificates]]\ncertificate = "%s"\nkey = "%s"\n' "$MERIDIAN_CACERT" "$folder/kv.key" >>"$config"
+  MERIDIAN_BIN=$meridian "$MERIDIAN_ROOT/scripts/cluster" --dir "$folder/https" --timeout 60 \
+    restart "$(basename "$(dirname "$config")")" >/dev/null
+done
+
+compare
