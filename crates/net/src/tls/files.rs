@@ -152,35 +152,54 @@ fn contents(files: &[(PathBuf, usize)]) -> Result<Vec<PemFile>, Unusable> {
 /// read, or `apply` refuses them, that is said in the log and counted at each look; they are applied
 /// as soon as they are others. `apply` keeps what it had when it refuses.
 pub async fn follow<E: fmt::Display>(
-    mut files: Files,
+    files: Files,
     mut apply: impl FnMut(&[PemFile]) -> Result<(), E>,
 ) {
-    let (mut seen, mut refused) = (None, None);
-    let mut trouble = Trouble::default();
+    let mut following = Following::new(files);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        match files.look().await {
+        following.look(&mut apply).await;
+    }
+}
+
+/// Files that are followed.
+struct Following {
+    files: Files,
+    /// A change that one look has seen.
+    seen: Option<Vec<PemFile>>,
+    /// Why the present files are not in use.
+    refused: Option<String>,
+    trouble: Trouble,
+}
+
+impl Following {
+    fn new(files: Files) -> Self {
+        Self { files, seen: None, refused: None, trouble: Trouble::default() }
+    }
+
+    async fn look<E: fmt::Display>(&mut self, apply: &mut impl FnMut(&[PemFile]) -> Result<(), E>) {
+        match self.files.look().await {
             Err(error) => {
-                seen = None;
-                trouble.is(error);
+                self.seen = None;
+                self.trouble.is(error);
             }
-            Ok(contents) if contents == files.contents => {
-                seen = None;
-                match refused.clone() {
-                    Some(error) => trouble.is(error),
-                    None => trouble.is_over(),
+            Ok(contents) if contents == self.files.contents => {
+                self.seen = None;
+                match self.refused.clone() {
+                    Some(error) => self.trouble.is(error),
+                    None => self.trouble.is_over(),
                 }
             }
-            Ok(contents) if seen.as_ref() != Some(&contents) => seen = Some(contents),
+            Ok(contents) if self.seen.as_ref() != Some(&contents) => self.seen = Some(contents),
             Ok(contents) => {
-                seen = None;
-                refused = apply(&contents).err().map(|error| error.to_string());
-                files.contents = contents;
-                match refused.clone() {
-                    Some(error) => trouble.is(error),
+                self.seen = None;
+                self.refused = apply(&contents).err().map(|error| error.to_string());
+                self.files.contents = contents;
+                match self.refused.clone() {
+                    Some(error) => self.trouble.is(error),
                     None => {
-                        trouble.is_over();
-                        let paths: Vec<_> = files.files.iter().map(|(path, _)| path).collect();
+                        self.trouble.is_over();
+                        let paths: Vec<_> = self.files.files.iter().map(|(path, _)| path).collect();
                         tracing::info!(?paths, "changed certificates are in use");
                     }
                 }
@@ -214,9 +233,6 @@ impl Trouble {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
     use tempfile::TempDir;
 
     use super::*;
@@ -224,37 +240,35 @@ mod tests {
     /// A folder with two files, which are followed; a text with `bad` is refused.
     struct Followed {
         folder: TempDir,
-        applied: Arc<Mutex<Vec<String>>>,
+        following: Following,
     }
 
     impl Followed {
-        /// The present moment is half-way between two looks from then on.
-        async fn start(prepare: impl FnOnce(&Path)) -> Self {
-            let (folder, applied) = (TempDir::new().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+        fn start(prepare: impl FnOnce(&Path)) -> Self {
+            let folder = TempDir::new().unwrap();
             prepare(folder.path());
             let paths = ["crt", "key"].map(|name| (folder.path().join(name), 10));
-            let files = Files::read(paths.to_vec()).unwrap();
-            tokio::spawn(follow(files, {
-                let applied = Arc::clone(&applied);
-                move |files| {
-                    let texts = files.iter().map(|file| String::from_utf8_lossy(file.bytes()));
-                    let text = texts.collect::<Vec<_>>().join(" ");
-                    applied.lock().push(text.clone());
-                    if text.contains("bad") { Err("bad text") } else { Ok(()) }
-                }
-            }));
-            tokio::time::sleep(LOOK_EVERY / 2).await;
-            Self { folder, applied }
+            let following = Following::new(Files::read(paths.to_vec()).unwrap());
+            Self { folder, following }
         }
 
         fn write(&self, name: &str, text: &str) {
             fs::write(self.folder.path().join(name), text).unwrap();
         }
 
-        /// Clocks are simulated.
-        async fn looks(&self, count: u32) -> Vec<String> {
-            tokio::time::sleep(LOOK_EVERY * count).await;
-            std::mem::take(&mut *self.applied.lock())
+        /// The texts that so many looks applied.
+        async fn looks(&mut self, count: u32) -> Vec<String> {
+            let mut applied = Vec::new();
+            for _ in 0..count {
+                let mut apply = |files: &[PemFile]| {
+                    let texts = files.iter().map(|file| String::from_utf8_lossy(file.bytes()));
+                    let text = texts.collect::<Vec<_>>().join(" ");
+                    applied.push(text.clone());
+                    if text.contains("bad") { Err("bad text") } else { Ok(()) }
+                };
+                self.following.look(&mut apply).await;
+            }
+            applied
         }
     }
 
@@ -263,9 +277,9 @@ mod tests {
         fs::write(folder.join("key"), "k1").unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn files_are_applied_once_two_looks_saw_the_same_change() {
-        let followed = Followed::start(write_pair).await;
+        let mut followed = Followed::start(write_pair);
         assert!(followed.looks(3).await.is_empty());
         followed.write("crt", "c2");
         assert!(followed.looks(1).await.is_empty(), "one look has seen a part of the change");
@@ -277,9 +291,9 @@ mod tests {
         assert!(followed.looks(3).await.is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn files_that_are_missing_too_large_or_refused_are_tried_again_when_they_change() {
-        let followed = Followed::start(write_pair).await;
+        let mut followed = Followed::start(write_pair);
         fs::remove_file(followed.folder.path().join("key")).unwrap();
         assert!(followed.looks(3).await.is_empty());
         followed.write("key", "more than ten");
@@ -290,7 +304,7 @@ mod tests {
         assert_eq!(followed.looks(3).await, ["c1 k3"]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn links_that_are_exchanged_all_at_once_are_followed() {
         let write = |folder: &Path, version: &str| {
             let data = folder.join(version);
@@ -300,12 +314,11 @@ mod tests {
             symlink(&data, folder.join("new")).unwrap();
             fs::rename(folder.join("new"), folder.join("data")).unwrap();
         };
-        let followed = Followed::start(|folder| {
+        let mut followed = Followed::start(|folder| {
             write(folder, "1");
             symlink("data/crt", folder.join("crt")).unwrap();
             symlink("data/key", folder.join("key")).unwrap();
-        })
-        .await;
+        });
         write(followed.folder.path(), "2");
         assert_eq!(followed.looks(3).await, ["c2 k2"]);
     }
