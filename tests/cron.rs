@@ -11,6 +11,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use meridian_tests::kv_connect::DEFAULT_DATABASE;
@@ -128,12 +129,21 @@ async fn tick_runs_in_one_of_two_programs_and_in_the_other_when_that_is_killed()
 
 #[tokio::test]
 async fn program_of_meridian_run_has_all_it_needs_and_leaves_nothing_behind() {
+    program_has_all_it_needs(&[]).await;
+}
+
+#[tokio::test]
+async fn program_of_meridian_run_has_all_it_needs_over_https() {
+    program_has_all_it_needs(&["--https"]).await;
+}
+
+async fn program_has_all_it_needs(more: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
     let mut command = meridian_run();
     command.env_remove("DENO_KV_ACCESS_TOKEN").env("TMPDIR", folder.path());
     command.args(["--ephemeral", "--topology", "1", "--allow-weak-quorum"]);
-    command.args(["--port", &port.to_string()]);
+    command.args(["--port", &port.to_string()]).args(more);
     let mut command = with_program(command, "run.ts");
     command.args(["--port", "7"]);
     let mut program = Program::start(command);
@@ -156,7 +166,11 @@ fn free_port() -> u16 {
             .iter()
             .all(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
     };
-    (20_000 + u16::try_from(std::process::id() % 8000).unwrap()..).find(is_free).unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Each caller of this process looks behind those before.
+    let first = NEXT.fetch_add(200, Ordering::Relaxed);
+    let first = first + 20_000 + u16::try_from(std::process::id() % 8000).unwrap();
+    (first..).find(is_free).unwrap()
 }
 
 #[tokio::test]

@@ -274,7 +274,7 @@ async fn errors_say_what_was_wrong_and_where() {
         (&["list", "a", "--start", "b"], "--start [ \"b\" ] does not begin with the prefix"),
         (&["get", "a", "--url", "http://127.0.0.1:1"], "cannot connect to 127.0.0.1:1"),
         (&["get", "a", "--database", "nowhere"], "status 404"),
-        (&["get", "a", "--token-file", "/nowhere"], "cannot read the access token from /nowhere"),
+        (&["get", "a", "--token-file", "/nowhere"], "the file /nowhere cannot be read"),
         (
             &["set", &"k".repeat(3000), "1"],
             "The size of a key to write exceeds the limit of 2048 bytes",

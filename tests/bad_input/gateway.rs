@@ -136,7 +136,7 @@ impl Gateway {
             self.refuses(path, &self.client.headers(), huge, 400, "limit").await;
         }
         let reader = self.client.clone().with_token(READ_ONLY_TOKEN);
-        self.refuses(ATOMIC_WRITE, &reader.headers(), write, 403, "read").await;
+        self.refuses(ATOMIC_WRITE, &reader.headers(), write, 403, "permission `write`").await;
         reader.get(b"k").await.unwrap();
     }
 

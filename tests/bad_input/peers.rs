@@ -1,61 +1,46 @@
 //! Input on the ports of nodes for each other: calls of another cluster, and malformed calls.
 
 use bytes::Bytes;
-use meridian_proto::directory::InspectRequest;
 use meridian_proto::directory::directory_client::DirectoryClient;
 use meridian_proto::kv_connect as pb;
 use meridian_proto::raft::raft_client::RaftClient;
 use meridian_proto::shard::shard_client::ShardClient;
 use meridian_proto::shipping::shipping_client::ShippingClient;
 use meridian_proto::{raft, shard, shipping};
-use meridian_tests::Cluster;
 use meridian_tests::kv_connect::{DEFAULT_DATABASE, point, set};
+use meridian_tests::{Cluster, as_node};
 use meridian_types::NodeId;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::DEADLINE;
 
-fn endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
-    Endpoint::from_shared(format!("http://{}", cluster.rpc_address(id))).unwrap()
+/// A channel as the first node has it, for a cluster.
+fn channel(cluster: &Cluster, id: NodeId, named: &str) -> Channel {
+    let identities = cluster.folder().join("identities");
+    as_node::channel(&identities, "region-1-a", (id, cluster.rpc_address(id)), named)
 }
 
-/// A channel as between nodes of the cluster.
-async fn peer_endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
-    let mut directory = DirectoryClient::new(endpoint(cluster, id).connect().await.unwrap());
-    let inspected = directory.inspect(InspectRequest::default()).await.unwrap().into_inner();
-    let known: serde_json::Value =
-        serde_json::from_slice(&inspected.cluster.unwrap().json).unwrap();
-    let name = known["id"].as_str().expect("the cluster has an id").to_owned();
-    endpoint(cluster, id).origin(format!("http://{name}.meridian").parse().unwrap())
-}
-
-/// A node serves no calls of another cluster, and none without its own cluster's name.
+/// A node serves no calls of another cluster, also from a node of its own.
 pub(crate) async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
-    let other = "http://00112233445566778899aabbccddeeff.meridian".parse().unwrap();
-    for endpoint in [endpoint(cluster, id), endpoint(cluster, id).origin(other)] {
-        let channel = endpoint.connect().await.unwrap();
-        let group = Some(raft::Group { shard: 1, epoch: 1, target: id.0 });
-        let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
-        let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
-        let refused = RaftClient::new(channel.clone()).append(append).await.unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-        assert!(refused.message().contains("this node is of cluster"), "{refused}");
-        let fetch = shipping::FetchStateRequest { shard: 1, epoch: 1, ..Default::default() };
-        let mut shipping = ShippingClient::new(channel.clone());
-        assert_eq!(
-            shipping.fetch_state(fetch).await.unwrap_err().code(),
-            tonic::Code::FailedPrecondition
-        );
-        let renewal =
-            meridian_proto::directory::RenewRequest { node_id: id.0, ..Default::default() };
-        let renewed = DirectoryClient::new(channel).renew(renewal).await;
-        assert_eq!(renewed.unwrap_err().code(), tonic::Code::FailedPrecondition);
-    }
+    let channel = channel(cluster, id, "00112233445566778899aabbccddeeff");
+    let group = Some(raft::Group { shard: 1, epoch: 1, target: id.0 });
+    let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
+    let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
+    let refused = RaftClient::new(channel.clone()).append(append).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("this node is of cluster"), "{refused}");
+    let fetch = shipping::FetchStateRequest { shard: 1, epoch: 1, ..Default::default() };
+    let fetched = ShippingClient::new(channel.clone()).fetch_state(fetch).await;
+    assert_eq!(fetched.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    let renewal = meridian_proto::directory::RenewRequest { node_id: 1, ..Default::default() };
+    let renewed = DirectoryClient::new(channel).renew(renewal).await;
+    assert_eq!(renewed.unwrap_err().code(), tonic::Code::FailedPrecondition);
 }
 
 /// Calls with wrong groups, epochs, targets and fields are refused without an effect.
 pub(crate) async fn malformed_calls(cluster: &Cluster, id: NodeId) {
-    let channel = peer_endpoint(cluster, id).await.connect().await.unwrap();
+    let name = cluster.directory().await.id.unwrap();
+    let channel = channel(cluster, id, &name);
     let shards = ShardClient::new(channel.clone())
         .max_encoding_message_size(256 << 20)
         .max_decoding_message_size(256 << 20);

@@ -17,6 +17,7 @@ mod stranger;
 mod wire;
 mod writer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ pub enum Attacker {
     Silent,
     /// Has a token for reading and writing one database.
     Writer,
-    /// Reaches the ports that nodes have for each other.
+    /// Reaches the ports that nodes have for each other, and has the certificate of one.
     Peer,
 }
 
@@ -126,6 +127,8 @@ pub struct Target {
     pub metrics: Vec<String>,
     /// The id of the cluster.
     pub cluster: String,
+    /// A folder with the certificates of nodes.
+    pub identities: PathBuf,
     /// A token for reading the database `default`.
     pub reader: String,
     /// A token for reading and writing it.

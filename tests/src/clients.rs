@@ -43,9 +43,13 @@ pub fn deno_with_module(url: &str) -> Command {
 /// As [`deno_with_module`], by another subcommand of Deno.
 pub fn deno_with_module_by(subcommand: &str, url: &str) -> Command {
     let mut command = deno_by(subcommand);
-    command.arg(format!("--allow-import={}", url.trim_start_matches("http://")));
+    command.arg(format!("--allow-import={}", host_of(url)));
     command.arg("--reload").arg("--preload").arg(format!("{url}/.meridian/v1/deno.js"));
     command
+}
+
+fn host_of(url: &str) -> &str {
+    url.split_once("://").map_or(url, |(_, host)| host)
 }
 
 /// Node, which finds `@deno/kv` through `MERIDIAN_NODE_MODULES`.

@@ -59,12 +59,22 @@ fn done<T>(result: Result<T, ClusterError>) -> T {
 impl Cluster {
     /// Starts all nodes, and waits until the cluster is ready.
     pub async fn start(options: ClusterOptions) -> Self {
+        Self::start_with(options, false).await
+    }
+
+    /// The same of nodes without certificates, which talk in the clear.
+    pub async fn start_open(options: ClusterOptions) -> Self {
+        Self::start_with(options, true).await
+    }
+
+    async fn start_with(options: ClusterOptions, open: bool) -> Self {
         let started = meridian_drills::Cluster::start(meridian_drills::ClusterOptions {
             program: binary(),
             topology: options.topology.to_vec(),
             log_retention_mb: options.log_retention_mb,
             max_memory_mb: options.max_memory_mb,
             wan: None,
+            open,
         });
         Self(done(started.await))
     }
@@ -184,9 +194,29 @@ impl Cluster {
     pub async fn meridian(&self, through: impl Into<NodeId>, arguments: &[&str]) -> (bool, String) {
         let mut command = tokio::process::Command::new(binary());
         command.args(arguments).args(["--node", self.rpc_address(through)]).kill_on_drop(true);
+        if self.context().exists() {
+            command.env("MERIDIAN_CONTEXT", self.context());
+        }
         let output = command.output().await.expect("meridian runs");
         let printed = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
+    }
+
+    /// Logs in with an operator's token: the commands of this cluster use it from then on.
+    pub async fn log_in(&self, token: &str) {
+        use tokio::io::AsyncWriteExt;
+        let home = self.folder().join("home");
+        let mut command = tokio::process::Command::new(binary());
+        command.args(["login", "--name", "test"]).env("XDG_CONFIG_HOME", &home);
+        command.stdin(std::process::Stdio::piped()).kill_on_drop(true);
+        let mut login = command.spawn().expect("meridian runs");
+        let mut input = login.stdin.take().expect("it is piped");
+        input.write_all(token.as_bytes()).await.expect("it reads");
+        drop(input);
+        assert!(login.wait().await.expect("it ends").success());
+        let context = self.context();
+        std::fs::create_dir_all(context.parent().expect("it has a folder")).expect("it is made");
+        std::fs::rename(home.join("meridian/test.toml"), context).expect("it is there");
     }
 
     /// Like [`Cluster::meridian`], for a command that must succeed; returns its output.

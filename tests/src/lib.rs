@@ -6,6 +6,7 @@
 //!   test.
 //! - [`clients`] runs the real clients' programs, which lie in the folder `clients` beside `src`.
 //! - [`attack`] holds all known attacks as a program, and a client that may suffer from them.
+//! - [`as_node`] makes calls with the certificate of a node.
 //! - [`poll`] waits on conditions, with a deadline. Nothing here sleeps for any other purpose.
 //!
 //! Invariants: nothing knows the inside of a node. A cluster is seen through its binary, its
@@ -18,6 +19,7 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod as_node;
 #[allow(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,

@@ -1,61 +1,155 @@
 //! From a file as it is written to a configuration that can work.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use meridian_gateway::TrustedProxies;
+use meridian_pki::Holder;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 use meridian_types::{NodeId, ShardId};
 
 use crate::cluster::{Address, ClusterSpec, DatabaseSpec, NodeSpec, ShardSpec};
 use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
+use crate::joining::{IdentityFolder, Joined, Joining};
 use crate::{
     CertificateFiles, GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig,
-    NodeListen, RaftConfig, StorageConfig, tokens,
+    NodeListen, RaftConfig, StorageConfig, identity, tokens,
 };
 
-pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
-    let cluster =
-        spec(file.regions, file.nodes, file.shards, file.databases, file.default_database)
-            .found()?;
-    let node =
-        cluster.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
-    if file.data_dir.as_os_str().is_empty() {
+/// The join token of a node's file, with the folder of the node's identity.
+pub(crate) fn node_joining(file: &NodeFile, path: &Path) -> Result<Option<Joining>, InvalidConfig> {
+    let Some(token) = file.join.token()? else { return Ok(None) };
+    let described = [
+        (file.node.is_some(), "node"),
+        (!file.regions.is_empty(), "regions"),
+        (!file.nodes.is_empty(), "[[nodes]]"),
+        (!file.shards.is_empty(), "[[shards]]"),
+        (!file.databases.is_empty(), "[[databases]]"),
+        (file.identity.is_some(), "[identity]"),
+        (file.insecure, "insecure"),
+    ];
+    if let Some((_, name)) = described.into_iter().find(|(is_there, _)| *is_there) {
+        return Err(InvalidConfig::JoinAndMore(name));
+    }
+    let folder = IdentityFolder::of(&data_dir(&file.data_dir, path)?);
+    let worker_threads = worker_threads(file.worker_threads)?;
+    Ok(Some(Joining { token, folder, worker_threads }))
+}
+
+/// As [`node_joining`].
+pub(crate) fn gateway_joining(
+    file: &GatewayFile,
+    path: &Path,
+) -> Result<Option<Joining>, InvalidConfig> {
+    let Some(token) = file.join.token()? else { return Ok(None) };
+    let described = [
+        (!file.regions.is_empty(), "regions"),
+        (!file.nodes.is_empty(), "[[nodes]]"),
+        (!file.shards.is_empty(), "[[shards]]"),
+        (!file.databases.is_empty(), "[[databases]]"),
+        (file.identity.is_some(), "[identity]"),
+        (file.insecure, "insecure"),
+    ];
+    if let Some((_, name)) = described.into_iter().find(|(is_there, _)| *is_there) {
+        return Err(InvalidConfig::JoinAndMore(name));
+    }
+    let state_dir = file.state_dir.as_ref().ok_or(InvalidConfig::NoStateDir)?;
+    let folder = IdentityFolder::of(&data_dir(state_dir, path)?);
+    Ok(Some(Joining { token, folder, worker_threads: None }))
+}
+
+fn data_dir(folder: &Path, path: &Path) -> Result<PathBuf, InvalidConfig> {
+    if folder.as_os_str().is_empty() {
         return Err(InvalidConfig::EmptyDataDir);
     }
+    // Joining an absolute folder gives that folder.
+    Ok(path.parent().unwrap_or(Path::new("")).join(folder))
+}
+
+/// The process that has joined, if it is of the kind that is expected.
+fn holder(joined: &Joined, wanted: &'static str) -> Result<Holder, InvalidConfig> {
+    let holder = joined.subject().map(|subject| subject.holder);
+    let is_it = match &holder {
+        Some(Holder::Node(_)) => wanted == "a node",
+        Some(Holder::Gateway(_)) => wanted == "a gateway",
+        _ => false,
+    };
+    let other = || InvalidConfig::JoinedAs { met: joined.subject.clone(), wanted };
+    holder.filter(|_| is_it).ok_or_else(other)
+}
+
+/// `joined`: with which identity, in which folder; in the place of what a file describes.
+pub(crate) fn node(
+    file: NodeFile,
+    path: &Path,
+    joined: Option<(Joined, IdentityFolder)>,
+) -> Result<NodeConfig, InvalidConfig> {
+    let has_joined = joined.is_some();
+    let (cluster, id, identity) = match joined {
+        None => {
+            let cluster =
+                spec(file.regions, file.nodes, file.shards, file.databases, file.default_database);
+            let id = file.node.ok_or(InvalidConfig::NoNode)?;
+            (cluster.found()?, id, identity::check(file.identity, file.insecure, path)?)
+        }
+        Some((joined, folder)) => {
+            let Holder::Node(id) = holder(&joined, "a node")? else {
+                return Err(InvalidConfig::NoNode);
+            };
+            (joined.cluster, id, Some(folder.files()))
+        }
+    };
+    let node = cluster.nodes.get(&id).cloned().ok_or(InvalidConfig::UnknownNode(id))?;
+    let data_dir = data_dir(&file.data_dir, path)?;
     let kv = file
         .listen
         .kv
         .or_else(|| node.kv_address.clone())
-        .ok_or(InvalidConfig::NowhereToListen(file.node))?;
+        .ok_or(InvalidConfig::NowhereToListen(id))?;
     let rpc = file.listen.rpc.unwrap_or_else(|| node.rpc_address.clone());
     let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
     node_listen(&listen)?;
     let folder = folder_of(path);
     Ok(NodeConfig {
-        // Joining an absolute folder gives that folder.
-        data_dir: folder.join(file.data_dir),
+        data_dir,
         max_memory_mb: max_memory(file.max_memory_mb)?,
         worker_threads: worker_threads(file.worker_threads)?,
         listen,
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
         gateway: gateway_settings(file.gateway, folder)?,
-        tokens: tokens::check(file.tokens, &cluster, folder)?,
+        tokens: tokens::check(file.tokens, &cluster, folder, has_joined)?,
         cluster,
-        node_id: file.node,
+        node_id: id,
         node,
-        join: file.join,
+        join: has_joined || file.join.is_plain(),
         manual_failover: file.manual_failover,
+        identity,
+        own_identity: has_joined,
+        insecure: file.insecure,
         dial: dial(file.dial)?,
     })
 }
 
-pub(crate) fn gateway(file: GatewayFile, path: &Path) -> Result<GatewayConfig, InvalidConfig> {
+/// As [`node`].
+pub(crate) fn gateway(
+    file: GatewayFile,
+    path: &Path,
+    joined: Option<(Joined, IdentityFolder)>,
+) -> Result<GatewayConfig, InvalidConfig> {
     let folder = folder_of(path);
-    let cluster =
-        spec(file.regions, file.nodes, file.shards, file.databases, file.default_database)
-            .found()?;
+    let has_joined = joined.is_some();
+    let (cluster, identity) = match joined {
+        None => {
+            let cluster =
+                spec(file.regions, file.nodes, file.shards, file.databases, file.default_database);
+            (cluster.found()?, identity::check(file.identity, file.insecure, path)?)
+        }
+        Some((joined, folder)) => {
+            holder(&joined, "a gateway")?;
+            (joined.cluster, Some(folder.files()))
+        }
+    };
     if !cluster.regions.contains(&file.region) {
         let regions: Vec<String> =
             cluster.regions.iter().map(|region| format!("`{region}`")).collect();
@@ -71,9 +165,13 @@ pub(crate) fn gateway(file: GatewayFile, path: &Path) -> Result<GatewayConfig, I
         max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
         gateway: gateway_settings(file.gateway, folder)?,
-        tokens: tokens::check(file.tokens, &cluster, folder)?,
+        tokens: tokens::check(file.tokens, &cluster, folder, has_joined)?,
         cluster,
         dial: dial(file.dial)?,
+        own_identity: has_joined,
+        state_dir: file.state_dir.map(|folder| data_dir(&folder, path)).transpose()?,
+        identity,
+        insecure: file.insecure,
     })
 }
 

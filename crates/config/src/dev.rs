@@ -76,6 +76,10 @@ pub fn dev_cluster_configs<'a>(
         join: false,
         manual_failover: false,
         dial: BTreeMap::new(),
+        identity: None,
+        own_identity: false,
+        // Until `equip` gives it an identity.
+        insecure: true,
     };
     Ok(cluster.nodes.iter().map(config).collect())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::{fmt, io};
 
 use meridian_gateway::{InvalidNetwork, InvalidPublicUrl};
+use meridian_pki::NotAJoinToken;
 use meridian_types::NodeId;
 
 use crate::cluster::{InvalidAddress, InvalidCluster};
@@ -20,6 +21,8 @@ pub enum ConfigError {
     Malformed { path: PathBuf, line: usize, message: String },
     #[error("{}: {cause}", path.display())]
     Invalid { path: PathBuf, cause: InvalidConfig },
+    #[error("{}: the process has not joined yet, and knows no cluster", path.display())]
+    NotJoined { path: PathBuf },
     /// For the caller that opens the ports.
     #[error("cannot listen on {address} for {purpose}: {cause}")]
     Listen { address: String, purpose: ListenPurpose, cause: io::Error },
@@ -52,6 +55,22 @@ pub enum InvalidConfig {
     UnknownNode(NodeId),
     #[error("`region = \"{region}\"` is not one of the regions {regions}")]
     UnknownRegion { region: String, regions: String },
+    #[error("`join`: {0}")]
+    Join(NotAJoinToken),
+    #[error(
+        "`{0}` means nothing in a file with a join token: the process gets it from the cluster"
+    )]
+    JoinAndMore(&'static str),
+    #[error("`state_dir` is missing: the folder in which the gateway keeps its certificate")]
+    NoStateDir,
+    #[error("`node` is missing: the id of this node")]
+    NoNode,
+    #[error("the process has joined as {met}, and {wanted} was expected")]
+    JoinedAs { met: String, wanted: &'static str },
+    #[error("[identity] and `insecure = true` exclude each other")]
+    InsecureIdentity,
+    #[error("identity.{0} is empty")]
+    EmptyIdentity(&'static str),
     #[error("`data_dir` is empty")]
     EmptyDataDir,
     #[error("the data directory {} cannot be written to TOML, which is UTF-8", .0.display())]

@@ -7,19 +7,23 @@ use meridian_types::NodeId;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::joining::JoinWord;
 use crate::{ConfigError, RaftConfig, StorageConfig};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NodeFile {
-    pub(crate) node: NodeId,
+    pub(crate) node: Option<NodeId>,
     pub(crate) data_dir: PathBuf,
     pub(crate) max_memory_mb: Option<u64>,
     pub(crate) worker_threads: Option<u64>,
     #[serde(default)]
-    pub(crate) join: bool,
+    pub(crate) join: JoinWord,
     #[serde(default)]
     pub(crate) manual_failover: bool,
+    #[serde(default)]
+    pub(crate) insecure: bool,
+    pub(crate) identity: Option<IdentityTable>,
     #[serde(default)]
     pub(crate) listen: NodeListenTable,
     #[serde(default)]
@@ -29,6 +33,7 @@ pub(crate) struct NodeFile {
     #[serde(default)]
     pub(crate) gateway: GatewayTable,
     // The topology. Not a flattened struct: that would let unknown fields pass.
+    #[serde(default)]
     pub(crate) regions: Vec<String>,
     pub(crate) default_database: Option<String>,
     #[serde(default)]
@@ -48,9 +53,16 @@ pub(crate) struct NodeFile {
 pub(crate) struct GatewayFile {
     pub(crate) region: String,
     pub(crate) max_memory_mb: Option<u64>,
+    #[serde(default)]
+    pub(crate) join: JoinWord,
+    pub(crate) state_dir: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) insecure: bool,
+    pub(crate) identity: Option<IdentityTable>,
     pub(crate) listen: GatewayListenTable,
     #[serde(default)]
     pub(crate) gateway: GatewayTable,
+    #[serde(default)]
     pub(crate) regions: Vec<String>,
     pub(crate) default_database: Option<String>,
     #[serde(default)]
@@ -78,6 +90,15 @@ pub(crate) struct NodeListenTable {
 pub(crate) struct GatewayListenTable {
     pub(crate) kv: String,
     pub(crate) metrics: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IdentityTable {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) authorities: PathBuf,
+    pub(crate) operator: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]

@@ -9,7 +9,11 @@
 //! | `error` | what is refused, with the text for the operator |
 //! | `write` | a configuration as an annotated file |
 //! | `cluster` | the cluster of version 0 that a file describes, valid as soon as it exists |
+//! | `identity` | the files of a process's identity |
+//! | `joining` | a file with a join token; [`IdentityFolder`]: a process's own identity |
+//! | `context` | [`Context`]: the cluster that an operator's commands are for |
 //! | `dev` | the configurations of a whole cluster on one machine |
+//! | `dev_identities` | the throw-away authority of such a cluster |
 //! | `private_file` | files that only their owner may read |
 //!
 //! Invariants: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a whole, and no
@@ -19,9 +23,13 @@
 
 mod check;
 mod cluster;
+mod context;
 mod dev;
+mod dev_identities;
 mod error;
 mod file;
+mod identity;
+mod joining;
 pub mod private_file;
 mod secrets;
 mod tokens;
@@ -42,8 +50,12 @@ pub use cluster::{
     AddressField, ClusterSpec, DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DatabaseSpec, DevLayout,
     InvalidAddress, InvalidCluster, NodeSpec, ShardSpec,
 };
+pub use context::{Context, ContextError};
 pub use dev::{dev_cluster, dev_cluster_configs};
+pub use dev_identities::{NoIdentities, equip, equip_other, is_development};
 pub use error::{ConfigError, InvalidConfig, ListenPurpose};
+pub use identity::IdentityFiles;
+pub use joining::{IdentityFolder, Joined, Joining, Loaded};
 pub use secrets::{InvalidSecret, SecretSource, TokenSecret, UnreadableSecret, read_secret};
 pub use tokens::{InvalidToken, TokenConfig};
 
@@ -75,6 +87,12 @@ pub struct NodeConfig {
     pub manual_failover: bool,
     /// Where to dial other nodes, if not at the address that the cluster gives: `host:port`.
     pub dial: BTreeMap<NodeId, String>,
+    /// `None`: the process has none, or gets one from the cluster.
+    pub identity: Option<IdentityFiles>,
+    /// The identity is the cluster's to issue, and not an operator's.
+    pub own_identity: bool,
+    /// The word that the process may talk in the clear, and believes every caller.
+    pub insecure: bool,
 }
 
 /// The checked configuration of `meridian gateway`.
@@ -92,6 +110,14 @@ pub struct GatewayConfig {
     pub tokens: Vec<TokenConfig>,
     /// As in [`NodeConfig`].
     pub dial: BTreeMap<NodeId, String>,
+    /// As in [`NodeConfig`].
+    pub identity: Option<IdentityFiles>,
+    /// As in [`NodeConfig`].
+    pub own_identity: bool,
+    /// The folder in which a gateway that joined keeps its certificate.
+    pub state_dir: Option<PathBuf>,
+    /// As in [`NodeConfig`].
+    pub insecure: bool,
 }
 
 /// Where a node listens; each is `host:port`. Port 0, of `kv` and `metrics` only, means any free
@@ -193,16 +219,40 @@ impl Default for GatewaySettings {
 }
 
 impl NodeConfig {
+    /// # Errors
+    /// [`ConfigError`]; [`ConfigError::NotJoined`] where [`Self::open`] says more.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&read(path)?, path)
     }
 
-    /// `path` is where `text` is from: errors name it, and a relative `data_dir` starts in its
-    /// folder.
+    /// Reads a file, and what the process got when it joined, if the file has a join token.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn open(path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        Self::read(&read(path)?, path)
+    }
+
+    /// As [`Self::load`]. `path` is where `text` is from: errors name it, and a relative `data_dir`
+    /// starts in its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        Self::read(text, path)?.config(path)
+    }
+
+    fn read(text: &str, path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        let invalid = |cause| ConfigError::Invalid { path: path.to_owned(), cause };
         let file = file::parse(text).map_err(|error| error.at(path))?;
-        check::node(file, path)
-            .map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+        let joined = match check::node_joining(&file, path).map_err(invalid)? {
+            None => None,
+            Some(joining) => match joining.folder.joined(&joining.token)? {
+                None => return Ok(Loaded::Joining(joining)),
+                Some(joined) => Some((joined, joining.folder)),
+            },
+        };
+        check::node(file, path, joined).map(Box::new).map(Loaded::Config).map_err(invalid)
     }
 
     /// The cluster that this node founds.
@@ -223,15 +273,41 @@ impl NodeConfig {
 }
 
 impl GatewayConfig {
+    /// As [`NodeConfig::load`].
+    ///
+    /// # Errors
+    /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&read(path)?, path)
     }
 
-    /// `path` is where `text` is from: errors name it, and relative paths start in its folder.
+    /// As [`NodeConfig::open`].
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn open(path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        Self::read(&read(path)?, path)
+    }
+
+    /// As [`NodeConfig::parse`].
+    ///
+    /// # Errors
+    /// [`ConfigError`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        Self::read(text, path)?.config(path)
+    }
+
+    fn read(text: &str, path: &Path) -> Result<Loaded<Self>, ConfigError> {
+        let invalid = |cause| ConfigError::Invalid { path: path.to_owned(), cause };
         let file = file::parse(text).map_err(|error| error.at(path))?;
-        check::gateway(file, path)
-            .map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+        let joined = match check::gateway_joining(&file, path).map_err(invalid)? {
+            None => None,
+            Some(joining) => match joining.folder.joined(&joining.token)? {
+                None => return Ok(Loaded::Joining(joining)),
+                Some(joined) => Some((joined, joining.folder)),
+            },
+        };
+        check::gateway(file, path, joined).map(Box::new).map(Loaded::Config).map_err(invalid)
     }
 
     /// The annotated file that [`GatewayConfig::load`] reads as this configuration. Plain secrets

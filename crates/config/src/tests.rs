@@ -226,7 +226,7 @@ fn malformed_files_are_refused_with_the_line() {
         refused("[raft]", "[raft]\nheartbeat_ms = \"75\""),
         "line 7: invalid type: string, expected u64"
     );
-    assert_eq!(refused("node = 2\n", ""), "line 1: missing field `node`");
+    assert_eq!(refused("node = 2\n", ""), "`node` is missing: the id of this node");
     assert_eq!(
         refused("rpc_address = \"127.0.0.1:4603\"\n", ""),
         "line 22: missing field `rpc_address`"

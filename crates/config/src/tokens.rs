@@ -72,6 +72,7 @@ pub(crate) fn check(
     tables: Vec<TokenTable>,
     cluster: &Cluster,
     folder: &Path,
+    may_be_none: bool,
 ) -> Result<Vec<TokenConfig>, InvalidConfig> {
     let mut tokens = Vec::new();
     let mut digests = HashMap::new();
@@ -83,7 +84,7 @@ pub(crate) fn check(
         }
         tokens.push(token);
     }
-    if tokens.is_empty() { Err(InvalidConfig::NoTokens) } else { Ok(tokens) }
+    if tokens.is_empty() && !may_be_none { Err(InvalidConfig::NoTokens) } else { Ok(tokens) }
 }
 
 fn check_one(

@@ -9,7 +9,10 @@ use meridian_types::{KeyPrefix, NodeId, Permissions};
 use meridian_values::Key;
 
 use crate::cluster::is_weak;
-use crate::{GatewayConfig, GatewaySettings, NodeConfig, SecretSource, TokenConfig, TokenSecret};
+use crate::{
+    GatewayConfig, GatewaySettings, IdentityFiles, NodeConfig, SecretSource, TokenConfig,
+    TokenSecret,
+};
 
 pub(crate) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
@@ -34,9 +37,11 @@ pub(crate) fn node(config: &NodeConfig) -> String {
         out.line("# No database fails over by itself: `meridian databases set NAME --failover auto` changes that.");
         out.field("manual_failover", true);
     }
+    insecure(&mut out, config.insecure);
     out.blank();
     cluster_head(&mut out, &config.cluster);
 
+    identity(&mut out, config.identity.as_ref());
     out.table("[listen]", "Where this node listens: for other nodes, for clients, for Prometheus.");
     out.text("rpc", &config.listen.rpc);
     out.text("kv", &config.listen.kv);
@@ -72,9 +77,13 @@ pub(crate) fn gateway(config: &GatewayConfig) -> String {
     );
     out.text("region", &config.region);
     max_memory(&mut out, config.max_memory_mb);
+    insecure(&mut out, config.insecure);
+    let state_dir = config.state_dir.as_ref().map(|path| path.to_string_lossy().into_owned());
+    out.optional_text("state_dir", state_dir.as_ref());
     out.blank();
     cluster_head(&mut out, &config.cluster);
 
+    identity(&mut out, config.identity.as_ref());
     out.table("[listen]", "Where this gateway listens: for clients, for Prometheus.");
     out.text("kv", &config.listen.kv);
     out.optional_text("metrics", config.listen.metrics.as_ref());
@@ -91,6 +100,23 @@ fn max_memory(out: &mut Document, mb: Option<u64>) {
         out.line("# In MiB: what this process may take in memory.");
         out.field("max_memory_mb", mb);
     }
+}
+
+fn insecure(out: &mut Document, insecure: bool) {
+    if insecure {
+        out.line("# In the clear, and every caller is believed.");
+        out.field("insecure", true);
+    }
+}
+
+fn identity(out: &mut Document, identity: Option<&IdentityFiles>) {
+    let Some(identity) = identity else { return };
+    out.table("[identity]", "This process's certificate, and the authorities that it believes.");
+    out.text("certificate", &identity.certificate.to_string_lossy());
+    out.text("key", &identity.key.to_string_lossy());
+    out.text("authorities", &identity.authorities.to_string_lossy());
+    let operator = identity.operator.as_ref().map(|path| path.to_string_lossy().into_owned());
+    out.optional_text("operator", operator.as_ref());
 }
 
 fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {

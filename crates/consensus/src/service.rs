@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
-use meridian_proto::{InvalidBatch, decode_batch};
+use meridian_proto::{InvalidBatch, decode_batch, log, speaks_for};
 use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, NodeId, ShardId};
 use openraft::EntryPayload;
@@ -17,7 +17,7 @@ use openraft::raft::{
     VoteRequest,
 };
 use parking_lot::{Mutex, RwLock};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::network::{MAX_MESSAGE_BYTES, StateTransfer};
 use crate::state_machine::SnapshotData;
@@ -100,6 +100,7 @@ impl RaftService {
     /// group than the first, ends the stream; the requests before it are served.
     async fn append_results(
         &self,
+        caller: Extensions,
         mut requests: Streaming<raft::AppendRequest>,
     ) -> Result<AppendResults, Status> {
         let Some(first) = requests.message().await? else {
@@ -116,7 +117,10 @@ impl RaftService {
                 Status::invalid_argument("a request for another group than the first of its stream")
             };
             let checked = request.and_then(|request| match request.group == expected {
-                true => append_request(&member, request, &*full),
+                true => {
+                    of_caller(&caller, request.vote)?;
+                    append_request(&member, request, &*full)
+                }
                 false => Err(of_another()),
             });
             checked.map_err(|status| *refused.lock() = Some(status)).ok()
@@ -160,6 +164,11 @@ impl RaftService {
             .map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
         Ok(GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) })
     }
+}
+
+/// A member stands for election and leads for itself alone. A call without a vote is refused later.
+fn of_caller(caller: &Extensions, vote: Option<log::Vote>) -> Result<(), Status> {
+    vote.map_or(Ok(()), |vote| speaks_for(caller, vote.node_id))
 }
 
 /// Asked before Raft is asked for a vote, and again before its answer leaves: see
@@ -257,9 +266,10 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<Streaming<raft::AppendRequest>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
-        let (service, requests) = (self.clone(), request.into_inner());
+        let service = self.clone();
+        let (_, caller, requests) = request.into_parts();
         let results = futures::stream::once(async move {
-            service.append_results(requests).await.unwrap_or_else(|status| {
+            service.append_results(caller, requests).await.unwrap_or_else(|status| {
                 let refusal: Self::StreamAppendStream =
                     Box::pin(futures::stream::once(async { Err(status) }));
                 refusal
@@ -272,7 +282,8 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::AppendRequest>,
     ) -> Result<Response<raft::AppendResponse>, Status> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
+        of_caller(&caller, request.vote)?;
         let group = self.group(request.group)?;
         if is_question(&request) {
             let said = request.members.iter().find(|member| NodeId(member.node_id) == self.node_id);
@@ -295,7 +306,9 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::VoteRequest>,
     ) -> Result<Response<raft::VoteResponse>, Status> {
-        let (group, request) = self.vote_request(request.into_inner())?;
+        let (_, caller, request) = request.into_parts();
+        of_caller(&caller, request.vote)?;
+        let (group, request) = self.vote_request(request)?;
         let leadership_transfer = request.leadership_transfer;
         let response = group.raft().vote(request).await.map_err(stopped)?;
         may_vote(&group, leadership_transfer)?;
@@ -309,7 +322,9 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::VoteRequest>,
     ) -> Result<Response<raft::VoteResponse>, Status> {
-        let (group, request) = self.vote_request(request.into_inner())?;
+        let (_, caller, request) = request.into_parts();
+        of_caller(&caller, request.vote)?;
+        let (group, request) = self.vote_request(request)?;
         let response = group.raft().pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -319,7 +334,8 @@ impl raft_server::Raft for RaftService {
         request: Request<raft::TransferLeaderRequest>,
     ) -> Result<Response<raft::TransferLeaderResponse>, Status> {
         use openraft::raft::TransferLeaderError;
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
+        of_caller(&caller, request.from_leader)?;
         let group = self.group(request.group)?;
         let from = request
             .from_leader
@@ -351,6 +367,7 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::JoinRequest>,
     ) -> Result<Response<raft::JoinResponse>, Status> {
+        // A member that is to join is made known by the group's leader.
         let request = request.into_inner();
         let id = self.group_id(request.group)?;
         let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
@@ -375,7 +392,8 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::InstallSnapshotRequest>,
     ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
+        of_caller(&caller, request.vote)?;
         let group = self.group(request.group)?;
         let vote =
             request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;

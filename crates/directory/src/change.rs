@@ -11,6 +11,7 @@ use crate::refused::{Refused, ensure};
 use crate::report::FailoverReport;
 use crate::shard::{Plan, Shard};
 use crate::token::Token;
+use crate::trust::{Authority, Invitation, Member, Operator, Transport};
 use crate::webhook::WebhookSettings;
 
 mod databases;
@@ -18,6 +19,7 @@ mod names;
 mod nodes;
 mod shards;
 mod tokens;
+mod trust;
 
 /// The one way from a [`Cluster`] to the next. Sent by operators and by the controller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +177,48 @@ pub enum Change {
     RevokeToken {
         id: u64,
     },
+    SetTransport {
+        transport: Transport,
+    },
+    /// The directory's leader makes the authority, when an operator orders one.
+    AddAuthority {
+        authority: Authority,
+    },
+    /// Certificates come from this authority from now on; authorities count from 0, oldest first.
+    IssueWith {
+        number: usize,
+    },
+    RemoveAuthority {
+        number: usize,
+    },
+    AddOperator {
+        operator: Operator,
+    },
+    RemoveOperator {
+        name: String,
+    },
+    AddGateway {
+        name: String,
+    },
+    RemoveGateway {
+        name: String,
+    },
+    /// Certificates that hold from before `before_ms` are refused from now on, and the invitations
+    /// of the process are void.
+    RevokeCertificates {
+        member: Member,
+        before_ms: u64,
+    },
+    Invite {
+        invitation: Invitation,
+        now_ms: u64,
+    },
+    /// By the directory's leader: a process has shown the secret of an invitation, with the request
+    /// of this SHA-256.
+    UseInvitation {
+        id: u64,
+        request: String,
+    },
 }
 
 impl Change {
@@ -187,6 +231,9 @@ impl Change {
             Self::SetWebhook { settings, .. } => settings.hide_keys(),
             Self::CreateToken { token } => token.hide_hashes(None),
             Self::RotateToken { sha256, .. } => sha256.clear(),
+            Self::AddAuthority { authority } => authority.key = None,
+            Self::AddOperator { operator } => operator.sha256.clear(),
+            Self::Invite { invitation, .. } => invitation.sha256.clear(),
             _ => {}
         }
         change
@@ -231,6 +278,7 @@ impl Change {
             }
             Self::SetWebhook { settings, .. } => settings.url.as_ref().map_or(0, String::len),
             Self::CreateToken { token } => token.size(),
+            Self::AddAuthority { authority } => 2 * authority.certificate_pem.len(),
             _ => 0,
         };
         FIXED + text
@@ -286,6 +334,7 @@ impl Cluster {
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "one arm for each change")]
     fn make(&mut self, change: &Change) -> Result<(), Refused> {
         match change {
             Change::NameCluster { id } => self.name_cluster(id),
@@ -346,6 +395,19 @@ impl Cluster {
                 self.rotate_token(*id, sha256, *previous_until_ms)
             }
             Change::RevokeToken { id } => self.revoke_token(*id),
+            Change::SetTransport { transport } => self.set_transport(*transport),
+            Change::AddAuthority { authority } => self.add_authority(authority),
+            Change::IssueWith { number } => self.issue_with(*number),
+            Change::RemoveAuthority { number } => self.remove_authority(*number),
+            Change::AddOperator { operator } => self.add_operator(operator),
+            Change::RemoveOperator { name } => self.remove_operator(name),
+            Change::AddGateway { name } => self.add_gateway(name),
+            Change::RemoveGateway { name } => self.remove_gateway(name),
+            Change::RevokeCertificates { member, before_ms } => {
+                self.revoke_certificates(member, *before_ms)
+            }
+            Change::Invite { invitation, now_ms } => self.invite(invitation, *now_ms),
+            Change::UseInvitation { id, request } => self.use_invitation(*id, request),
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::database::{Database, Deletion, FailoverMode};
 use crate::shard::Shard;
 use crate::token::Token;
+use crate::trust::Trust;
 use crate::webhook::Webhook;
 
 /// The state of the directory. Stored and sent as JSON: it is small, changes seldom, and people
@@ -37,6 +38,8 @@ pub struct Cluster {
     pub default_database: Option<DatabaseId>,
     pub tokens: BTreeMap<u64, Token>,
     pub last_token_id: u64,
+    #[serde(default, skip_serializing_if = "Trust::is_new")]
+    pub trust: Trust,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,28 +89,37 @@ impl Cluster {
         self.shards.get(&shard).is_some_and(|shard| shard.voters.contains(&node))
     }
 
-    /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it,
-    /// which is all that a node has to show. The hashes of tokens stay, since every gateway checks
-    /// tokens.
+    /// For nodes: whether a node has spoken, and not by what the directory knows it. The keys of
+    /// authorities go, which the directory's voters alone need. The hashes of tokens stay, since
+    /// every gateway checks tokens.
     #[must_use]
-    pub fn without_incarnations(&self) -> Self {
+    pub fn for_nodes(&self) -> Self {
         let mut cluster = self.clone();
         cluster
             .nodes
             .values_mut()
             .filter_map(|node| node.incarnation.as_mut())
             .for_each(String::clear);
+        cluster.trust.hide_keys();
         cluster
     }
 
-    /// For people: also without the keys of webhooks, and without the hashes of tokens, of which a
+    /// For gateways: also without the keys of webhooks.
+    #[must_use]
+    pub fn for_gateways(&self) -> Self {
+        let mut cluster = self.for_nodes();
+        let webhooks = cluster.databases.values_mut().flat_map(|database| &mut database.webhooks);
+        webhooks.for_each(Webhook::hide_keys);
+        cluster
+    }
+
+    /// For people: as for gateways, and without the hashes of tokens, of which a
     /// short secret could be guessed. That of `known`, which the caller has sent itself, stays.
     #[must_use]
     pub fn without_secrets(&self, known: Option<&str>) -> Self {
-        let mut cluster = self.without_incarnations();
+        let mut cluster = self.for_gateways();
         cluster.tokens.values_mut().for_each(|token| token.hide_hashes(known));
-        let webhooks = cluster.databases.values_mut().flat_map(|database| &mut database.webhooks);
-        webhooks.for_each(Webhook::hide_keys);
+        cluster.trust.hide_hashes();
         cluster
     }
 
@@ -123,6 +135,16 @@ impl Cluster {
     pub fn lacking_drop(&self, has_dropped: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let present = self.nodes.iter().filter(|(_, node)| !node.removed);
         present.map(|(id, _)| *id).filter(|id| !has_dropped(*id)).collect()
+    }
+
+    /// The voters that the directory is to get, once all of them have joined.
+    #[must_use]
+    pub fn founders_that_joined(&self) -> Option<BTreeSet<NodeId>> {
+        let founders = &self.trust.founders;
+        let has_joined =
+            |id: &NodeId| self.present_node(*id).is_some_and(|node| node.incarnation.is_some());
+        let are_all = !founders.is_empty() && founders.iter().all(has_joined);
+        are_all.then(|| founders.clone())
     }
 
     /// The name of a node, for people.

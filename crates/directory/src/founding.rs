@@ -62,6 +62,7 @@ impl Cluster {
             default_database,
             tokens: BTreeMap::new(),
             last_token_id: 0,
+            trust: Default::default(),
         };
         let with_nodes = |region: &&String| cluster.nodes_of(region).next().is_some();
         let is_enforced = cluster.regions.iter().filter(with_nodes).count() >= ENFORCING_REGIONS;

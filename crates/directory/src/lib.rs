@@ -4,6 +4,7 @@
 //! - `shard`, `database`, `webhook`, `token`, `report`: a shard with its phase and epochs; databases,
 //!   RPO and failover modes; where messages are sent to, with the keys for it; access tokens; the
 //!   account of a failover.
+//! - `trust`: how processes of the cluster talk to each other; authorities, operators, invitations.
 //! - `voters`, `quorum`: which nodes would vote in a shard, and how many of them decide.
 //! - `founding`: the first cluster, of a configuration.
 //! - `change`, `refused`: [`Change`], the one way from a `Cluster` to the next, and why it is closed.
@@ -29,6 +30,7 @@ mod report;
 mod shard;
 pub mod testing;
 mod token;
+mod trust;
 mod voters;
 mod webhook;
 
@@ -41,6 +43,7 @@ pub use refused::Refused;
 pub use report::{FailoverReport, Loss};
 pub use shard::{Phase, Plan, Shard, VoterChange};
 pub use token::{PreviousSecret, Token, TokenScope};
+pub use trust::{Authority, AuthorityKey, Invitation, Member, Operator, Transport, Trust};
 pub use webhook::{
     WEBHOOK_CONCURRENCY, WEBHOOK_KEY_BYTES, WEBHOOK_TIMEOUT_MS, Webhook, WebhookKey,
     WebhookSettings,

@@ -71,6 +71,7 @@ pub fn cluster() -> Cluster {
         default_database: Some(DATABASE),
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        trust: Default::default(),
         deleting: BTreeMap::new(),
     }
 }

@@ -47,6 +47,8 @@ pub struct ClusterOptions {
     pub max_memory_mb: Option<u64>,
     /// Emulated links between all machines. `None`: nodes dial each other directly.
     pub wan: Option<WanPlan>,
+    /// The nodes have no certificates, and talk in the clear.
+    pub open: bool,
 }
 
 /// One process for each node, numbered from 1 through all regions, and stateless gateways beside
@@ -380,6 +382,12 @@ impl Cluster {
             leaders.into_iter().max().map(|(.., id)| id).ok_or("none")
         });
         Ok(found.await?)
+    }
+
+    /// The context of the cluster's operator.
+    #[must_use]
+    pub fn context(&self) -> PathBuf {
+        self.folder().join(configuration::CONTEXT)
     }
 
     /// The output of `meridian status`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use meridian_directory::{Change, Cluster};
-use meridian_net::grpc::{self, NotAnAddress, Timeouts};
+use meridian_net::grpc::{self, Access, NotAnAddress, OperatorChannel, Timeouts};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
@@ -17,7 +17,6 @@ use meridian_proto::directory::{
 };
 use meridian_proto::node_id;
 use meridian_types::NodeId;
-use tonic::transport::Channel;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -50,9 +49,9 @@ pub struct Inspection {
 }
 
 /// Channels to all nodes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Operator {
-    channels: BTreeMap<NodeId, Channel>,
+    channels: BTreeMap<NodeId, OperatorChannel>,
 }
 
 impl Operator {
@@ -60,10 +59,14 @@ impl Operator {
     ///
     /// # Errors
     /// [`OperatorError::Address`].
-    pub fn new(addresses: &BTreeMap<NodeId, String>) -> Result<Self, OperatorError> {
+    pub fn new(
+        addresses: &BTreeMap<NodeId, String>,
+        access: &Access,
+    ) -> Result<Self, OperatorError> {
         let timeouts = Timeouts { connect: CONNECT_TIMEOUT, call: Some(TIMEOUT) };
-        let channel =
-            |(id, address): (&NodeId, &String)| Ok((*id, grpc::connect_lazily(address, timeouts)?));
+        let channel = |(id, address): (&NodeId, &String)| {
+            Ok((*id, grpc::connect_lazily(address, access, timeouts)?))
+        };
         Ok(Self { channels: addresses.iter().map(channel).collect::<Result<_, OperatorError>>()? })
     }
 
@@ -177,7 +180,7 @@ impl Operator {
         Err(OperatorError::NoDirectory(seen))
     }
 
-    fn admin(&self, node: NodeId) -> Result<AdminClient<Channel>, tonic::Status> {
+    fn admin(&self, node: NodeId) -> Result<AdminClient<OperatorChannel>, tonic::Status> {
         let channel = self.channels.get(&node);
         let channel =
             channel.ok_or_else(|| tonic::Status::not_found(format!("there is no node {node}")))?;

@@ -257,6 +257,9 @@ impl<C> DirectoryLeader<C> {
             self.changes.want(Change::RecordIncarnation { node, incarnation });
             return Renewed::NotYet;
         }
+        if let Some(voters) = cluster.founders_that_joined() {
+            self.changes.want(Change::SetDirectoryVoters { voters });
+        }
         let lease = self.controller.renew(now, &cluster, node);
         lost.iter()
             .filter_map(|tail| shown(&cluster, node, tail))

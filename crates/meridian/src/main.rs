@@ -48,6 +48,12 @@ enum Command {
     /// Lists, creates, changes and deletes databases.
     #[command(visible_alias = "database")]
     Databases(command::databases::Databases),
+    /// Lists, adds and removes gateways without data, which need certificates.
+    Gateways(command::gateways::Gateways),
+    /// Lists, adds and removes operators.
+    #[command(visible_alias = "operator")]
+    Operators(command::operators::Operators),
+    Login(command::operators::Login),
     /// Lists, creates, rotates and revokes access tokens.
     #[command(visible_alias = "token")]
     Tokens(command::tokens::Tokens),
@@ -108,6 +114,9 @@ fn run(mut command: Command) -> anyhow::Result<()> {
             Command::Regions(regions) => regions.run().await,
             Command::Shards(shards) => shards.run().await,
             Command::Databases(databases) => databases.run().await,
+            Command::Gateways(gateways) => gateways.run().await,
+            Command::Operators(operators) => operators.run().await,
+            Command::Login(login) => login.run().await,
             Command::Tokens(tokens) => tokens.run().await,
             Command::Switchover(switchover) => switchover.run().await,
             Command::Failback(failback) => failback.run().await,

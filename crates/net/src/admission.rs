@@ -14,7 +14,9 @@ use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::listener::Listener;
-use crate::stream::{self, PeerInfo, Stream};
+use crate::live::End;
+use crate::mutual::{Caller, Mutual};
+use crate::stream::{self, Stream};
 
 /// How many connections may be open.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +80,7 @@ pub fn admitted(
             loop {
                 let (stream, peer) = listener.accept().await;
                 if let Some(admitted) = open.admit(peer.ip().to_canonical(), limits, &members) {
-                    let connection = Connection { stream, admitted };
+                    let connection = Connection { stream, admitted, end: None };
                     return Some((Ok(connection), (listener, open, members)));
                 }
                 metrics::counter!("meridian_rpc_refused_connections_total").increment(1);
@@ -92,6 +94,8 @@ pub fn admitted(
 pub struct Connection {
     stream: Stream,
     admitted: Admitted,
+    /// `None`: the other side has shown no certificate.
+    end: Option<End>,
 }
 
 impl Connection {
@@ -108,6 +112,21 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Adds TLS, if the other side begins with it and this side has a certificate.
+    ///
+    /// # Errors
+    /// When the connection is broken, or the handshake fails.
+    pub(crate) async fn with_tls(self, mutual: &Mutual) -> io::Result<Self> {
+        let Self { stream, admitted, .. } = self;
+        let begins_tls =
+            !mutual.is_empty() && stream.first_byte().await?.is_some_and(Stream::is_tls);
+        let stream = if begins_tls { mutual.accept(stream).await? } else { stream };
+        let end = mutual.live(&stream);
+        Ok(Self { stream, admitted, end })
+    }
+}
+
 /// A connection that was admitted, and belongs to no runtime.
 pub struct Detached {
     stream: stream::Detached,
@@ -120,15 +139,15 @@ impl Detached {
     /// # Errors
     /// When the runtime cannot watch it.
     pub(crate) fn attach(self) -> io::Result<Connection> {
-        Ok(Connection { stream: self.stream.attach()?, admitted: self.admitted })
+        Ok(Connection { stream: self.stream.attach()?, admitted: self.admitted, end: None })
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = PeerInfo;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> PeerInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Caller {
+        Caller::of(&self.stream)
     }
 }
 
@@ -138,7 +157,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        if this.end.as_mut().is_some_and(|end| end.is_wanted(cx)) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 

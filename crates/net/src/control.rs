@@ -3,23 +3,19 @@
 //! connection.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Uri;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 
 use crate::admission::{Connection, Detached};
-use crate::stream::Stream as Dialled;
+use crate::mutual::Mutual;
 
 /// No HTTP/2 preface and no TLS record begins so.
-const MARK: [u8; 4] = *b"MRDc";
+pub(crate) const MARK: [u8; 4] = *b"MRDc";
 /// The time for the first bytes of a connection.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks at what has come of the first bytes.
@@ -33,8 +29,11 @@ pub type Connections = ReceiverStream<io::Result<Connection>>;
 
 /// Tells connections of control, which the present runtime is to serve, from all others, which
 /// another is to [`adopt`].
+///
+/// `mutual`: the certificate of this process, with which connections may have TLS.
 pub fn divide(
     accepted: impl Stream<Item = io::Result<Connection>> + Send + 'static,
+    mutual: Arc<Mutual>,
 ) -> (Connections, mpsc::Receiver<Detached>) {
     let (control, of_control) = mpsc::channel(BACKLOG);
     let (other, others) = mpsc::channel(BACKLOG);
@@ -47,12 +46,10 @@ pub fn divide(
             };
             // It comes without end, and with no error that concerns others.
             let Some(Ok(connection)) = next else { continue };
-            let (control, other) = (control.clone(), other.clone());
+            let (control, other, mutual) = (control.clone(), other.clone(), Arc::clone(&mutual));
             tokio::spawn(async move {
-                let sorted =
-                    tokio::time::timeout(FIRST_BYTES_TIMEOUT, sort(connection, control, other))
-                        .await;
-                if let Ok(Err(error)) = sorted {
+                let sort = sort(connection, control, other, mutual);
+                if let Ok(Err(error)) = tokio::time::timeout(FIRST_BYTES_TIMEOUT, sort).await {
                     tracing::debug!(%error, "a connection ended before it said what it is for");
                 }
             });
@@ -90,6 +87,7 @@ async fn sort(
     mut connection: Connection,
     control: mpsc::Sender<io::Result<Connection>>,
     other: mpsc::Sender<Detached>,
+    mutual: Arc<Mutual>,
 ) -> io::Result<()> {
     let peek = || async {
         let mut first = FirstBytes::default();
@@ -99,6 +97,7 @@ async fn sort(
     // A server that takes no more is stopping.
     if is_control(peek).await? {
         connection.read_exact(&mut FirstBytes::default()).await?;
+        let connection = connection.with_tls(&mutual).await?;
         drop(control.send(Ok(connection)).await);
     } else {
         drop(other.send(connection.detach()?).await);
@@ -106,61 +105,47 @@ async fn sort(
     Ok(())
 }
 
-/// Has the present runtime serve what [`divide`] accepted elsewhere.
-pub fn adopt(mut others: mpsc::Receiver<Detached>) -> Connections {
+/// Has the present runtime serve what [`divide`] accepted elsewhere, with the same certificate.
+pub fn adopt(mut others: mpsc::Receiver<Detached>, mutual: Arc<Mutual>) -> Connections {
     let (connections, adopted) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
-        while let Some(other) = others.recv().await {
-            if connections.send(other.attach()).await.is_err() {
-                return;
-            }
+        loop {
+            let other = tokio::select! {
+                () = connections.closed() => return,
+                other = others.recv() => other,
+            };
+            let Some(other) = other else { return };
+            let (connections, mutual) = (connections.clone(), Arc::clone(&mutual));
+            // A slow handshake holds up no other connection.
+            tokio::spawn(async move {
+                let attached = async { other.attach()?.with_tls(&mutual).await };
+                match tokio::time::timeout(FIRST_BYTES_TIMEOUT, attached).await {
+                    Ok(Ok(connection)) => drop(connections.send(Ok(connection)).await),
+                    Ok(Err(error)) => {
+                        metrics::counter!("meridian_rpc_failed_handshakes_total").increment(1);
+                        tracing::debug!(%error, "a connection ended before it was served");
+                    }
+                    Err(_) => tracing::debug!("a connection said nothing"),
+                }
+            });
         }
     });
     ReceiverStream::new(adopted)
 }
 
-/// Connects, and says that it is for control.
-#[derive(Clone)]
-pub(crate) struct ControlConnector {
-    pub(crate) connect_timeout: Duration,
-}
-
-impl tonic::codegen::Service<Uri> for ControlConnector {
-    type Response = TokioIo<Dialled>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connect_timeout = self.connect_timeout;
-        Box::pin(async move {
-            let address = uri
-                .authority()
-                .map(hyper::http::uri::Authority::as_str)
-                .unwrap_or_default()
-                .to_owned();
-            let connect = async {
-                let mut stream = Dialled::new(TcpStream::connect(address).await?)?;
-                stream.write_all(&MARK).await?;
-                Ok(TokioIo::new(stream))
-            };
-            tokio::time::timeout(connect_timeout, connect)
-                .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
     use tokio::sync::watch;
 
     use super::*;
     use crate::admission::{Limits, admitted};
     use crate::listener::Listener;
+
+    fn no_certificate() -> Arc<Mutual> {
+        Arc::new(Mutual::empty())
+    }
 
     #[tokio::test]
     async fn a_connection_that_stops_amid_its_mark_costs_next_to_nothing() {
@@ -178,9 +163,11 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_address().unwrap();
         let limits = Limits { in_all: 9, of_one_address: 9, of_a_node: 0 };
-        let (mut control, others) =
-            divide(admitted(listener, limits, watch::Sender::default().subscribe()));
-        let mut others = adopt(others);
+        let (mut control, others) = divide(
+            admitted(listener, limits, watch::Sender::default().subscribe()),
+            no_certificate(),
+        );
+        let mut others = adopt(others, no_certificate());
         // A silent connection holds up no other.
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut other = TcpStream::connect(address).await.unwrap();

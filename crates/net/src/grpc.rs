@@ -2,11 +2,19 @@
 
 use std::error::Error;
 use std::time::Duration;
+use std::{fmt, io};
 
 use hyper::Uri;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Status};
 
-use crate::control::ControlConnector;
+use crate::connector::Connector;
+pub use crate::connector::Way;
+use crate::mutual::{Believed, Dialler, Expected};
+use crate::tls::{self, Identity, PemFile};
 
 /// Bytes of one message between nodes, and of one to an operator, at most.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -21,7 +29,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a probe may go unanswered, for the dialling and for the accepting side.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(5);
-const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
 const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls in progress on one connection, and cancelled ones not noticed yet.
 const MAX_STREAMS: u32 = 8192;
@@ -73,6 +80,7 @@ pub fn server() -> Server {
 #[derive(Debug, Clone)]
 pub struct Peer {
     endpoint: Endpoint,
+    way: Way,
 }
 
 impl Peer {
@@ -80,7 +88,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`NotAnAddress`].
-    pub fn new(address: &str, authority: Option<Uri>) -> Result<Self, NotAnAddress> {
+    pub fn new(address: &str, authority: Option<Uri>, way: Way) -> Result<Self, NotAnAddress> {
         let endpoint = endpoint(address)?;
         let endpoint = match authority {
             Some(authority) => endpoint.origin(authority),
@@ -88,8 +96,6 @@ impl Peer {
         };
         let endpoint = endpoint
             .connect_timeout(PEER_CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(TCP_KEEPALIVE))
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -98,40 +104,126 @@ impl Peer {
             // as long as the connection lives: a node of the cluster would be cut off for being
             // late, with every other call to it.
             .http2_max_local_error_reset_streams(None);
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, way })
     }
 
     /// The same node for many streams that are read slowly: little of each is on the way.
     #[must_use]
     pub fn narrow(&self) -> Self {
         let endpoint = self.endpoint.clone();
-        Self { endpoint: endpoint.initial_stream_window_size(NARROW_STREAM_WINDOW_BYTES) }
+        let endpoint = endpoint.initial_stream_window_size(NARROW_STREAM_WINDOW_BYTES);
+        Self { endpoint, way: self.way.clone() }
     }
 
     /// A channel with a connection of its own.
     #[must_use]
     pub fn channel(&self) -> Channel {
-        self.endpoint.connect_lazy()
+        self.endpoint.connect_with_connector_lazy(self.connector(false))
     }
 
     /// The same, of which the other side knows that it is for control.
     #[must_use]
     pub fn control_channel(&self) -> Channel {
-        let connector = ControlConnector { connect_timeout: PEER_CONNECT_TIMEOUT };
-        self.endpoint.connect_with_connector_lazy(connector)
+        self.endpoint.connect_with_connector_lazy(self.connector(true))
+    }
+
+    fn connector(&self, is_control: bool) -> Connector {
+        Connector { way: self.way.clone(), is_control, timeout: PEER_CONNECT_TIMEOUT }
     }
 }
+
+/// The way of an operator to nodes, with the token to show, if there is one.
+#[derive(Clone)]
+pub struct Access {
+    way: Way,
+    token: Token,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("way", &self.way).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// In the clear, without any proof.
+    #[must_use]
+    pub fn open() -> Self {
+        Self { way: Way::Plain, token: Token(None) }
+    }
+
+    /// Over TLS to any node of the cluster, whose authorities the file has; with a certificate in
+    /// a file (and its key in the same), if there is one.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn secure(
+        cluster: String,
+        authorities: &PemFile,
+        identity: Option<&PemFile>,
+    ) -> io::Result<Self> {
+        let authorities = tls::authorities(authorities).map_err(io::Error::other)?;
+        let identity = identity.map(|file| Identity::from_pem(file, file)).transpose();
+        let identity = identity.map_err(io::Error::other)?;
+        let dialler = Dialler::new(identity.as_ref(), Believed::Authorities(authorities))?;
+        let expected = Expected { cluster: Some(cluster), node: None };
+        Ok(Self { way: Way::Tls { dialler, expected, or_plain: false }, token: Token(None) })
+    }
+
+    /// The same, showing an operator's token.
+    ///
+    /// # Errors
+    /// It has other characters than visible ASCII.
+    pub fn with_token(self, token: &str) -> io::Result<Self> {
+        let value = format!("Bearer {token}").parse();
+        let value = value.map_err(|_| io::Error::other("the token is no visible ASCII"))?;
+        Ok(Self { token: Token(Some(value)), ..self })
+    }
+
+    /// Of a process that joins a cluster: over TLS to a node whose authority has this certificate
+    /// (its SHA-256, in hex), without any proof.
+    ///
+    /// # Errors
+    /// Never, as far as is known.
+    pub fn pinned(cluster: String, authority: String) -> io::Result<Self> {
+        let dialler = Dialler::new(None, Believed::Pinned(authority))?;
+        let expected = Expected { cluster: Some(cluster), node: None };
+        Ok(Self { way: Way::Tls { dialler, expected, or_plain: false }, token: Token(None) })
+    }
+}
+
+/// Shows the operator's token with each call.
+#[derive(Clone)]
+pub struct Token(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// A channel of an operator.
+pub type OperatorChannel = InterceptedService<Channel, Token>;
 
 /// Connects an operator to a node. Nothing has been asked of the node then.
 ///
 /// # Errors
 /// [`Unreachable`].
-pub async fn connect(address: &str, timeouts: Timeouts) -> Result<Channel, Unreachable> {
+pub async fn connect(
+    address: &str,
+    access: &Access,
+    timeouts: Timeouts,
+) -> Result<OperatorChannel, Unreachable> {
     let endpoint = operators_endpoint(address, timeouts);
     let endpoint = endpoint.map_err(|error| Unreachable::new(&error))?;
-    let connected = tokio::time::timeout(timeouts.connect, endpoint.connect()).await;
+    let connect = endpoint.connect_with_connector(access.connector(timeouts));
+    let connected = tokio::time::timeout(timeouts.connect, connect).await;
     let connected = connected.map_err(|error| Unreachable::new(&error))?;
-    connected.map_err(|error| Unreachable::new(&error))
+    let channel = connected.map_err(|error| Unreachable::new(&error))?;
+    Ok(InterceptedService::new(channel, access.token.clone()))
 }
 
 /// A channel from an operator to a node, which connects when first used. Within a tokio runtime
@@ -139,8 +231,20 @@ pub async fn connect(address: &str, timeouts: Timeouts) -> Result<Channel, Unrea
 ///
 /// # Errors
 /// [`NotAnAddress`].
-pub fn connect_lazily(address: &str, timeouts: Timeouts) -> Result<Channel, NotAnAddress> {
-    Ok(operators_endpoint(address, timeouts)?.connect_lazy())
+pub fn connect_lazily(
+    address: &str,
+    access: &Access,
+    timeouts: Timeouts,
+) -> Result<OperatorChannel, NotAnAddress> {
+    let endpoint = operators_endpoint(address, timeouts)?;
+    let channel = endpoint.connect_with_connector_lazy(access.connector(timeouts));
+    Ok(InterceptedService::new(channel, access.token.clone()))
+}
+
+impl Access {
+    fn connector(&self, timeouts: Timeouts) -> Connector {
+        Connector { way: self.way.clone(), is_control: false, timeout: timeouts.connect }
+    }
 }
 
 fn operators_endpoint(address: &str, timeouts: Timeouts) -> Result<Endpoint, NotAnAddress> {
@@ -164,17 +268,18 @@ mod tests {
     #[tokio::test]
     async fn failed_connection_names_its_innermost_cause() {
         let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = connect(&refused.to_string(), TIMEOUTS).await.unwrap_err().to_string();
+        let error =
+            connect(&refused.to_string(), &Access::open(), TIMEOUTS).await.unwrap_err().to_string();
         assert!(error.starts_with("Connection refused"), "{error}");
-        let error = connect("no address", TIMEOUTS).await.unwrap_err().to_string();
+        let error = connect("no address", &Access::open(), TIMEOUTS).await.unwrap_err().to_string();
         assert_eq!(error, "`no address` is no address");
     }
 
     #[tokio::test]
     async fn text_that_is_no_address_gives_no_channel() {
-        assert!(connect_lazily("127.0.0.1:1", TIMEOUTS).is_ok());
+        assert!(connect_lazily("127.0.0.1:1", &Access::open(), TIMEOUTS).is_ok());
         let refused = Err(NotAnAddress("a b".to_owned()));
-        assert_eq!(connect_lazily("a b", TIMEOUTS).map(drop), refused);
-        assert_eq!(Peer::new("a b", None).map(drop), refused);
+        assert_eq!(connect_lazily("a b", &Access::open(), TIMEOUTS).map(drop), refused);
+        assert_eq!(Peer::new("a b", None, Way::Plain).map(drop), refused);
     }
 }

@@ -7,6 +7,9 @@
 //! | `listener`, `ports` | [`Listener`]: binding and accepting; advice about ports that outgoing connections take |
 //! | `http` | settings of the HTTP server that clients use |
 //! | `grpc` | settings of the gRPC server and of channels, for nodes and for operators; [`MAX_MESSAGE_BYTES`] |
+//! | `mutual` | [`Mutual`]: mutual TLS between processes of a cluster; [`Caller`] |
+//! | `live` | connections with certificates, to be ended when these are believed no more |
+//! | `connector` | dialling a node, in the clear or with TLS |
 //! | `post` | POSTs to servers outside of the cluster, with TLS where the URL says so |
 //! | `admission` | connections of nodes and gateways, within limits for all and for each address |
 //! | `control` | connections that are told from all others by a mark |
@@ -19,17 +22,19 @@
 //! - Every dial and every connection without traffic has a time limit, but for a gateway's clients,
 //!   of which the gateway decides.
 //!
-//! TLS is in this crate alone: in [`Stream`], for what is accepted and dialled, and in [`post`]. It
-//! belongs into [`grpc`] as well, for channels. Absent on purpose: nodes, clusters and requests.
+//! TLS is in this crate alone. Absent on purpose: requests, and whether a caller may make them.
 //! Nothing here knows what is said over a connection.
 
 pub mod admission;
 pub mod capacity;
+mod connector;
 pub mod control;
 pub mod grpc;
 pub mod http;
 mod listener;
+mod live;
 mod metrics_endpoint;
+mod mutual;
 mod ports;
 pub mod post;
 mod stream;
@@ -38,4 +43,5 @@ pub mod tls;
 pub use grpc::MAX_MESSAGE_BYTES;
 pub use listener::Listener;
 pub use metrics_endpoint::{Metrics, serve_metrics};
-pub use stream::{PeerInfo, Stream};
+pub use mutual::{Caller, CertificateChanges, Credentials, Expected, Mutual};
+pub use stream::Stream;

@@ -341,11 +341,11 @@ mod tests {
     /// A server of `localhost` that answers one request of each connection over TLS, and the
     /// authority that vouches for it.
     async fn tls_server() -> (String, RootCertStore) {
-        let rcgen::CertifiedKey { cert, key_pair } =
+        let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(cert.der().clone()).unwrap();
-        let key = key_pair.serialize_der().try_into().unwrap();
+        let key = signing_key.serialize_der().try_into().unwrap();
         let config = tls::server_config(VERSIONS)
             .unwrap()
             .with_no_client_auth()

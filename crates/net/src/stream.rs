@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
-use tonic::transport::server::Connected;
 
 /// The first byte of a record of TLS with which a handshake begins.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -183,25 +181,6 @@ impl Detached {
     /// When the runtime cannot watch it.
     pub(crate) fn attach(self) -> io::Result<Stream> {
         Ok(Stream { transport: Transport::Plain(TcpStream::from_std(self.0)?) })
-    }
-}
-
-/// The other side of an accepted connection; each request of gRPC has it among its extensions.
-#[derive(Debug, Clone)]
-pub struct PeerInfo {
-    pub address: Option<SocketAddr>,
-    /// See [`Stream::peer_certificates`].
-    pub certificates: Arc<[CertificateDer<'static>]>,
-}
-
-impl Connected for Stream {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        PeerInfo {
-            address: self.peer_address().ok(),
-            certificates: self.peer_certificates().into(),
-        }
     }
 }
 

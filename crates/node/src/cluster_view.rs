@@ -4,6 +4,7 @@
 //! The view may be old and does not say so; what must not be old is guarded by the epoch lease.
 //! Absent on purpose: the directory's own Raft group (`directory_group`).
 
+pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod directory_shard;
 pub(crate) mod epoch_lease;

@@ -54,6 +54,7 @@ mod write;
 pub use meridian_storage::abort_soon;
 pub use network::peers::Dial;
 pub use process::dev;
+pub use process::joining::join;
 pub use process::node::Node;
 pub use process::standalone_gateway::StandaloneGateway;
 pub use process::start_error::StartError;

@@ -58,6 +58,7 @@ mod com {
     }
 }
 mod batch;
+mod caller;
 mod codec;
 mod node_id;
 mod shard_report;
@@ -68,6 +69,7 @@ pub use batch::{
     decode_queue_totals, decode_request, decode_stored, encode_batch, encode_dead_letter,
     encode_message, encode_queue_totals, encode_request, verify_checksum,
 };
+pub use caller::{CallingNode, speaks_for};
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
 pub use meridian::changes::v1 as changes;

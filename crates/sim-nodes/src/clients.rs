@@ -11,6 +11,7 @@ use meridian_directory::FailoverReport;
 use meridian_drills::Operator;
 use meridian_drills::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE};
 use meridian_drills::workload::{Gateway, Manner, Profile, Role, Workload};
+use meridian_net::grpc::Access;
 use meridian_sim_kernel as kernel;
 use meridian_types::NodeId;
 use tokio::sync::oneshot;
@@ -158,7 +159,7 @@ async fn recorded(known: &Known, workloads: &[Arc<Workload>]) -> anyhow::Result<
         oddities.extend(workload.oddities());
         histories.push(workload.finish(gateway).await.context("the cluster does not heal")?);
     }
-    let operator = Operator::new(&known.rpc_addresses)?;
+    let operator = Operator::new(&known.rpc_addresses, &Access::open())?;
     let latest = kernel::now() + ASKED_FOR;
     loop {
         match operator.inspect(PAUSE * 8).await {

@@ -67,6 +67,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         default_database: None,
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        trust: Default::default(),
         deleting: BTreeMap::new(),
     };
     let voters = cluster.would_be_voters("a");

@@ -18,13 +18,14 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-failover", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-placement", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-queue", Allowed::Only(&["meridian-types"])),
+    ("meridian-pki", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     (
         "meridian-consensus",
         Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
     ),
     ("meridian-wan", Allowed::Only(&[])),
-    ("meridian-net", Allowed::Only(&[])),
+    ("meridian-net", Allowed::Only(&["meridian-types", "meridian-pki"])),
     (
         "meridian-gateway",
         Allowed::Only(&[
@@ -40,6 +41,8 @@ const LADDER: &[(&str, Allowed)] = &[
         Allowed::Only(&[
             "meridian-types",
             "meridian-values",
+            "meridian-pki",
+            "meridian-net",
             "meridian-memory",
             "meridian-directory",
             "meridian-gateway",
@@ -49,6 +52,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian-node",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-pki",
             "meridian-memory",
             "meridian-proto",
             "meridian-txn",
@@ -93,6 +97,8 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian-drills",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-pki",
+            "meridian-config",
             "meridian-proto",
             "meridian-directory",
             "meridian-wan",
@@ -105,6 +111,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-pki",
             "meridian-values",
             "meridian-directory",
             "meridian-failover",

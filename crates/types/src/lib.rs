@@ -1,5 +1,5 @@
 //! The words of Meridian: identities, positions, versionstamps, transactions, effects,
-//! messages of queues, reports of shards, rights, and limits.
+//! messages of queues, reports of shards, rights, levels of operators, and limits.
 //!
 //! Invariant: a value of one of these types is well formed (a [`Versionstamp`] has ten bytes, a
 //! [`DatabaseId`] sixteen). Absent on purpose: clocks, I/O, wire formats and any rule of
@@ -9,6 +9,7 @@ mod effect;
 mod epoch_history;
 mod id;
 mod key_prefix;
+mod level;
 pub mod limits;
 mod permissions;
 mod position;
@@ -22,6 +23,7 @@ pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
 pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use key_prefix::{InvalidKeyPrefix, KeyPrefix};
+pub use level::{Level, NotALevel};
 pub use permissions::{Permission, Permissions, UnknownPermission};
 pub use position::{Epoch, Position, Versionstamp};
 pub use queue::{

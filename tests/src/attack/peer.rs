@@ -1,6 +1,5 @@
-//! An attacker that reaches the ports of nodes for each other: a node of another cluster, or a
-//! faulty one. Orders with the cluster's own name in their calls are left to certificates, which do
-//! not exist yet.
+//! An attacker that reaches the ports of nodes for each other: a stranger without a certificate, and
+//! a node that is faulty, or whose certificate was stolen.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +9,24 @@ use meridian_proto::directory::directory_client::DirectoryClient;
 use meridian_proto::raft::raft_client::RaftClient;
 use meridian_proto::shipping::shipping_client::ShippingClient;
 use meridian_proto::{raft, shipping};
+use meridian_types::NodeId;
 use tonic::transport::{Channel, Endpoint};
 
 use super::wire::{converse, hold};
 use super::{Target, again};
+use crate::as_node;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-async fn channel(address: &str, cluster: &str) -> Option<Channel> {
+async fn stranger(address: &str, cluster: &str) -> Option<Channel> {
     let origin = format!("http://{cluster}.meridian").parse().ok()?;
     Endpoint::from_shared(format!("http://{address}")).ok()?.origin(origin).connect().await.ok()
+}
+
+/// With the certificate of the first node.
+fn thief(target: &Target, node: u64, address: &str) -> Channel {
+    let to = (NodeId(node), address);
+    as_node::channel(&target.identities, "region-1-a", to, &target.cluster)
 }
 
 /// A candidate's vote, and a leader's entry, of an impossible term.
@@ -43,8 +50,9 @@ async fn mad_term(channel: Channel, target: u64) {
 pub(super) async fn foreign(target: Arc<Target>) {
     again(target.nodes.len(), move |at| {
         let (node, address) = target.nodes[at].clone();
+        let target = Arc::clone(&target);
         async move {
-            let Some(channel) = channel(&address, "00112233445566778899aabbccddeeff").await else {
+            let Some(channel) = stranger(&address, &target.cluster).await else {
                 return;
             };
             mad_term(channel.clone(), node).await;
@@ -69,9 +77,8 @@ pub(super) async fn foreign(target: Arc<Target>) {
 pub(super) async fn terms(target: Arc<Target>) {
     again(target.nodes.len(), move |at| {
         let (node, address) = target.nodes[at].clone();
-        let cluster = target.cluster.clone();
+        let channel = thief(&target, node, &address);
         async move {
-            let Some(channel) = channel(&address, &cluster).await else { return };
             mad_term(channel, node).await;
         }
     })
@@ -81,10 +88,9 @@ pub(super) async fn terms(target: Arc<Target>) {
 /// Transfers of new and present states, which are not read.
 pub(super) async fn states(target: Arc<Target>) {
     again(target.nodes.len(), move |at| {
-        let (_, address) = target.nodes[at].clone();
-        let cluster = target.cluster.clone();
+        let (node, address) = target.nodes[at].clone();
+        let channel = thief(&target, node, &address);
         async move {
-            let Some(channel) = channel(&address, &cluster).await else { return };
             let mut client = ShippingClient::new(channel);
             let mut streams = Vec::new();
             for number in 0..200 {

@@ -68,6 +68,7 @@ impl Siege {
             nodes: ids.iter().map(|id| (id.0, cluster.rpc_address(*id).to_owned())).collect(),
             metrics: ids.iter().map(|id| cluster.metrics_address(*id).to_owned()).collect(),
             cluster: cluster.directory().await.id.unwrap_or_default(),
+            identities: cluster.folder().join("identities"),
             reader: token("reader", "default", &["--read-only"]).await,
             writer: token("writer", "default", &[]).await,
         };

@@ -23,6 +23,12 @@ fn what_is_written_is_read_again() {
     config.storage.log_retention_mb = 1;
     config.storage.change_retention_mb = 2;
     config.max_memory_mb = Some(400);
+    config.identity = Some(IdentityFiles {
+        certificate: "/etc/meridian/node.pem".into(),
+        key: "/etc/meridian/key.pem".into(),
+        authorities: "/etc/meridian/ca.pem".into(),
+        operator: Some("/etc/meridian/operator.toml".into()),
+    });
     config.worker_threads = Some(3);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
     config.gateway.insecure = true;
@@ -63,6 +69,10 @@ fn what_is_written_is_read_again() {
         cluster: config.cluster,
         tokens: config.tokens,
         dial: BTreeMap::new(),
+        identity: config.identity,
+        own_identity: false,
+        state_dir: Some("/var/lib/meridian".into()),
+        insecure: false,
     };
     let read = GatewayConfig::parse(&gateway.to_toml(), Path::new("gateway.toml")).unwrap();
     assert_eq!(format!("{read:?}"), format!("{gateway:?}"));

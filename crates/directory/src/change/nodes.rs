@@ -151,6 +151,7 @@ impl Cluster {
             )
         })?;
         self.mark_removed(id);
+        self.trust.founders.remove(&id);
         Ok(())
     }
 
@@ -195,6 +196,9 @@ impl Cluster {
             shard.preferred_leader =
                 shard.preferred_leader.map(|leader| if leader == old { id } else { leader });
         }
+        if self.trust.founders.remove(&old) {
+            self.trust.founders.insert(id);
+        }
         if self.directory_voters.remove(&old) {
             self.directory_voters.insert(id);
             self.check_directory_voters()?;
@@ -207,6 +211,7 @@ impl Cluster {
         voters: &BTreeSet<NodeId>,
     ) -> Result<(), Refused> {
         self.directory_voters.clone_from(voters);
+        self.trust.founders.clear();
         self.check_directory_voters()
     }
 

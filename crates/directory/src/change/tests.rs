@@ -9,6 +9,7 @@ use crate::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 mod bounds;
 mod golden;
 mod shards;
+mod trust;
 mod webhooks;
 
 fn refused(cluster: &Cluster, change: &Change) -> String {
@@ -435,7 +436,7 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
         |cluster: &Cluster| format!("{cluster:?}{}", serde_json::to_string(cluster).unwrap());
 
     // A gateway checks tokens, and no node speaks for another.
-    let followed = next.without_incarnations();
+    let followed = next.for_nodes();
     assert!(shown(&followed).contains(&hash) && !shown(&followed).contains("5eed"));
     assert_eq!(
         followed.nodes[&NodeId(1)].incarnation.as_deref(),

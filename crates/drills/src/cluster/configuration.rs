@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use meridian_config::{Context, equip_other};
+use meridian_net::grpc::Access;
+use meridian_pki::Holder;
 use meridian_types::NodeId;
 use tempfile::TempDir;
 
@@ -14,6 +17,8 @@ use crate::kv_connect::{READ_ONLY_TOKEN, TOKEN};
 use crate::network::{Machine, Network, Site};
 use crate::operator::Operator;
 
+/// The context of the cluster's operator, in its folder.
+pub(super) const CONTEXT: &str = "identities/operator.toml";
 /// The parts of a node's file that a gateway's file does not have.
 const OF_THE_NODE: [&str; 6] = ["node", "data_dir", "listen", "raft", "storage", "dial"];
 
@@ -61,10 +66,15 @@ impl Cluster {
             complete(&node.config, &memory, &(read_only_token() + &dial.unwrap_or_default()))?;
         }
         let addresses = nodes.iter().map(|(id, node)| (*id, node.rpc.clone())).collect();
+        let context = folder.path().join(CONTEXT);
+        let access = match options.open {
+            true => Access::open(),
+            false => Context::load(&context)?.access(&context)?,
+        };
         Ok(Self {
             program: options.program.clone(),
             topology: topology.clone(),
-            operator: Operator::new(&addresses)?,
+            operator: Operator::new(&addresses, &access)?,
             nodes,
             gateways: BTreeMap::new(),
             network,
@@ -87,6 +97,15 @@ impl Cluster {
             "listen".to_owned(),
             toml::Table::from_iter([("kv".to_owned(), kv.clone().into())]).into(),
         );
+        let holder = Holder::Gateway(format!("gateway-{}", region + 1));
+        let identity = equip_other(self.folder(), &format!("gateway-{}", region + 1), holder)?;
+        let path = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned());
+        let files = [
+            ("certificate".to_owned(), path(&identity.certificate)),
+            ("key".to_owned(), path(&identity.key)),
+            ("authorities".to_owned(), path(&identity.authorities)),
+        ];
+        table.insert("identity".to_owned(), toml::Table::from_iter(files).into());
         let machine = Machine::Gateway(region);
         let dial =
             self.network.as_ref().map(|network| dial_table(network, machine)).unwrap_or_default();
@@ -115,6 +134,9 @@ fn write_configurations(
     command.args(["--port", &ports.kv().to_string(), "--rpc-port", &ports.rpc().to_string()]);
     command.args(["--metrics-port", &ports.metrics().to_string()]);
     command.arg("--dir").arg(folder);
+    if options.open {
+        command.arg("--insecure");
+    }
     if let Some(retention) = options.log_retention_mb {
         command.args(["--log-retention-mb", &retention.to_string()]);
     }

@@ -37,6 +37,10 @@ pub enum ClusterError {
     Timeout(#[from] Timeout),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error(transparent)]
+    Context(#[from] meridian_config::ContextError),
+    #[error(transparent)]
+    Identities(#[from] meridian_config::NoIdentities),
 }
 
 /// An error with its causes.

@@ -333,3 +333,25 @@ fn a_deletion_that_no_node_holds_up_is_ended() {
     let actions = step(&mut leader, LeaderEvent::DeletionsDue);
     assert_eq!(made(&actions), [Change::EndDeletion { id: DATABASE }]);
 }
+
+#[test]
+fn directory_gets_the_voters_that_found_it_once_all_of_them_have_joined() {
+    let mut cluster = cluster();
+    let founders = [NodeId(1), NodeId(4), NodeId(6)];
+    cluster.directory_voters = [NodeId(1)].into();
+    cluster.trust.founders = founders.into();
+    let wants_voters = |cluster: &Cluster| {
+        let (_, actions) = renew(&mut leader_of(Some(cluster.clone())), renewal(1));
+        actions.into_iter().find_map(|action| match action {
+            LeaderAction::Propose { next, .. } => Some(next.directory_voters.clone()),
+            _ => None,
+        })
+    };
+    for founder in founders {
+        assert_eq!(wants_voters(&cluster), None);
+        cluster.nodes.get_mut(&founder).unwrap().incarnation = Some(INCARNATION.to_owned());
+    }
+    assert_eq!(wants_voters(&cluster), Some(founders.into()));
+    cluster.trust.founders.clear();
+    assert_eq!(wants_voters(&cluster), None);
+}

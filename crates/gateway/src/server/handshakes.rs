@@ -167,7 +167,7 @@ mod tests {
 
     fn handshakes() -> Handshakes {
         let key = rcgen::generate_simple_self_signed(vec!["kv.test".to_owned()]).unwrap();
-        let [certificate, key] = [key.cert.pem(), key.key_pair.serialize_pem()]
+        let [certificate, key] = [key.cert.pem(), key.signing_key.serialize_pem()]
             .map(|text| tls::PemFile::new("test".into(), text.into_bytes()));
         let identity = tls::Identity::from_pem(&certificate, &key).unwrap();
         let config = tls::public_server(vec![identity], tls::Versions::Tls13, &[]).unwrap();

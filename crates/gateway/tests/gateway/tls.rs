@@ -24,7 +24,7 @@ struct Secure {
 
 fn certificate() -> (tls::PemFile, tls::Identity) {
     let made = rcgen::generate_simple_self_signed(vec!["kv.test".to_owned()]).unwrap();
-    let [certificate, key] = [made.cert.pem(), made.key_pair.serialize_pem()]
+    let [certificate, key] = [made.cert.pem(), made.signing_key.serialize_pem()]
         .map(|text| tls::PemFile::new("a test".into(), text.into_bytes()));
     let identity = tls::Identity::from_pem(&certificate, &key).unwrap();
     (certificate, identity)

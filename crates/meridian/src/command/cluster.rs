@@ -2,6 +2,7 @@
 
 pub(crate) mod change_text;
 mod overview;
+mod transport;
 mod warnings;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::fmt::Write;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use meridian_directory::Change;
+use meridian_directory::{Change, Transport};
 use meridian_proto::directory::ChangeRecord;
 use serde::Serialize;
 
@@ -36,6 +37,21 @@ enum Command {
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         number: u32,
     },
+    /// Shows how the cluster's processes talk to each other, or changes it while they serve.
+    ///
+    /// `off`: in the clear, and every caller is believed. `allow`: TLS is accepted. `prefer`: TLS is
+    /// used where the other side has it. `require`: mutual TLS alone, and every call needs its role.
+    /// A change goes step by step, and waits for all nodes before each.
+    Transport {
+        #[arg(value_parser = transport::parse)]
+        to: Option<Transport>,
+        /// Go to `require` though there is no operator with a token, or processes still call in
+        /// the clear.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Replaces the cluster's certificate authority, and every certificate, while all serves.
+    RotateAuthority,
     /// Sets the voters of the directory: an odd number, each in a region of its own if there are
     /// three.
     SetDirectoryVoters {
@@ -50,10 +66,17 @@ enum Command {
 
 impl ClusterCommand {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         match self.command {
             Command::Status => status(&mut directory, self.connect.json).await,
             Command::Changes { number } => changes(&mut directory, number, self.connect.json).await,
+            Command::Transport { to: None, .. } => {
+                transport::show(&mut directory, self.connect.json).await
+            }
+            Command::Transport { to: Some(to), yes } => {
+                transport::change(&mut directory, to, yes).await
+            }
+            Command::RotateAuthority => transport::rotate_authority(&mut directory).await,
             Command::SetDirectoryVoters { voters, allow_weak_quorum } => {
                 let view = directory.inspect_leader(0).await?;
                 let voters = resolve::nodes(&view.cluster, &voters)?;
@@ -72,7 +95,7 @@ impl ClusterCommand {
 async fn status(directory: &mut Directory, json: bool) -> Result<()> {
     let view = directory.inspect(0).await?;
     let mut overview = Overview::of(&view, format::now_ms());
-    overview.warnings.extend(warnings_of_nodes(&view.cluster).await);
+    overview.warnings.extend(warnings_of_nodes(&view.cluster, directory.access()).await);
     if json {
         print_json(&overview)?;
     } else {

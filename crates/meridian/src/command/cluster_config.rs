@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use meridian_config::DevLayout;
-use meridian_config::dev_cluster_configs;
 use meridian_config::private_file;
+use meridian_config::{dev_cluster_configs, equip};
 
 use super::access_token::AccessToken;
 use super::{Counts, parse_counts};
@@ -42,6 +42,9 @@ pub(crate) struct ClusterConfig {
     /// Number of databases, spread over the shards: `default`, `second`, `database-3` and so on.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     databases: u32,
+    /// Give the nodes no certificates: they talk in the clear, and believe every caller.
+    #[arg(long)]
+    insecure: bool,
     /// Accept a primary region with an even number of data centers, or with fewer than three.
     #[arg(long)]
     allow_weak_quorum: bool,
@@ -59,9 +62,16 @@ impl ClusterConfig {
             .access_token
             .read()?
             .context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
-        let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &token)?;
-        for (config, number) in configs.into_iter().zip(0..) {
-            let mut config = config;
+        let mut configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &token)?;
+        std::fs::create_dir_all(&self.dir)
+            .with_context(|| format!("cannot make {}", self.dir.display()))?;
+        if !self.insecure && equip(&mut configs, &self.dir)?.is_none() {
+            eprintln!(
+                "meridian: the nodes of {} have data from before they had certificates, and stay open",
+                self.dir.display()
+            );
+        }
+        for (mut config, number) in configs.into_iter().zip(0..) {
             if let Some(base) = self.metrics_port {
                 let port = base.checked_add(number).context("the metrics ports do not fit")?;
                 config.listen.metrics = Some(format!("127.0.0.1:{port}"));

@@ -220,7 +220,7 @@ fn deletions_text(deleting: &[Deleting<'_>]) -> String {
 
 impl Databases {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let json = self.connect.json;
         match self.command {
             Command::List => list(&directory.inspect(0).await?, json),

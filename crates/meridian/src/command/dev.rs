@@ -170,6 +170,11 @@ impl Dev {
         if let Some(plan) = &self.wan {
             say(&format!("The regions are connected by an emulated WAN: {plan}."));
         }
+        if cluster.context().is_none() {
+            say(
+                "The nodes of this folder have data from before they had certificates: they are open.",
+            );
+        }
         if !self.automatic_failover {
             say(
                 "Databases of a new cluster do not fail over automatically: see --automatic-failover.",

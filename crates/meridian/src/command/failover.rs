@@ -35,7 +35,7 @@ pub(crate) struct Failover {
 impl Failover {
     pub(crate) async fn run(self) -> Result<()> {
         let json = self.connect.json;
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let view = directory.inspect_leader(0).await?;
         let (id, shard) = resolve::shard_of(&view.cluster, &self.target)?;
         if let Some(to) = &self.to {

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use meridian_directory::{Change, Cluster, Node, Refused};
+use meridian_directory::{Change, Cluster, Member, Node, Refused};
 use meridian_types::NodeId;
 use serde::Serialize;
 
 use super::cluster::NodeOverview;
+use super::invitation::{Lifetime, invite, revoke, show_token};
 use super::operator::{Connect, Directory, View, is_fresh, print, print_json, resolve};
 use config_file::NewFile;
 
@@ -36,6 +37,23 @@ enum Command {
     /// Its region must exist; `meridian regions add` adds one. `meridian shards set-voters` makes
     /// the node a voter.
     Add(NewNode),
+    /// Prints a join token for a node that the cluster knows: one line, for `join` in its file.
+    ///
+    /// It can be used once. A node that lost its certificate, or whose certificate has expired, joins
+    /// with a new one, and keeps its data.
+    JoinToken {
+        /// Id or name of the node.
+        #[arg(value_name = "NODE")]
+        node: String,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Revokes the certificates that a node has: it is refused from now on, until it joins anew.
+    Revoke {
+        /// Id or name of the node.
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
     /// Removes a node permanently: it stops serving, and its id is never used again.
     ///
     /// Refused while the node votes in a shard or in the directory.
@@ -121,15 +139,18 @@ impl Place {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Added {
     id: NodeId,
     name: String,
     config: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token: Option<String>,
 }
 
 impl Nodes {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         match self.command {
             Command::List { all } => list(&mut directory, all, self.connect.json).await,
             Command::Add(new) => {
@@ -137,6 +158,20 @@ impl Nodes {
                 let change = Change::AddNode { node };
                 let before = directory.inspect_leader(0).await?;
                 join(&mut directory, &before, &change, &new.place, &self.connect).await
+            }
+            Command::JoinToken { node, lifetime } => {
+                let view = directory.inspect_leader(0).await?;
+                let (id, _) = resolve::node(&view.cluster, &node)?;
+                let member = Member::Node(id);
+                let token = invite(&mut directory, &view.cluster, member, &lifetime).await?;
+                show_token(&token, self.connect.json)
+            }
+            Command::Revoke { node } => {
+                let view = directory.inspect_leader(0).await?;
+                let (id, known) = resolve::node(&view.cluster, &node)?;
+                let name = known.name.clone();
+                revoke(&mut directory, Member::Node(id)).await?;
+                print(&format!("the certificates of {name} (node {id}) are refused from now on\n"))
             }
             Command::Remove { node, yes } => {
                 remove(&mut directory, &node, yes, self.connect.json).await
@@ -177,7 +212,7 @@ async fn join(
     let wants_file = place.config_out.is_some();
     let file = |cluster: &Cluster| {
         NewFile {
-            template: &connect.config,
+            template: &connect.target.config,
             cluster,
             id: new_id(cluster, place)?,
             data_dir: &place.data_dir,
@@ -196,9 +231,23 @@ async fn join(
     let name = resolve::node_name(&cluster, id);
     if let Some(path) = &place.config_out {
         config_file::write(path, &file(&cluster)?)?;
+        config_file::identify(&connect.target.config, &name, id)?;
     }
+    let token = match cluster.trust.authorities.is_empty() {
+        true => None,
+        false => {
+            let lifetime = Lifetime::default();
+            Some(invite(directory, &cluster, Member::Node(id), &lifetime).await?.to_string())
+        }
+    };
     if connect.json {
-        return print_json(&Added { id, name, config: place.config_out.clone() });
+        let config = place.config_out.clone();
+        return print_json(&Added { id, name, config, join_token: token });
+    }
+    if let Some(token) = token {
+        return print(&format!(
+            "node {id} is {name}; give it a file with `data_dir`, `[listen]` and this line, which can be used once:\n\njoin = \"{token}\"\n"
+        ));
     }
     let next = match &place.config_out {
         Some(path) => format!("start it with\n  meridian serve --config {}\n", path.display()),
@@ -256,7 +305,7 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
     let name = node.name.clone();
     directory.execute(&change).await?;
     if json {
-        return print_json(&Added { id, name, config: None });
+        return print_json(&Added { id, name, config: None, join_token: None });
     }
     print(&format!("node {id} ({name}) was removed; stop its process and delete its data folder\n"))
 }

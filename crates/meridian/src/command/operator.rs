@@ -5,6 +5,7 @@
 //! why it refuses.
 
 mod connect;
+pub(crate) mod contexts;
 mod directory;
 pub(crate) mod format;
 mod output;
@@ -15,7 +16,7 @@ mod view;
 #[cfg(test)]
 pub(crate) mod samples;
 
-pub(crate) use connect::Connect;
+pub(crate) use connect::{Connect, Target};
 pub(crate) use directory::{Directory, actor, connect, no_leader};
 pub(crate) use output::{print, print_json};
 pub(crate) use table::Table;

@@ -14,12 +14,12 @@ use clap::{Args, Subcommand};
 use futures::stream::{FuturesOrdered, StreamExt};
 use meridian_directory::{Cluster, Node};
 use meridian_net::MAX_MESSAGE_BYTES;
+use meridian_net::grpc::{Access, OperatorChannel};
 use meridian_proto::admin::{self, admin_client::AdminClient};
 use meridian_types::NodeId;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::operator::{Connect, Directory, Table, connect, format, print, print_json, resolve};
 use batch::Orphaned;
@@ -118,32 +118,39 @@ fn missing(from: u64, through: u64) -> Option<String> {
 
 impl Orphans {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let cluster = directory.inspect(0).await?.cluster;
+        let access = directory.access().clone();
         let json = self.connect.json;
         match self.command {
             Command::List => {
-                let files = list(&cluster).await?;
+                let files = list(&cluster, &access).await?;
                 if json { print_json(&files) } else { print(&table(&files)) }
             }
-            Command::Show { file } => show(&cluster, &file, json).await,
-            Command::Export { file, output } => export(&cluster, &file, &output, json).await,
+            Command::Show { file } => show(&cluster, &access, &file, json).await,
+            Command::Export { file, output } => {
+                export(&cluster, &access, &file, &output, json).await
+            }
         }
     }
 }
 
-async fn admin(address: &str) -> Result<AdminClient<Channel>, tonic::Status> {
-    Ok(AdminClient::new(connect(address).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+async fn admin(
+    address: &str,
+    access: &Access,
+) -> Result<AdminClient<OperatorChannel>, tonic::Status> {
+    Ok(AdminClient::new(connect(address, access).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The files of all nodes that were not removed. Nodes that do not answer are reported on the
 /// standard error.
-async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
+async fn list(cluster: &Cluster, access: &Access) -> Result<Vec<Listed>> {
     let live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
     let mut asked: FuturesOrdered<_> = live
         .map(|(id, node)| async move {
             let asked = async {
-                let mut client = admin(&node.rpc_address).await?;
+                let mut client = admin(&node.rpc_address, access).await?;
                 Ok::<_, tonic::Status>(
                     client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner(),
                 )
@@ -221,7 +228,7 @@ impl Reading<'_> {
     }
 }
 
-async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
+async fn open<'a>(cluster: &'a Cluster, access: &Access, file: &File) -> Result<Reading<'a>> {
     let (on, name) = match (&file.on, file.name.rsplit_once('/')) {
         (Some(on), None) => (Some(on.as_str()), file.name.as_str()),
         (None, Some((on, name))) => (Some(on), name),
@@ -230,11 +237,11 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
     };
     let holder = match on {
         Some(on) => resolve::node(cluster, on)?.0,
-        None => holder(&list(cluster).await?, name)?,
+        None => holder(&list(cluster, access).await?, name)?,
     };
     let node = cluster.nodes.get(&holder).context("the node was removed meanwhile")?;
     let opened = async {
-        let mut client = admin(&node.rpc_address).await?;
+        let mut client = admin(&node.rpc_address, access).await?;
         let listed = client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner();
         let batches = client
             .read_orphans(admin::ReadOrphansRequest { name: name.to_owned() })
@@ -272,8 +279,8 @@ fn holder(files: &[Listed], name: &str) -> Result<NodeId> {
     }
 }
 
-async fn show(cluster: &Cluster, file: &File, json: bool) -> Result<()> {
-    let mut reading = open(cluster, file).await?;
+async fn show(cluster: &Cluster, access: &Access, file: &File, json: bool) -> Result<()> {
+    let mut reading = open(cluster, access, file).await?;
     while let Some(orphaned) = reading.next().await? {
         if json {
             orphaned.lines(cluster)?.into_iter().try_for_each(|line| print(&(line + "\n")))?;
@@ -292,12 +299,18 @@ struct Exported<'a> {
 }
 
 /// Writes to a temporary file, which gets its name when it is complete.
-async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Result<()> {
+async fn export(
+    cluster: &Cluster,
+    access: &Access,
+    file: &File,
+    output: &Path,
+    json: bool,
+) -> Result<()> {
     let unusable = || format!("cannot write {}", output.display());
     if output.exists() {
         bail!("{} exists already", output.display());
     }
-    let mut reading = open(cluster, file).await?;
+    let mut reading = open(cluster, access, file).await?;
     let folder =
         output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The file holds the application's data: readable by its owner only, under an unpredictable

@@ -39,7 +39,7 @@ struct Named<'a> {
 
 impl Regions {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let change = match self.command {
             Command::List => return list(&mut directory, self.connect.json).await,
             Command::Add { name } => Change::AddRegion { name },

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_config::{GatewayConfig, GatewaySettings, NodeConfig};
+use meridian_config::{ConfigError, GatewayConfig, GatewaySettings, Loaded, NodeConfig};
 use meridian_cron::CronServer;
 use meridian_net::{Listener, Metrics, serve_metrics};
 use meridian_node::{Node, StandaloneGateway};
@@ -54,15 +54,18 @@ pub(crate) struct Gateway {
 impl Serve {
     /// Reads the configuration: the number of threads must be known before they start.
     pub(crate) fn load(&mut self) -> Result<Option<usize>> {
-        let config = self.loaded.insert(Box::new(NodeConfig::load(&self.config)?));
-        Ok(config.worker_threads)
+        Ok(match NodeConfig::open(&self.config)? {
+            Loaded::Config(config) => self.loaded.insert(config).worker_threads,
+            Loaded::Joining(joining) => joining.worker_threads,
+        })
     }
 
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = match self.loaded {
-            Some(config) => *config,
-            None => NodeConfig::load(&self.config)?,
+        let config = match self.loaded {
+            Some(config) => Some(*config),
+            None => joined(|| NodeConfig::open(&self.config)).await?,
         };
+        let Some(mut config) = config else { return Ok(()) };
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
@@ -84,7 +87,8 @@ impl Serve {
 
 impl Gateway {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = GatewayConfig::load(&self.config)?;
+        let config = joined(|| GatewayConfig::open(&self.config)).await?;
+        let Some(mut config) = config else { return Ok(()) };
         if let Some(address) = &self.cron_listen {
             CronServer::check(address)?;
         }
@@ -130,6 +134,28 @@ impl Gateway {
 
 fn scheme(settings: &GatewaySettings) -> &'static str {
     if settings.certificates.is_empty() { "http" } else { "https" }
+}
+
+/// The configuration, once the process has joined its cluster, if it is to join one. `None`: it was
+/// asked to stop before.
+async fn joined<C>(open: impl Fn() -> Result<Loaded<C>, ConfigError>) -> Result<Option<C>> {
+    let joining = match open()? {
+        Loaded::Config(config) => return Ok(Some(*config)),
+        Loaded::Joining(joining) => joining,
+    };
+    say(&format!(
+        "joining cluster {} through {}",
+        joining.token.cluster,
+        joining.token.addresses.join(", ")
+    ));
+    tokio::select! {
+        joined = meridian_node::join(&joining) => joined?,
+        () = asked_to_stop(Hangup::Ignore) => return Ok(None),
+    }
+    match open()? {
+        Loaded::Config(config) => Ok(Some(*config)),
+        Loaded::Joining(_) => bail!("the process has joined, and its identity is gone"),
+    }
 }
 
 async fn stop_gateway(gateway: StandaloneGateway, stop: &CancellationToken) -> Result<()> {

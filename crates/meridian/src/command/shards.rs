@@ -52,7 +52,7 @@ struct Reports<'a> {
 
 impl Shards {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         match self.command {
             Command::List => {
                 let view = directory.inspect(0).await?;

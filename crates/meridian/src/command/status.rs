@@ -1,21 +1,19 @@
 //! `meridian status` and `meridian transfer-leadership`: every node asked by itself, without the
 //! directory.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_directory::{Cluster, Node};
-use meridian_net::grpc::{self, Timeouts};
+use meridian_net::grpc::{self, Access, OperatorChannel, Timeouts};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
 };
 use meridian_types::{NodeId, ShardId};
-use tonic::transport::Channel;
 
-use super::operator::{Connect, Directory, Table, print};
+use super::operator::{Directory, Table, Target, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// For an answer that others do not wait for.
@@ -25,22 +23,14 @@ const LEADER: &str = "leader";
 
 #[derive(Args)]
 pub(crate) struct Status {
-    /// Configuration file of a node, which names the others.
-    #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
-    config: PathBuf,
-    /// Ask the node at this gRPC address instead of those of --config. May be repeated.
-    #[arg(long = "node", value_name = "HOST:PORT")]
-    nodes: Vec<String>,
+    #[command(flatten)]
+    target: Target,
 }
 
 #[derive(Args)]
 pub(crate) struct TransferLeadership {
-    /// Configuration file of a node, which names the others.
-    #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
-    config: PathBuf,
-    /// Ask the node at this gRPC address instead of those of --config. May be repeated.
-    #[arg(long = "node", value_name = "HOST:PORT")]
-    nodes: Vec<String>,
+    #[command(flatten)]
+    target: Target,
     #[arg(long)]
     shard: u32,
     /// Id of the voter that becomes the leader.
@@ -48,29 +38,32 @@ pub(crate) struct TransferLeadership {
     to: NodeId,
 }
 
-/// The cluster as it is now, from any of its nodes.
-async fn cluster(config: PathBuf, nodes: Vec<String>) -> Result<Cluster> {
-    let connect = Connect { config, nodes, json: false };
-    Ok(Directory::new(&connect)?.inspect(0).await?.cluster)
+/// The cluster as it is now, from any of its nodes, and the way to them.
+async fn cluster(target: &Target) -> Result<(Cluster, Access)> {
+    let mut directory = Directory::new(target)?;
+    let cluster = directory.inspect(0).await?.cluster;
+    Ok((cluster, directory.access().clone()))
 }
 
 fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {
     cluster.nodes.values().filter(|node| !node.removed)
 }
 
-async fn connect(address: &str) -> Result<AdminClient<Channel>> {
+async fn connect(address: &str, access: &Access) -> Result<AdminClient<OperatorChannel>> {
     let timeouts = Timeouts { connect: TIMEOUT, call: Some(TIMEOUT * 3) };
-    Ok(AdminClient::new(grpc::connect(address, timeouts).await?))
+    Ok(AdminClient::new(grpc::connect(address, access, timeouts).await?))
 }
 
-async fn ask(address: &str) -> Result<StatusResponse> {
-    let asked = async { Ok(connect(address).await?.status(StatusRequest {}).await?.into_inner()) };
+async fn ask(address: &str, access: &Access) -> Result<StatusResponse> {
+    let asked =
+        async { Ok(connect(address, access).await?.status(StatusRequest {}).await?.into_inner()) };
     tokio::time::timeout(TIMEOUT, asked).await.context("no answer")?
 }
 
 /// The warnings of those nodes that answer soon.
-pub(super) async fn warnings_of_nodes(cluster: &Cluster) -> Vec<String> {
-    let asked = present(cluster).map(|node| tokio::time::timeout(SOON, ask(&node.rpc_address)));
+pub(super) async fn warnings_of_nodes(cluster: &Cluster, access: &Access) -> Vec<String> {
+    let asked =
+        present(cluster).map(|node| tokio::time::timeout(SOON, ask(&node.rpc_address, access)));
     let answers = futures::future::join_all(asked).await;
     let answers = answers.into_iter().flatten().flatten();
     answers.flat_map(|status| own_warnings(&status)).collect()
@@ -87,10 +80,10 @@ struct Answers<'a> {
 }
 
 impl<'a> Answers<'a> {
-    async fn gather(cluster: &'a Cluster) -> Self {
+    async fn gather(cluster: &'a Cluster, access: &Access) -> Self {
         let mut answers = Vec::new();
         for node in present(cluster) {
-            answers.push((node, ask(&node.rpc_address).await));
+            answers.push((node, ask(&node.rpc_address, access).await));
         }
         Self { cluster, answers }
     }
@@ -178,8 +171,8 @@ impl<'a> Answers<'a> {
 
 impl Status {
     pub(crate) async fn run(self) -> Result<()> {
-        let cluster = cluster(self.config, self.nodes).await?;
-        let answers = Answers::gather(&cluster).await;
+        let (cluster, access) = cluster(&self.target).await?;
+        let answers = Answers::gather(&cluster, &access).await;
         let warnings = answers.warnings().into_iter().map(|text| format!("warning: {text}\n"));
         print(&format!(
             "{}\n{}{}",
@@ -196,12 +189,12 @@ impl Status {
 
 impl TransferLeadership {
     pub(crate) async fn run(self) -> Result<()> {
-        let cluster = cluster(self.config, self.nodes).await?;
+        let (cluster, access) = cluster(&self.target).await?;
         for node in present(&cluster) {
-            let Ok(status) = ask(&node.rpc_address).await else { continue };
+            let Ok(status) = ask(&node.rpc_address, &access).await else { continue };
             if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == LEADER) {
                 let request = TransferLeadershipRequest { shard: self.shard, to: self.to.0 };
-                connect(&node.rpc_address)
+                connect(&node.rpc_address, &access)
                     .await?
                     .transfer_leadership(request)
                     .await

@@ -59,7 +59,7 @@ pub(crate) struct Failback {
 
 impl Switchover {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let cluster = directory.inspect_leader(0).await?.cluster;
         if self.cancel {
             let target = self.target.unwrap_or_default();
@@ -89,7 +89,7 @@ impl Switchover {
 
 impl Failback {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let cluster = directory.inspect_leader(0).await?.cluster;
         let shards: Vec<ShardId> = match &self.target {
             Some(target) => {

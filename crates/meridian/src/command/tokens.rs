@@ -97,7 +97,7 @@ struct Rotate {
 
 impl Tokens {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let json = self.connect.json;
         match self.command {
             Command::List => {

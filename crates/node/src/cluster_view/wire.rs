@@ -8,10 +8,9 @@ use meridian_types::{CommitProgress, Epoch, NodeId, ShardId};
 
 use crate::replication::wire::position;
 
-/// The cluster as nodes and gateways get it. A caller is not known to be either, until calls are
-/// authenticated: it gets no more than these need.
-pub(crate) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
-    to_json(&cluster.without_incarnations())
+/// The cluster as nodes get it, or as gateways do.
+pub(crate) fn cluster_to_wire(cluster: &Cluster, is_gateway: bool) -> wire::ClusterState {
+    to_json(&if is_gateway { cluster.for_gateways() } else { cluster.for_nodes() })
 }
 
 /// As it is told to operators; `known`: the hash of a token that the caller has sent itself.
@@ -95,7 +94,7 @@ fn lost_tail(wire: &wire::Orphans) -> Option<LostTail> {
 pub(crate) fn renewed_to_wire(renewed: Renewed, known_version: u64) -> renew_response::Result {
     match renewed {
         Renewed::Granted { lease, cluster, hints } => {
-            let newer = (known_version < cluster.version).then(|| cluster_to_wire(&cluster));
+            let newer = (known_version < cluster.version).then(|| cluster_to_wire(&cluster, false));
             let furthest = hints.iter().map(progress_hint_to_wire).collect();
             renew_response::Result::Lease(wire::Lease {
                 cluster: newer,

@@ -110,6 +110,11 @@ impl DirectoryVoter {
         answer.await.unwrap_or(Err(ExecuteFailure::Unknown))
     }
 
+    /// The cluster as it is applied here, with the keys of its authorities. `None` before the first.
+    pub(crate) fn committed(&self) -> Option<Cluster> {
+        record::read_cluster(&self.voter.state).map(|(cluster, _)| cluster)
+    }
+
     /// `None` where this node does not lead.
     pub(crate) async fn inspect(&self) -> Option<Inspection> {
         self.voter.group.leadership().ok()?;

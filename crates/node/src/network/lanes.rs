@@ -76,11 +76,13 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use meridian_net::grpc::Way;
+
     use super::*;
 
     #[tokio::test]
     async fn further_streams_open_further_connections_which_end_with_them() {
-        let lanes = Lanes::new(Peer::new("127.0.0.1:9", None).unwrap());
+        let lanes = Lanes::new(Peer::new("127.0.0.1:9", None, Way::Plain).unwrap());
         let mut open: Vec<_> = (0..2 * STREAMS + 1).map(|_| lanes.next().1).collect();
         assert_eq!(lanes.open(), [STREAMS, STREAMS, 1]);
         // A stream takes the place of another whose end was noticed.

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use meridian_consensus::Peers;
-use meridian_directory::Cluster;
-use meridian_net::grpc::Peer;
+use meridian_directory::{Cluster, Transport};
+use meridian_net::grpc::{Peer, Way};
+use meridian_net::{CertificateChanges, Expected, Mutual};
 use meridian_types::NodeId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
@@ -24,13 +25,25 @@ pub(crate) struct PeerChannels {
     dial: Dial,
     /// Where connections of control live; else with all others.
     control: Option<Handle>,
+    /// This process's certificate.
+    mutual: Arc<Mutual>,
     channels: RwLock<HashMap<NodeId, NodeChannels>>,
     updates: watch::Sender<()>,
 }
 
-struct NodeChannels {
+/// The properties that the channels to a node were made with.
+#[derive(PartialEq, Eq)]
+struct Made {
     address: String,
     cluster: Option<String>,
+    transport: Transport,
+    /// Of this process's certificate and the authorities that it believes: connections are dialled
+    /// anew before the certificate expires, and with the authorities of today.
+    generation: u64,
+}
+
+struct NodeChannels {
+    made: Made,
     raft: Channel,
     requests: Channel,
     watches: Lanes,
@@ -42,19 +55,18 @@ struct NodeChannels {
 impl NodeChannels {
     /// Channels connect when first used, and again when broken. `None`: nothing can be dialled
     /// there.
-    fn new(address: String, cluster: Option<String>, control: Option<&Handle>) -> Option<Self> {
-        let authority = match &cluster {
+    fn new(made: Made, way: Way, control: Option<&Handle>) -> Option<Self> {
+        let authority = match &made.cluster {
             Some(id) => Some(identity::origin(id)?),
             None => None,
         };
-        let peer = Peer::new(&address, authority).ok()?;
+        let peer = Peer::new(&made.address, authority, way).ok()?;
         let control = {
             let _there = control.map(Handle::enter);
             peer.control_channel()
         };
         Some(Self {
-            address,
-            cluster,
+            made,
             raft: peer.channel(),
             requests: peer.channel(),
             watches: Lanes::new(peer.clone()),
@@ -69,7 +81,7 @@ impl PeerChannels {
     /// With all connections on the present runtime.
     #[cfg(test)]
     pub(crate) fn new(cluster: &Cluster, dial: Dial) -> Result<Self, NodeId> {
-        Self::with_control(cluster, dial, None)
+        Self::with_control(cluster, dial, None, Arc::new(Mutual::empty()))
     }
 
     /// With the connections of control on a runtime of their own, if one is given.
@@ -80,9 +92,10 @@ impl PeerChannels {
         cluster: &Cluster,
         dial: Dial,
         control: Option<Handle>,
+        mutual: Arc<Mutual>,
     ) -> Result<Self, NodeId> {
-        let peers =
-            Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
+        let (channels, updates) = (RwLock::default(), watch::Sender::new(()));
+        let peers = Self { dial, control, mutual, channels, updates };
         match peers.update(cluster).first() {
             Some(node) => Err(*node),
             None => Ok(peers),
@@ -97,11 +110,17 @@ impl PeerChannels {
         let mut failed = Vec::new();
         for (id, node) in cluster.present_nodes() {
             let address = (self.dial)(id).unwrap_or_else(|| node.rpc_address.clone());
-            let known = channels.get(&id);
-            if known.is_some_and(|known| known.address == address && known.cluster == cluster.id) {
+            let made = Made {
+                address,
+                cluster: cluster.id.clone(),
+                transport: cluster.trust.transport,
+                generation: self.mutual.generation(),
+            };
+            if channels.get(&id).is_some_and(|known| known.made == made) {
                 continue;
             }
-            match NodeChannels::new(address, cluster.id.clone(), self.control.as_ref()) {
+            let way = self.way(cluster.trust.transport, id);
+            match NodeChannels::new(made, way, self.control.as_ref()) {
                 Some(new) => {
                     channels.insert(id, new);
                     self.updates.send_replace(());
@@ -110,6 +129,23 @@ impl PeerChannels {
             }
         }
         failed
+    }
+
+    /// After each change channels are to be [made anew](Self::update).
+    pub(crate) fn watch_certificate(&self) -> CertificateChanges {
+        self.mutual.watch()
+    }
+
+    fn way(&self, transport: Transport, node: NodeId) -> Way {
+        let mutual = Some(&self.mutual).filter(|_| transport.dials_tls());
+        match mutual.and_then(|mutual| Some((mutual.dialler()?, mutual.own()?))) {
+            Some((dialler, own)) => {
+                let cluster = Some(own.subject.cluster.clone());
+                let expected = Expected { cluster, node: Some(node) };
+                Way::Tls { dialler, expected, or_plain: transport == Transport::Prefer }
+            }
+            None => Way::Plain,
+        }
     }
 
     /// For client requests that are passed on.
@@ -134,8 +170,8 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.control.clone())
     }
 
-    /// Changes whenever a node is dialled at another address, or by another name of its cluster:
-    /// what lasts is to begin anew then.
+    /// Changes whenever a node is dialled at another address, in another way, or by another name of
+    /// its cluster: what lasts is to begin anew then.
     pub(crate) fn updates(&self) -> watch::Receiver<()> {
         self.updates.subscribe()
     }

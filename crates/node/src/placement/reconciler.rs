@@ -35,6 +35,7 @@ const RECONCILE_EVERY: Duration = Duration::from_millis(500);
 /// Follows the cluster: dials its nodes, remembers it, and reconciles every shard that appears in it.
 pub(crate) async fn reconcile_all(parts: Arc<PlacementParts>) {
     let mut known = parts.directory.watch();
+    let mut certificate = parts.peers.watch_certificate();
     let mut reconciled = HashSet::new();
     loop {
         let present = Arc::clone(&known.borrow_and_update());
@@ -65,6 +66,7 @@ pub(crate) async fn reconcile_all(parts: Arc<PlacementParts>) {
         tokio::select! {
             () = parts.stop.cancelled() => return,
             changed = known.changed() => if changed.is_err() { return },
+            () = certificate.changed() => {}
         }
     }
 }

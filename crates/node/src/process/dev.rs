@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_config::private_file;
 use meridian_config::{CertificateFiles, DevLayout};
-use meridian_config::{ConfigError, dev_cluster_configs};
+use meridian_config::{ConfigError, dev_cluster_configs, equip};
 use meridian_types::NodeId;
 
 use crate::network::peers::Dial;
@@ -46,6 +46,7 @@ pub struct DevCluster {
     nodes: Vec<Node>,
     /// Region and address of the first gateway in each.
     gateways: Vec<(String, SocketAddr)>,
+    context: Option<PathBuf>,
     _links: Vec<Link>,
 }
 
@@ -68,6 +69,8 @@ impl DevCluster {
         let max_memory_mb =
             options.max_memory_mb.unwrap_or((meridian_memory::default_max_bytes() >> 20) as u64);
         let nodes = configs.len() as u64;
+        let equipped = equip(&mut configs, options.data_dir);
+        let context = equipped.map_err(|error| StartError::Identity(error.to_string()))?;
         for config in &mut configs {
             // A busy machine is no reason to move a primary.
             config.manual_failover = !options.automatic_failover;
@@ -82,21 +85,7 @@ impl DevCluster {
                 config.listen.kv = format!("{host}:{port}");
             }
         }
-        let mut links = Vec::new();
-        let mut dials: HashMap<NodeId, HashMap<NodeId, String>> = HashMap::new();
-        if let Some(plan) = &options.wan {
-            for (from, to, profile) in pairs(&configs, plan) {
-                let target =
-                    to.1.parse()
-                        .map_err(|_| StartError::Invalid(format!("`{}` is no address", to.1)))?;
-                let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-                let link = Link::start(listen, target, profile, from.0 << 32 | to.0.0).await;
-                let link = link
-                    .map_err(|error| StartError::Invalid(format!("an emulated link: {error}")))?;
-                dials.entry(from).or_default().insert(to.0, link.address().to_string());
-                links.push(link);
-            }
-        }
+        let (links, mut dials) = links(&configs, options.wan.as_ref()).await?;
         let mut starting = Vec::new();
         for config in configs {
             let dial = dials
@@ -107,7 +96,7 @@ impl DevCluster {
                 Ok::<_, StartError>((region, Node::start(config, dial).await?))
             });
         }
-        let mut cluster = Self { nodes: Vec::new(), gateways: Vec::new(), _links: links };
+        let mut cluster = Self { nodes: Vec::new(), gateways: Vec::new(), context, _links: links };
         for started in futures::future::join_all(starting).await {
             match started {
                 Ok((region, node)) => {
@@ -130,6 +119,12 @@ impl DevCluster {
     pub async fn ready(&self) {
         let waits = self.nodes.iter().map(|node| patiently(async || node.ready().await));
         futures::future::join_all(waits).await;
+    }
+
+    /// The context of the cluster's operator. `None`: the cluster is from before nodes had
+    /// certificates, and open.
+    pub fn context(&self) -> Option<&Path> {
+        self.context.as_deref()
     }
 
     /// Each region, with the address of its first gateway.
@@ -162,6 +157,30 @@ fn write_config(config: &meridian_config::NodeConfig) -> Result<(), StartError> 
         cause: error.to_string(),
     };
     write().map_err(failed)
+}
+
+/// Where each node dials the others.
+type Dials = HashMap<NodeId, HashMap<NodeId, String>>;
+
+/// The emulated links of a plan, and where each node dials the others through them.
+async fn links(
+    configs: &[meridian_config::NodeConfig],
+    plan: Option<&WanPlan>,
+) -> Result<(Vec<Link>, Dials), StartError> {
+    let (mut links, mut dials) = (Vec::new(), Dials::new());
+    let Some(plan) = plan else { return Ok((links, dials)) };
+    for (from, to, profile) in pairs(configs, plan) {
+        let target = to.1.parse();
+        let target =
+            target.map_err(|_| StartError::Invalid(format!("`{}` is no address", to.1)))?;
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let link = Link::start(listen, target, profile, from.0 << 32 | to.0.0).await;
+        let link =
+            link.map_err(|error| StartError::Invalid(format!("an emulated link: {error}")))?;
+        dials.entry(from).or_default().insert(to.0, link.address().to_string());
+        links.push(link);
+    }
+    Ok((links, dials))
 }
 
 /// The pairs of nodes that an emulated link lies between, with the profile of each.

@@ -1,5 +1,6 @@
 //! A running node: how it starts, one floor after the other, and how it stops.
 
+mod acquaintance;
 mod floors;
 
 use std::net::SocketAddr;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, TokenConfig};
-use meridian_directory::Cluster;
+use meridian_directory::{Cluster, Transport};
 use meridian_gateway::{Access, Options};
 use meridian_memory::{Shares, default_max_bytes};
-use meridian_net::{Listener, capacity};
+use meridian_net::{Listener, Mutual, capacity};
 use meridian_types::NodeId;
 use tokio::runtime::Handle;
 
@@ -48,6 +48,7 @@ pub(crate) fn peer_channels(
     dial: Option<Dial>,
     configured: &BTreeMap<NodeId, String>,
     control: Option<Handle>,
+    mutual: Arc<Mutual>,
 ) -> Result<Arc<PeerChannels>, StartError> {
     let configured = configured.clone();
     let dial: Dial = match dial {
@@ -56,7 +57,19 @@ pub(crate) fn peer_channels(
     };
     let invalid =
         |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
-    Ok(Arc::new(PeerChannels::with_control(cluster, dial, control).map_err(invalid)?))
+    let peers = PeerChannels::with_control(cluster, dial, control, mutual);
+    Ok(Arc::new(peers.map_err(invalid)?))
+}
+
+/// The cluster that a process begins with: as its configuration describes it, or, with a
+/// certificate, as the certificate names it, and closed.
+pub(crate) fn first_cluster(mut described: Cluster, mutual: &Mutual) -> Cluster {
+    // A process that has a certificate got it where nodes have some, and goes nowhere without.
+    if let Some(own) = mutual.own() {
+        described.id = Some(own.subject.cluster.clone());
+        described.trust.transport = Transport::Require;
+    }
+    described
 }
 
 /// The access that the tokens of a configuration give.

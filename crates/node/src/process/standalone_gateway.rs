@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::changes::ChangeLogs;
+use crate::cluster_view::certificates::OwnCertificate;
 use crate::cluster_view::client::{Follower, TokenUseTelling};
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::network::peers::{Dial, PeerChannels};
+use crate::process::credentials;
 use crate::process::settings::{
-    client_security, configured_access, gateway_options, listen, local_address, max_memory_bytes,
-    peer_channels,
+    client_security, configured_access, first_cluster, gateway_options, listen, local_address,
+    max_memory_bytes, peer_channels,
 };
 use crate::process::start_error::StartError;
 use crate::read::execution::Reads;
@@ -19,7 +21,7 @@ use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::watches::Watches;
-use meridian_config::{GatewayConfig, ListenPurpose};
+use meridian_config::{GatewayConfig, IdentityFolder, ListenPurpose};
 use meridian_gateway::Options;
 use meridian_memory::{ByteBudget, Shares};
 use meridian_net::{Listener, capacity};
@@ -49,8 +51,10 @@ impl StandaloneGateway {
         tracing::info!(?shares, "memory is divided, in bytes");
         let kv_address = local_address(&kv)?;
         let clients = client_security(&config.gateway, kv_address)?;
-        let cluster = config.cluster;
-        let peers = peer_channels(&cluster, dial, &config.dial, None)?;
+        let stop = CancellationToken::new();
+        let mutual = credentials::follow(config.identity.as_ref(), &stop)?;
+        let cluster = first_cluster(config.cluster, &mutual);
+        let peers = peer_channels(&cluster, dial, &config.dial, None, Arc::clone(&mutual))?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let nodes = ClusterNodes {
@@ -70,7 +74,6 @@ impl StandaloneGateway {
             Arc::clone(&directory),
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
-        let stop = CancellationToken::new();
         let follower = Follower {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
@@ -84,6 +87,16 @@ impl StandaloneGateway {
             region: config.region.clone(),
         };
         tokio::spawn(telling.run(stop.clone()));
+        if let (true, Some(state_dir)) = (config.own_identity, &config.state_dir) {
+            let certificate = OwnCertificate {
+                folder: IdentityFolder::of(state_dir),
+                mutual,
+                directory: Arc::clone(&directory),
+                peers: Arc::clone(&peers),
+                node: None,
+            };
+            tokio::spawn(certificate.run(stop.clone()));
+        }
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
         let files = capacity::raise_open_files();
@@ -150,6 +163,7 @@ async fn dial_cluster(
     stop: CancellationToken,
 ) {
     let mut known = directory.watch();
+    let mut certificate = peers.watch_certificate();
     loop {
         for node in peers.update(&known.borrow_and_update().cluster) {
             tracing::error!(%node, "a node's address cannot be dialled");
@@ -157,6 +171,7 @@ async fn dial_cluster(
         tokio::select! {
             () = stop.cancelled() => return,
             changed = known.changed() => if changed.is_err() { return },
+            () = certificate.changed() => {}
         }
     }
 }
@@ -202,6 +217,10 @@ mod tests {
             cluster: founded,
             tokens: vec![TokenConfig::new(secret, Databases::All, Permissions::ALL)],
             dial: BTreeMap::new(),
+            identity: None,
+            own_identity: false,
+            state_dir: None,
+            insecure: true,
         };
         let started = Instant::now();
         let gateway = StandaloneGateway::start(config, None).await.unwrap();

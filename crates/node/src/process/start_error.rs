@@ -13,6 +13,10 @@ pub enum StartError {
     DataFolder { path: String, cause: String },
     #[error("shard {shard}: {cause}")]
     Shard { shard: ShardId, cause: StorageError },
+    #[error("the identity of this process cannot be used: {0}")]
+    Identity(String),
+    #[error("this process cannot join the cluster: {0}")]
+    Join(String),
     #[error("{0}")]
     Invalid(String),
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use meridian_consensus::Role;
-use meridian_directory::Node;
+use meridian_directory::{Node, Transport};
+use meridian_net::Mutual;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_proto::node_id_to_wire;
 use meridian_types::{NodeId, ShardId};
@@ -19,12 +20,15 @@ use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
 use crate::network::clients::ClientSecurity;
+use crate::rpc::cluster_gate::PlainCalls;
 use crate::shard::local::LocalShard;
 use crate::shard::replica::Replica;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::Voter;
 use crate::webhooks::Standings;
 
+/// Of a certificate: it should have been renewed days before.
+const ENDING: Duration = Duration::from_secs(5 * 24 * 3600);
 /// How long a handover of leadership may take.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -41,6 +45,8 @@ pub(crate) struct AdminService {
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) webhooks: Arc<Standings>,
     pub(crate) clients: Arc<ClientSecurity>,
+    pub(crate) mutual: Arc<Mutual>,
+    pub(crate) plain: Arc<PlainCalls>,
 }
 
 impl AdminService {
@@ -101,8 +107,37 @@ impl AdminService {
 impl AdminService {
     fn warnings(&self) -> Vec<String> {
         let of_node = self.clocks.warning().into_iter().chain(self.disk.warning());
+        let of_node = of_node.chain(self.transport_warning()).chain(self.certificate_warning());
         let of_clients = self.clients.warnings(SystemTime::now());
         of_node.chain(of_clients).chain(self.webhooks.warnings(wall_ms())).collect()
+    }
+
+    fn transport_warning(&self) -> Option<String> {
+        let transport = self.directory.known().cluster.trust.transport;
+        (transport != Transport::Require).then(|| {
+            format!(
+                "the transport is `{transport}`: calls in the clear are believed \
+                 (`meridian cluster transport require`)"
+            )
+        })
+    }
+
+    fn certificate_warning(&self) -> Option<String> {
+        let own = self.mutual.own()?;
+        let left = own.not_after.saturating_sub(Duration::from_millis(wall_ms()));
+        (left < ENDING).then(|| {
+            let hours = left.as_secs() / 3600;
+            format!("the node's certificate ends in {hours} h, and was not renewed: see its log")
+        })
+    }
+
+    fn certificate(&self) -> Option<wire::Certificate> {
+        let own = self.mutual.own()?;
+        Some(wire::Certificate {
+            subject: own.subject.to_string(),
+            not_after_ms: u64::try_from(own.not_after.as_millis()).unwrap_or(u64::MAX),
+            issuer: self.mutual.issuer().unwrap_or_default(),
+        })
     }
 }
 
@@ -137,6 +172,9 @@ impl admin_server::Admin for AdminService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             warnings: self.warnings(),
+            cluster_version: self.directory.known().cluster.version,
+            certificate: self.certificate(),
+            plain_call_age_ms: self.plain.age_ms(),
         }))
     }
 

@@ -1,29 +1,38 @@
-//! Refuses calls that are meant for another cluster.
+//! Refuses calls that are meant for another cluster, and those whose caller may not make them.
 //!
 //! An address may be given to another machine, a configuration may hold a wrong one, a copy of a
 //! cluster may run beside it with the same names and numbers: a node that is called for another
 //! cluster refuses, and both go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::{Either, Ready, ready};
+use meridian_net::{Caller, Mutual};
+use meridian_pki::Holder;
+use meridian_proto::CallingNode;
 use meridian_proto::admin::admin_server;
-use meridian_proto::directory::directory_server;
+use meridian_proto::directory::{directory_server, membership_server};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tower_layer::Layer;
 
 use crate::cluster_view::view::Directory;
+use crate::host::clock::wall_ms;
 use crate::network::identity::meant;
+use crate::rpc::authorization::{Judge, Principal};
+use crate::rpc::roles::{self, Need};
 
 /// Operators and nodes that join know only an address. The calls open to them say which cluster
 /// they concern.
 fn is_open(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
     match (parts.next(), parts.next()) {
-        (Some(admin_server::SERVICE_NAME), _) => true,
+        (Some(admin_server::SERVICE_NAME | membership_server::SERVICE_NAME), _) => true,
         (Some(directory_server::SERVICE_NAME), Some(method)) => method != "Renew",
         _ => false,
     }
@@ -46,10 +55,90 @@ fn refusal(own: Option<&str>, meant: Option<&str>, path: &str) -> Option<String>
     }
 }
 
-/// Refuses what is meant for another cluster, before anything else sees it.
+/// Between two looks whether certificates of live connections have expired.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Refuses calls before anything else sees them.
 #[derive(Clone)]
 pub(crate) struct ClusterGate {
     pub(crate) directory: Arc<Directory>,
+    pub(crate) mutual: Arc<Mutual>,
+    pub(crate) plain: Arc<PlainCalls>,
+}
+
+/// When another node or a gateway called in the clear last.
+#[derive(Debug, Default)]
+pub(crate) struct PlainCalls(AtomicU64);
+
+impl PlainCalls {
+    fn note(&self) {
+        self.0.store(wall_ms(), Ordering::Relaxed);
+    }
+
+    /// `None`: never.
+    pub(crate) fn age_ms(&self) -> Option<u64> {
+        let last = Some(self.0.load(Ordering::Relaxed)).filter(|last| *last > 0)?;
+        Some(wall_ms().saturating_sub(last))
+    }
+}
+
+impl ClusterGate {
+    /// Ends connections whose certificates are believed no more, with their streams, until `stop`.
+    pub(crate) async fn end_refused(self, stop: CancellationToken) {
+        let mut known = self.directory.watch();
+        loop {
+            let present = Arc::clone(&known.borrow_and_update());
+            let own = self.mutual.own();
+            let judge = Judge {
+                cluster: &present.cluster,
+                own: own.as_ref().map(|claims| claims.subject.cluster.as_str()),
+                now: Duration::from_millis(wall_ms()),
+            };
+            let ended = self.mutual.end_unless(|claims| judge.is_valid(claims).is_ok());
+            if ended > 0 {
+                tracing::info!(
+                    ended,
+                    "connections were ended: their certificates are believed no more"
+                );
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = known.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn let_through<I>(&self, request: &Request<I>) -> Result<Principal, Status> {
+        let (known, uri) = (self.directory.known(), request.uri());
+        let cluster = &known.cluster;
+        // An unknown method is answered as such, by what lies behind.
+        let need = roles::of_path(uri.path()).unwrap_or(Need::Nothing);
+        let own = self.mutual.own();
+        let judge = Judge {
+            cluster,
+            own: own.as_ref().map(|claims| claims.subject.cluster.as_str()),
+            now: Duration::from_millis(wall_ms()),
+        };
+        let caller = request.extensions().get::<Caller>();
+        let let_through = judge.let_through(caller, request.headers(), need);
+        let principal = let_through.inspect_err(|status| {
+            metrics::counter!("meridian_refused_calls_total").increment(1);
+            let address = caller.and_then(|caller| caller.address);
+            tracing::debug!(?address, path = uri.path(), %status, "a call was refused");
+        })?;
+        if principal.holder.is_none() && matches!(need, Need::Peer | Need::Gateway) {
+            self.plain.note();
+        }
+        let Some(reason) = refusal(cluster.id.as_deref(), meant(uri.authority()), uri.path())
+        else {
+            return Ok(principal);
+        };
+        metrics::counter!("meridian_foreign_calls_total").increment(1);
+        tracing::debug!(path = uri.path(), reason, "a call for another cluster was refused");
+        Err(Status::failed_precondition(reason))
+    }
 }
 
 impl<S> Layer<S> for ClusterGate {
@@ -79,20 +168,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<I>) -> Self::Future {
-        let known = self.gate.directory.known();
-        let uri = request.uri();
-        match refusal(known.cluster.id.as_deref(), meant(uri.authority()), uri.path()) {
-            None => Either::Right(self.inner.call(request)),
-            Some(reason) => {
-                metrics::counter!("meridian_foreign_calls_total").increment(1);
-                tracing::debug!(
-                    path = uri.path(),
-                    reason,
-                    "a call for another cluster was refused"
-                );
-                Either::Left(ready(Ok(Status::failed_precondition(reason).into_http())))
+    fn call(&mut self, mut request: Request<I>) -> Self::Future {
+        match self.gate.let_through(&request) {
+            Ok(principal) => {
+                if let Some(Holder::Node(node)) = principal.holder {
+                    request.extensions_mut().insert(CallingNode(node));
+                }
+                request.extensions_mut().insert(principal);
+                Either::Right(self.inner.call(request))
             }
+            Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
     }
 }
@@ -135,8 +220,11 @@ mod tests {
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let cluster = Cluster { version: 1, id: Some("00aa".to_owned()), ..founded };
-        let gate =
-            ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
+        let gate = ClusterGate {
+            directory: Arc::new(Directory::new(cluster, Access::default(), None)),
+            mutual: Arc::new(Mutual::empty()),
+            plain: Arc::default(),
+        };
         let calls = Cell::new(0);
         let mut gated = gate.layer(Counting { calls: &calls, is_ready: true });
         let mut call = |cluster: &str| {
@@ -156,7 +244,10 @@ mod tests {
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(founded.clone(), Access::default(), None));
-        let (gate, calls) = (ClusterGate { directory }, Cell::new(0));
+        let (gate, calls) = (
+            ClusterGate { directory, mutual: Arc::new(Mutual::empty()), plain: Arc::default() },
+            Cell::new(0),
+        );
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for is_ready in [false, true] {
             let mut gated = gate.layer(Counting { calls: &calls, is_ready });

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use meridian_directory::Change;
+use meridian_directory::{AuthorityKey, Change};
 use meridian_failover::ExecuteFailure;
+use meridian_pki::{Authority, Holder};
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
-use meridian_proto::{node_id_to_wire, shard_report_to_wire};
+use meridian_proto::{node_id_to_wire, shard_report_to_wire, speaks_for};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +18,9 @@ use tonic::{Request, Response, Status};
 use crate::cluster_view::view::Directory;
 use crate::cluster_view::wire::{cluster_to_show, cluster_to_wire};
 use crate::directory_group::leader::DirectoryVoter;
+use crate::host::clock::wall_ms;
+use crate::rpc::authorization::Principal;
+use crate::rpc::roles;
 use crate::time_budget::FOLLOW_HEARTBEAT;
 
 /// A node that the directory's leader has answered no question of so late may have missed
@@ -37,6 +41,34 @@ pub(crate) struct DirectoryService {
 }
 
 impl DirectoryService {
+    /// The parts of an order that are the directory's to give: an authority, whose key goes to its
+    /// voters alone, and times.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn completed(&self, change: Change) -> Result<Change, Status> {
+        match change {
+            Change::AddAuthority { .. } => {}
+            // Times are the leader's: an operator's clock may be any.
+            Change::RevokeCertificates { member, .. } => {
+                return Ok(Change::RevokeCertificates { member, before_ms: wall_ms() });
+            }
+            Change::Invite { invitation, .. } => {
+                return Ok(Change::Invite { invitation, now_ms: wall_ms() });
+            }
+            change => return Ok(change),
+        }
+        let known = self.directory.known();
+        let id = known.cluster.id.as_deref();
+        let id = id.ok_or_else(|| Status::unavailable("the cluster has no id yet"))?;
+        let made = Authority::new(id, Duration::from_millis(wall_ms()));
+        let made = made.map_err(|error| Status::internal(error.to_string()))?;
+        let authority = meridian_directory::Authority {
+            certificate_pem: made.certificate_pem().to_owned(),
+            key: Some(AuthorityKey::new(made.key_pem().to_owned())),
+            issues: false,
+        };
+        Ok(Change::AddAuthority { authority })
+    }
+
     fn voter(&self) -> Result<Arc<DirectoryVoter>, Status> {
         let voter = self.voter.read().clone();
         voter.ok_or_else(|| Status::failed_precondition("this node does not vote in the directory"))
@@ -51,7 +83,9 @@ impl directory_server::Directory for DirectoryService {
         &self,
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::RenewResponse>, Status> {
-        let result = self.voter()?.renew(request.into_inner()).await;
+        let (_, caller, request) = request.into_parts();
+        speaks_for(&caller, request.node_id)?;
+        let result = self.voter()?.renew(request).await;
         Ok(Response::new(wire::RenewResponse { result: Some(result) }))
     }
 
@@ -59,7 +93,12 @@ impl directory_server::Directory for DirectoryService {
         &self,
         request: Request<wire::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let mut sent = request.into_inner().known_version;
+        let (_, caller, request) = request.into_parts();
+        // A gateway needs less than a node.
+        let is_gateway = caller
+            .get::<Principal>()
+            .is_some_and(|principal| matches!(principal.holder, Some(Holder::Gateway(_))));
+        let mut sent = request.known_version;
         let directory = Arc::clone(&self.directory);
         let mut known = directory.watch();
         let (states, stream) = mpsc::channel(4);
@@ -69,7 +108,8 @@ impl directory_server::Directory for DirectoryService {
                     let known = known.borrow_and_update();
                     let cluster = &known.cluster;
                     // Version 0 is this node's configuration, which was never committed.
-                    (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
+                    (cluster.version > sent)
+                        .then(|| (cluster.version, cluster_to_wire(cluster, is_gateway)))
                 };
                 let is_in_touch =
                     || directory.knows_all_until(directory.now().saturating_sub(IN_TOUCH));
@@ -102,7 +142,7 @@ impl directory_server::Directory for DirectoryService {
         &self,
         request: Request<wire::ExecuteRequest>,
     ) -> Result<Response<wire::ExecuteResponse>, Status> {
-        let request = request.into_inner();
+        let (_, extensions, request) = request.into_parts();
         if request.change_json.len() > MAX_CHANGE_BYTES {
             return Err(Status::invalid_argument(format!(
                 "field `change_json` has more than {MAX_CHANGE_BYTES} bytes"
@@ -110,15 +150,17 @@ impl directory_server::Directory for DirectoryService {
         }
         let change: Change = serde_json::from_slice(&request.change_json)
             .map_err(|error| Status::invalid_argument(format!("field `change_json`: {error}")))?;
-        if !is_for_operators(&change) {
-            return Err(Status::permission_denied("this change is the directory's own"));
-        }
+        let level = roles::of_change(&change)
+            .ok_or_else(|| Status::permission_denied("this change is the directory's own"))?;
+        let principal = extensions.get::<Principal>();
+        principal.map_or(Ok(()), |principal| principal.may(level))?;
+        let change = self.completed(change)?;
         let voter = self.voter()?;
         let token = match &change {
             Change::CreateToken { token } => Some(token.sha256.clone()),
             _ => None,
         };
-        let result = match voter.execute(change, actor(&request.actor)).await {
+        let result = match voter.execute(change, actor(principal, &request.actor)).await {
             Ok(cluster) => {
                 execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref()))
             }
@@ -187,26 +229,16 @@ impl directory_server::Directory for DirectoryService {
     }
 }
 
-/// The directory's leader alone decides these.
-/// The name under which a change is recorded, as the caller says: bounded, and without what a terminal would obey.
-fn actor(said: &str) -> String {
+/// The author of a change for the record: as the connection proves, and as the caller says, which
+/// is bounded and without what a terminal would obey.
+fn actor(principal: Option<&Principal>, said: &str) -> String {
     const MAX_CHARACTERS: usize = 128;
     let shown = |character: char| if character.is_control() { '\u{fffd}' } else { character };
-    said.chars().take(MAX_CHARACTERS).map(shown).collect()
-}
-
-fn is_for_operators(change: &Change) -> bool {
-    !matches!(
-        change,
-        Change::NameCluster { .. }
-            | Change::RecordIncarnation { .. }
-            | Change::Seal { .. }
-            | Change::Promote { .. }
-            | Change::Activate { .. }
-            | Change::ConfirmVoters { .. }
-            | Change::ShowLoss { .. }
-            | Change::EndDeletion { .. }
-    )
+    let said: String = said.chars().take(MAX_CHARACTERS).map(shown).collect();
+    match principal {
+        Some(principal) if principal.holder.is_some() => format!("{principal}: {said}"),
+        _ => said,
+    }
 }
 
 #[cfg(test)]
@@ -358,11 +390,15 @@ mod tests {
     #[test]
     fn what_leaders_and_nodes_say_is_no_operators_to_order() {
         let (shard, epoch) = (ShardId(1), Epoch(1));
-        assert!(!is_for_operators(&Change::ConfirmVoters { shard, epoch, version: 2 }));
-        assert!(!is_for_operators(&Change::Activate { shard, epoch }));
-        assert!(!is_for_operators(&Change::EndDeletion {
-            id: meridian_types::DatabaseId([1; 16])
-        }));
-        assert!(is_for_operators(&Change::SetVoters { shard, voters: [NodeId(1)].into() }));
+        for change in [
+            Change::ConfirmVoters { shard, epoch, version: 2 },
+            Change::Activate { shard, epoch },
+            Change::EndDeletion { id: meridian_types::DatabaseId([1; 16]) },
+            Change::UseInvitation { id: 1, request: String::new() },
+        ] {
+            assert_eq!(roles::of_change(&change), None);
+        }
+        let voters = Change::SetVoters { shard, voters: [NodeId(1)].into() };
+        assert!(roles::of_change(&voters).is_some());
     }
 }

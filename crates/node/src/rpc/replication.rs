@@ -10,6 +10,7 @@ use futures::Stream;
 use meridian_memory::ByteBudget;
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
+use meridian_proto::{CallingNode, speaks_for};
 use meridian_shipping::{
     AdvertisedCommit, BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent,
     Status as NodeStatus,
@@ -21,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::coop;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::view::Directory;
@@ -87,11 +88,12 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<Streaming<wire::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let mut requests = request.into_inner();
+        let (_, caller, mut requests) = request.into_parts();
         let first = requests.message().await?.and_then(|request| request.message);
         let Some(subscribe_request::Message::Start(start)) = first else {
             return Err(Status::invalid_argument("a subscription begins with a start"));
         };
+        speaks_for(&caller, start.node_id)?;
         let (subscription, stream) = self.open(start)?;
         tokio::spawn(subscription.run(requests));
         Ok(Response::new(Box::pin(stream)))
@@ -101,9 +103,11 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::FetchStateRequest>,
     ) -> Result<Response<Self::FetchStateStream>, Status> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
         if request.shard == DIRECTORY_GROUP.shard.0 {
-            // It has no replicas: only Raft sends for it, to its own members.
+            // It has no replicas: only Raft sends for it, to its own members. It has the keys of the
+            // cluster's authorities.
+            self.votes_in_directory(&caller)?;
             return Ok(Response::new(Box::pin(ReceiverStream::new(
                 self.exchange.serve(DIRECTORY_GROUP, request)?,
             ))));
@@ -121,12 +125,24 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<Streaming<wire::AnnounceRequest>>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        self.hear(request.into_inner()).await?;
+        let (_, caller, requests) = request.into_parts();
+        self.hear(caller, requests).await?;
         Ok(Response::new(wire::AnnounceResponse {}))
     }
 }
 
 impl ShippingService {
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn votes_in_directory(&self, caller: &Extensions) -> Result<(), Status> {
+        let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
+        match self.directory.known().cluster.directory_voters.contains(node) {
+            true => Ok(()),
+            false => Err(Status::permission_denied(format!(
+                "node {node} does not vote in the directory, and gets no state of it"
+            ))),
+        }
+    }
+
     /// Begins what takes the place of the subscription that the same node has.
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn open(&self, start: wire::Start) -> Result<(Subscription, ReceiverStream<Shipped>), Status> {
@@ -166,10 +182,17 @@ impl ShippingService {
     /// As long as something comes, and never for so long that other tasks wait.
     async fn hear(
         &self,
+        caller: Extensions,
         mut requests: impl Stream<Item = Result<wire::AnnounceRequest, Status>> + Unpin,
     ) -> Result<(), Status> {
         while let Some(request) = requests.next().await {
-            self.heard(request?);
+            let request = request?;
+            let of_statuses = request.statuses.iter().map(|status| status.node_id);
+            let of_checkpoints = request.checkpoints.iter().map(|checkpoint| checkpoint.node_id);
+            for claimed in of_statuses.chain(of_checkpoints).chain([request.node_id]) {
+                speaks_for(&caller, claimed)?;
+            }
+            self.heard(request);
             coop::consume_budget().await;
         }
         Ok(())

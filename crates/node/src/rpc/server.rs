@@ -2,11 +2,12 @@
 //! node's.
 
 use std::io;
+use std::sync::Arc;
 
 use meridian_consensus::RaftService;
 use meridian_net::admission::{Limits, Members, admitted};
 use meridian_net::control::{Connections, adopt, divide};
-use meridian_net::{Listener, MAX_MESSAGE_BYTES, capacity, grpc};
+use meridian_net::{Listener, MAX_MESSAGE_BYTES, Mutual, capacity, grpc};
 use meridian_proto::admin::admin_server::AdminServer;
 use meridian_proto::directory::directory_server::DirectoryServer;
 use tokio::runtime::Handle;
@@ -18,6 +19,7 @@ use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
+use crate::rpc::membership::MembershipService;
 use crate::rpc::queue::QueueService;
 use crate::rpc::replication::ShippingService;
 use crate::rpc::shard::ShardService;
@@ -46,6 +48,7 @@ pub(crate) struct Services {
     pub(crate) admin: AdminService,
     pub(crate) directory: DirectoryService,
     pub(crate) failover: FailoverService,
+    pub(crate) membership: MembershipService,
 }
 
 impl Services {
@@ -57,17 +60,19 @@ impl Services {
         self,
         listener: Listener,
         (limits, members): (Limits, Members),
+        mutual: Arc<Mutual>,
         control: &Handle,
         stop: &CancellationToken,
     ) -> io::Result<Vec<JoinHandle<()>>> {
+        tokio::spawn(self.gate.clone().end_refused(stop.clone()));
         let listener = listener.detach()?;
         let (of_control, others) = {
             let _there = control.enter();
-            divide(admitted(listener.attach()?, limits, members))
+            divide(admitted(listener.attach()?, limits, members), Arc::clone(&mutual))
         };
         Ok(vec![
             control.spawn(self.clone().serve(of_control, stop.clone())),
-            tokio::spawn(self.serve(adopt(others), stop.clone())),
+            tokio::spawn(self.serve(adopt(others, mutual), stop.clone())),
         ])
     }
 
@@ -83,6 +88,7 @@ impl Services {
             .add_service(
                 DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
+            .add_service(self.membership.into_server())
             .add_service(self.failover.into_server());
         // Connections end with the process: streams of the log never end by themselves.
         tokio::select! {

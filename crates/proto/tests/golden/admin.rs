@@ -45,7 +45,16 @@ fn admin_statuses_are_golden() {
         version: "version".to_owned(),
         uptime_ms: L + 7,
         warnings: vec!["warning".to_owned()],
+        cluster_version: L + 10,
+        certificate: Some(admin::Certificate {
+            subject: "subject".to_owned(),
+            not_after_ms: L + 2,
+            issuer: "issuer".to_owned(),
+        }),
+        plain_call_age_ms: Some(0),
     };
+    let certificate =
+        vec![field_bytes(1, b"subject"), field_varint(2, L + 2), field_bytes(3, b"issuer")];
     let golden = [
         field_varint(1, L + 1),
         field_bytes(2, b"name"),
@@ -56,6 +65,9 @@ fn admin_statuses_are_golden() {
         field_bytes(6, b"version"),
         field_varint(7, L + 7),
         field_bytes(9, b"warning"),
+        field_varint(10, L + 10),
+        field_message(11, &certificate),
+        field_varint(12, 0),
     ];
     assert_golden(&response, &golden);
 }

@@ -264,3 +264,38 @@ fn reading_a_log_is_golden() {
     assert_golden(&directory::ReadLogResponse { batches: None }, &[]);
     assert_golden(&directory::ReadStateRequest { shard: 1 }, &[field_varint(1, 1)]);
 }
+
+#[test]
+fn certificates_are_golden() {
+    let request = Bytes::from("request");
+    let join = directory::JoinRequest { secret: "secret".to_owned(), request: request.clone() };
+    assert_golden(&join, &[field_bytes(1, b"secret"), field_bytes(2, b"request")]);
+    let incarnation = Bytes::from("incarnation");
+    let certify = directory::CertifyRequest { request, node_id: L + 2, incarnation };
+    let golden =
+        [field_bytes(1, b"request"), field_varint(2, L + 2), field_bytes(3, b"incarnation")];
+    assert_golden(&certify, &golden);
+    let (state, state_fields) = cluster_state();
+    let certified = directory::Certified {
+        chain_pem: "chain".to_owned(),
+        authorities_pem: "authorities".to_owned(),
+        subject: "subject".to_owned(),
+        cluster: Some(state),
+    };
+    let certified_fields = vec![
+        field_bytes(1, b"chain"),
+        field_bytes(2, b"authorities"),
+        field_bytes(3, b"subject"),
+        field_message(4, &state_fields),
+    ];
+    use directory::certify_response::Result;
+    let ask = directory::Ask { addresses: vec!["a".to_owned(), "b".to_owned()] };
+    let ask_fields = vec![field_bytes(1, b"a"), field_bytes(1, b"b")];
+    for (result, golden) in [
+        (Result::Certified(certified), field_message(1, &certified_fields)),
+        (Result::Refused("why".to_owned()), field_bytes(2, b"why")),
+        (Result::Ask(ask), field_message(3, &ask_fields)),
+    ] {
+        assert_golden(&directory::CertifyResponse { result: Some(result) }, &[golden]);
+    }
+}

@@ -1,8 +1,8 @@
 //! Recorded changes in words.
 
 use meridian_directory::{
-    Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Rpo, RpoMode, Token,
-    TokenScope, WebhookSettings,
+    Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Member, Node, Rpo, RpoMode,
+    Token, TokenScope, WebhookSettings,
 };
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
 
@@ -17,6 +17,7 @@ pub(super) fn describe(json: &[u8], cluster: &Cluster) -> String {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "one arm for each change")]
 fn words(change: &Change, cluster: &Cluster) -> String {
     let node = |id: &NodeId| resolve::node_name(cluster, *id);
     let nodes = |ids| resolve::node_names(cluster, ids);
@@ -80,6 +81,32 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("token {id} has a new secret; the one before ended")
         }
         Change::RevokeToken { id } => format!("token {id} revoked"),
+        Change::SetTransport { transport } => {
+            format!("transport between processes set to {transport}")
+        }
+        Change::AddAuthority { .. } => "certificate authority added".to_owned(),
+        Change::IssueWith { number } => format!("certificates come from authority {number}"),
+        Change::RemoveAuthority { number } => format!("certificate authority {number} removed"),
+        Change::AddOperator { operator } => {
+            format!("operator {} added: may {}", operator.name, operator.level)
+        }
+        Change::RemoveOperator { name } => format!("operator {name} removed"),
+        Change::AddGateway { name } => format!("gateway {name} added"),
+        Change::RemoveGateway { name } => format!("gateway {name} removed"),
+        Change::RevokeCertificates { member: of, .. } => {
+            format!("certificates of {} revoked", member(cluster, of))
+        }
+        Change::Invite { invitation, .. } => {
+            format!("join token made for {}", member(cluster, &invitation.member))
+        }
+        Change::UseInvitation { id, .. } => format!("join token {id} used"),
+    }
+}
+
+fn member(cluster: &Cluster, member: &Member) -> String {
+    match member {
+        Member::Node(id) => resolve::node_name(cluster, *id),
+        Member::Gateway(name) => format!("gateway {name}"),
     }
 }
 

@@ -3,11 +3,12 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use meridian_config::NodeConfig;
+use meridian_config::{NodeConfig, equip_other, is_development};
 use meridian_directory::Cluster;
+use meridian_pki::Holder;
 use meridian_types::NodeId;
 
 pub(super) struct NewFile<'a> {
@@ -44,12 +45,26 @@ impl NewFile<'_> {
         config.dial.clear();
         self.data_dir.clone_into(&mut config.data_dir);
         config.cluster = self.cluster.clone();
+        if let Some(identity) = &mut config.identity {
+            // Beside the template's: its operator puts the certificate there.
+            let path = identity.certificate.with_file_name(format!("{}.pem", node.name));
+            (identity.certificate, identity.key) = (path.clone(), path);
+        }
         (config.node_id, config.node) = (self.id, node);
         let text = config.to_toml();
         NodeConfig::parse(&text, Path::new("the new node's configuration"))
             .context("the cluster as it is makes no configuration")?;
         Ok(text)
     }
+}
+
+/// Issues the identity of a new node of a development cluster, whose authority lies beside the
+/// identities. `None`: the certificate comes from elsewhere.
+pub(super) fn identify(template: &Path, name: &str, id: NodeId) -> Result<Option<PathBuf>> {
+    let Some(identity) = NodeConfig::load(template)?.identity else { return Ok(None) };
+    let folder = identity.certificate.parent().and_then(Path::parent);
+    let Some(folder) = folder.filter(|folder| is_development(folder)) else { return Ok(None) };
+    Ok(Some(equip_other(folder, name, Holder::Node(id))?.certificate))
 }
 
 /// Creates a file that only its owner can read: it holds access tokens.

@@ -1,13 +1,15 @@
 //! The directory from outside: finding its leader, asking it, and making changes exactly once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use futures::stream::{FuturesUnordered, StreamExt};
+use meridian_config::Context;
 use meridian_directory::{Change, Cluster};
 use meridian_net::MAX_MESSAGE_BYTES;
-use meridian_net::grpc::{self, Timeouts};
+use meridian_net::grpc::{self, Access, OperatorChannel, Timeouts};
 use meridian_proto::directory::{
     self as wire, directory_client::DirectoryClient, execute_response,
 };
@@ -15,9 +17,9 @@ use meridian_proto::node_id;
 use meridian_types::NodeId;
 use tokio::time::Instant;
 use tonic::Code;
-use tonic::transport::Channel;
 
-use super::{Connect, View};
+use super::connect::Reached;
+use super::{Target, View};
 
 const CONNECT: Duration = Duration::from_secs(2);
 /// For a question. A directory that has just lost its leader takes a while to elect another.
@@ -33,6 +35,8 @@ const SEARCHED_CHANGES: u32 = 200;
 /// The directory as seen by an operator's command: any node leads to its leader.
 pub(crate) struct Directory {
     seeds: Vec<String>,
+    access: Access,
+    context: Option<(PathBuf, Context)>,
     /// The newest cluster received so far.
     known: Option<Cluster>,
     /// The address at which the leader answered last.
@@ -41,7 +45,7 @@ pub(crate) struct Directory {
 
 /// The outcome of one attempt to make a change.
 enum Tried {
-    Done(Cluster),
+    Done(Box<Cluster>),
     Refused(String),
     /// Certainly not made: nothing was sent, or the node does not lead.
     Not {
@@ -55,8 +59,19 @@ enum Tried {
 impl Directory {
     /// # Errors
     /// When the configuration cannot be read that holds the addresses of nodes.
-    pub(crate) fn new(connect: &Connect) -> Result<Self> {
-        Ok(Self { seeds: connect.seeds()?, known: None, leader_address: None })
+    pub(crate) fn new(target: &Target) -> Result<Self> {
+        let Reached { seeds, access, context } = target.reach()?;
+        Ok(Self { context, ..Self::with(seeds, access) })
+    }
+
+    /// By way of these nodes.
+    pub(crate) fn with(seeds: Vec<String>, access: Access) -> Self {
+        Self { seeds, access, context: None, known: None, leader_address: None }
+    }
+
+    /// The way to the nodes of the cluster.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The view of the directory's leader, or the newest view of another node while no leader
@@ -66,14 +81,14 @@ impl Directory {
     /// When no node answers.
     pub(crate) async fn inspect(&mut self, changes: u32) -> Result<View> {
         if let Some(address) = self.leader_address.take()
-            && let Ok(response) = ask(&address, changes).await
+            && let Ok(response) = ask(&address, &self.access, changes).await
         {
             let view = self.read(&address, response)?;
             if view.leader_address.is_some() {
                 return Ok(view);
             }
         }
-        let mut search = Search::new(changes);
+        let mut search = Search::new(self.access.clone(), changes);
         let known = self.known.iter().flat_map(|cluster| addresses(cluster, cluster.nodes.keys()));
         search.ask(self.seeds.iter().cloned().chain(known));
         let mut best: Option<View> = None;
@@ -146,10 +161,11 @@ impl Directory {
                 None => self.inspect_leader(0).await?.leader_address.unwrap_or_default(),
             };
             let before = self.known.as_ref().map_or(0, |cluster| cluster.version);
-            match execute(&to, request.clone()).await {
+            match execute(&to, &self.access, request.clone()).await {
                 Tried::Done(cluster) => {
-                    self.known = Some(cluster.clone());
-                    return Ok(cluster);
+                    self.believe(&cluster)?;
+                    self.known = Some((*cluster).clone());
+                    return Ok(*cluster);
                 }
                 Tried::Refused(why) => bail!("refused: {why}"),
                 Tried::Not { leader, why } => {
@@ -181,7 +197,8 @@ impl Directory {
         let is_it = |record: &wire::ChangeRecord| {
             let recorded = || serde_json::from_slice::<Change>(&record.change_json);
             record.version > behind
-                && record.actor == actor
+                // The leader puts before it what the connection proves.
+                && record.actor.ends_with(actor)
                 && recorded().is_ok_and(|recorded| recorded.without_secrets() == change)
         };
         let deadline = Instant::now() + PATIENCE;
@@ -212,9 +229,32 @@ impl Directory {
             self.leader_address.clone_from(&view.leader_address);
         }
         if self.known.as_ref().is_none_or(|known| known.version <= view.cluster.version) {
+            if is_leader {
+                self.believe(&view.cluster)?;
+            }
             self.known = Some(view.cluster.clone());
         }
         Ok(view)
+    }
+
+    /// Believes the authorities that the cluster names, now and with later commands: while one takes
+    /// the place of another, the cluster names both.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub(crate) fn believe(&mut self, cluster: &Cluster) -> Result<()> {
+        let Some((path, context)) = &mut self.context else { return Ok(()) };
+        let named = cluster.trust.authorities.iter();
+        let named: String = named.map(|known| known.certificate_pem.as_str()).collect();
+        if named.is_empty() || named == context.authorities {
+            return Ok(());
+        }
+        context.authorities = named;
+        self.access = context.access(path)?;
+        if let Err(error) = context.save(path) {
+            eprintln!("meridian: {error}; the next rotation of the authority needs a new login");
+        }
+        Ok(())
     }
 }
 
@@ -232,6 +272,7 @@ type Answer = (String, Result<wire::InspectResponse, tonic::Status>);
 
 /// Asks several nodes at a time, each of them once.
 struct Search {
+    access: Access,
     changes: u32,
     seen: BTreeSet<String>,
     asked: FuturesUnordered<futures::future::BoxFuture<'static, Answer>>,
@@ -239,8 +280,9 @@ struct Search {
 }
 
 impl Search {
-    fn new(changes: u32) -> Self {
+    fn new(access: Access, changes: u32) -> Self {
         Self {
+            access,
             changes,
             seen: BTreeSet::new(),
             asked: FuturesUnordered::new(),
@@ -251,9 +293,9 @@ impl Search {
     fn ask(&mut self, addresses: impl IntoIterator<Item = String>) {
         for address in addresses {
             if self.seen.insert(address.clone()) {
-                let changes = self.changes;
+                let (access, changes) = (self.access.clone(), self.changes);
                 self.asked.push(Box::pin(async move {
-                    let answer = ask(&address, changes).await;
+                    let answer = ask(&address, &access, changes).await;
                     (address, answer)
                 }));
             }
@@ -272,24 +314,31 @@ fn addresses<'a>(
 }
 
 /// Connects to a node. After an error, nothing has been sent but the handshake.
-pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
+pub(crate) async fn connect(
+    address: &str,
+    access: &Access,
+) -> Result<OperatorChannel, tonic::Status> {
     let timeouts = Timeouts { connect: CONNECT, call: None };
-    let connected = grpc::connect(address, timeouts).await;
+    let connected = grpc::connect(address, access, timeouts).await;
     connected.map_err(|error| tonic::Status::unavailable(error.to_string()))
 }
 
-async fn ask(address: &str, changes: u32) -> Result<wire::InspectResponse, tonic::Status> {
+async fn ask(
+    address: &str,
+    access: &Access,
+    changes: u32,
+) -> Result<wire::InspectResponse, tonic::Status> {
     let asked = async {
-        let mut client = client(connect(address).await?);
+        let mut client = client(connect(address, access).await?);
         Ok(client.inspect(wire::InspectRequest { changes }).await?.into_inner())
     };
     let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
     tokio::time::timeout(ASK, asked).await.unwrap_or_else(late)
 }
 
-async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
+async fn execute(address: &str, access: &Access, request: wire::ExecuteRequest) -> Tried {
     let not = |leader, why: String| Tried::Not { leader, why: format!("{address}: {why}") };
-    let channel = match connect(address).await {
+    let channel = match connect(address, access).await {
         Ok(channel) => channel,
         Err(status) => return not(None, status.message().to_owned()),
     };
@@ -300,7 +349,7 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
     match answer {
         Ok(Some(execute_response::Result::Done(state))) => {
             match serde_json::from_slice(&state.json) {
-                Ok(cluster) => Tried::Done(cluster),
+                Ok(cluster) => Tried::Done(Box::new(cluster)),
                 Err(error) => Tried::Unknown(format!(
                     "this version cannot read the answer of {address} ({error})"
                 )),
@@ -315,15 +364,16 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
         Err(status) => match status.code() {
             // The node does not vote in the directory.
             Code::FailedPrecondition => not(None, status.message().to_owned()),
-            Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
-                Tried::Refused(status.message().to_owned())
-            }
+            Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented => Tried::Refused(status.message().to_owned()),
             _ => Tried::Unknown(format!("{address}: {}", status.message())),
         },
     }
 }
 
-fn client(channel: Channel) -> DirectoryClient<Channel> {
+fn client(channel: OperatorChannel) -> DirectoryClient<OperatorChannel> {
     DirectoryClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 

@@ -63,6 +63,7 @@ pub(crate) fn cluster() -> Cluster {
         default_database: "00000000-0000-4000-8000-000000000001".parse().ok(),
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        trust: Default::default(),
         deleting: BTreeMap::new(),
     }
 }

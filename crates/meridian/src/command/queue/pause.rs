@@ -59,7 +59,7 @@ struct Set<'a> {
 impl Paused {
     async fn set(self, paused: bool, output: &mut Output) -> Result<()> {
         let Self { name, connect } = self;
-        let mut directory = Directory::new(&connect)?;
+        let mut directory = Directory::new(&connect.target)?;
         let view = directory.inspect_leader(0).await?;
         let id = resolve::database(&view.cluster, &name)?;
         let change = Change::SetDatabase {

@@ -141,7 +141,7 @@ fn key(path: &Path) -> Result<WebhookKey> {
 impl Named {
     /// Of one queue, or of all.
     async fn show(self, queue: Option<&str>, output: &mut Output) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let view = directory.inspect_leader(0).await?;
         let id = resolve::database(&view.cluster, &self.name)?;
         self.print(&view.cluster, id, queue, output)
@@ -153,7 +153,7 @@ impl Named {
         queue: &str,
         output: &mut Output,
     ) -> Result<()> {
-        let mut directory = Directory::new(&self.connect)?;
+        let mut directory = Directory::new(&self.connect.target)?;
         let view = directory.inspect_leader(0).await?;
         let id = resolve::database(&view.cluster, &self.name)?;
         let cluster = directory.execute(&change(id)).await?;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meridian_config::NodeConfig;
+use meridian_config::{IdentityFolder, NodeConfig};
 use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_directory::Cluster;
 use meridian_memory::{ByteBudget, Shares};
-use meridian_net::{Listener, capacity};
+use meridian_net::{Listener, Mutual, capacity};
 use meridian_storage::{Engine, HighWater, StorageError, Syncer};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::background::parts::DutyParts;
 use crate::background::{counters, maintenance};
 use crate::changes::ChangeLogs;
+use crate::cluster_view::certificates::OwnCertificate;
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
-use crate::cluster_view::store::{incarnation, load_cluster};
+use crate::cluster_view::store::incarnation;
 use crate::cluster_view::view::{Directory, Known};
 use crate::directory_group::leader::DirectoryVoter;
 use crate::directory_group::member::{DirectoryPart, refuses_batches_of};
@@ -36,6 +37,8 @@ use crate::placement::parts::PlacementParts;
 use crate::placement::reconciler::reconcile_all;
 use crate::placement::report::Standing;
 use crate::process::data_folder::{open_engine, take_engine, unusable};
+use crate::process::founding::identify;
+use crate::process::node::acquaintance::acquaintance;
 use crate::process::settings::{
     configured_access, gateway_options, max_memory_bytes, peer_channels,
 };
@@ -47,9 +50,10 @@ use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::rpc::admin::AdminService;
 use crate::rpc::changes::ChangesService;
-use crate::rpc::cluster_gate::ClusterGate;
+use crate::rpc::cluster_gate::{ClusterGate, PlainCalls};
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
+use crate::rpc::membership::MembershipService;
 use crate::rpc::replication::ShippingService;
 use crate::rpc::server::{Services, limits};
 use crate::rpc::shard::ShardService;
@@ -85,6 +89,8 @@ pub(super) struct Floors {
     founds: bool,
     pub(super) control: ControlRuntime,
     peers: Arc<PeerChannels>,
+    mutual: Arc<Mutual>,
+    plain: Arc<PlainCalls>,
     pub(super) directory: Arc<Directory>,
     pub(super) directory_voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
     pub(super) shards: Arc<ShardTable>,
@@ -111,12 +117,13 @@ impl Floors {
     /// # Errors
     /// [`StartError`], naming the folder that cannot be used.
     pub(super) async fn open(
-        config: NodeConfig,
+        mut config: NodeConfig,
         clients: Arc<ClientSecurity>,
         dial: Option<Dial>,
         engine: Option<Arc<dyn Engine>>,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
+        identify(&mut config).await?;
         let files = capacity::raise_open_files();
         let node_id = config.node_id;
         let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
@@ -125,15 +132,15 @@ impl Floors {
             Some(engine) => take_engine(&config, engine)?,
             None => open_engine(&config, &shares).await?,
         };
+        let stop = CancellationToken::new();
+        let (mutual, first, remembered) = acquaintance(&config, &engine, &stop)?;
         let folder = |error: StorageError| unusable(&config, &error);
-        let first = config.founded_cluster();
-        let remembered = load_cluster(&engine).map_err(folder)?;
         let incarnation = incarnation(&engine).map_err(folder)?;
         let founds = remembered.is_none() && !config.join;
         let cluster = remembered.unwrap_or_else(|| first.clone());
-        let control = ControlRuntime::start()
-            .map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
-        let peers = peer_channels(&cluster, dial, &config.dial, Some(control.handle().clone()))?;
+        let control = control_threads()?;
+        let handle = Some(control.handle().clone());
+        let peers = peer_channels(&cluster, dial, &config.dial, handle, Arc::clone(&mutual))?;
         let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
         let directory =
             Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
@@ -145,8 +152,8 @@ impl Floors {
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
         let disk = Arc::new(DiskGuard::default());
         let guard = Arc::clone(&disk);
-        let raft = RaftService::new(node_id, transfer, Arc::clone(&engine))
-            .refusing_batches_while(move |group| refuses_batches_of(group, &guard));
+        let raft = RaftService::new(node_id, transfer, Arc::clone(&engine));
+        let raft = raft.refusing_batches_while(move |group| refuses_batches_of(group, &guard));
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let changes = Arc::new(ChangeLogs::new(Arc::clone(&directory)));
         let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
@@ -173,13 +180,15 @@ impl Floors {
             changes,
             streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
-            stop: CancellationToken::new(),
+            stop,
             stop_rpc: CancellationToken::new(),
             tasks: Vec::new(),
             config,
             shares,
             engine,
             peers,
+            mutual,
+            plain: Arc::default(),
         })
     }
 
@@ -194,15 +203,19 @@ impl Floors {
         let members = watch::Sender::default();
         let incoming = (limits(self.files), members.subscribe());
         tokio::spawn(look_up(self.directory.watch(), Known::rpc_addresses, members));
-        let served =
-            self.services().start(listener, incoming, self.control.handle(), &self.stop_rpc);
+        let (mutual, control) = (Arc::clone(&self.mutual), self.control.handle());
+        let served = self.services().start(listener, incoming, mutual, control, &self.stop_rpc);
         served.map_err(|error| StartError::Invalid(format!("the gRPC listener: {error}")))
     }
 
     fn services(&self) -> Services {
         let (shards, directory) = (&self.shards, &self.directory);
         Services {
-            gate: ClusterGate { directory: Arc::clone(directory) },
+            gate: ClusterGate {
+                directory: Arc::clone(directory),
+                mutual: Arc::clone(&self.mutual),
+                plain: Arc::clone(&self.plain),
+            },
             raft: self.raft.clone(),
             shard: ShardService::new(
                 Arc::clone(shards),
@@ -234,11 +247,17 @@ impl Floors {
                 disk: Arc::clone(&self.disk),
                 webhooks: Arc::clone(&self.standings),
                 clients: Arc::clone(&self.clients),
+                mutual: Arc::clone(&self.mutual),
+                plain: Arc::clone(&self.plain),
             },
             directory: DirectoryService {
                 directory: Arc::clone(directory),
                 voter: Arc::clone(&self.directory_voter),
             },
+            membership: MembershipService::new(
+                Arc::clone(directory),
+                Arc::clone(&self.directory_voter),
+            ),
             failover: FailoverService {
                 directory: Arc::clone(directory),
                 shards: Arc::clone(shards),
@@ -320,6 +339,16 @@ impl Floors {
         self.tasks.push(tokio::spawn(follower.run(self.stop.clone())));
         let standing = Arc::new(Standing::new(placement));
         self.tasks.push(tokio::spawn(Arc::clone(&standing).keep_reading(self.stop.clone())));
+        if self.config.own_identity || self.config.identity.is_none() {
+            let certificate = OwnCertificate {
+                folder: IdentityFolder::of(&self.config.data_dir),
+                mutual: Arc::clone(&self.mutual),
+                directory: Arc::clone(&self.directory),
+                peers: Arc::clone(&self.peers),
+                node: Some((node, self.incarnation.clone())),
+            };
+            self.tasks.push(tokio::spawn(certificate.run(self.stop.clone())));
+        }
         let refused = watch::Sender::new(None);
         let refusals = refused.subscribe();
         let renewal = LeaseRenewal {
@@ -409,6 +438,11 @@ impl Floors {
             change_retention_bytes: self.config.storage.change_retention_mb << 20,
         }));
     }
+}
+
+fn control_threads() -> Result<ControlRuntime, StartError> {
+    let failed = |error| StartError::Invalid(format!("cannot start threads: {error}"));
+    ControlRuntime::start().map_err(failed)
 }
 
 /// Waits until every shard that is known has its part here, and what was committed before is

@@ -71,7 +71,7 @@ async fn lets_others_go_on(taken: &AtomicUsize) {
 async fn announcements_without_a_pause_keep_no_other_task_waiting() {
     let service = service().await;
     let (requests, taken) = flood(|_| wire::AnnounceRequest::default());
-    tokio::spawn(async move { service.hear(requests).await });
+    tokio::spawn(async move { service.hear(Default::default(), requests).await });
     lets_others_go_on(&taken).await;
 }
 

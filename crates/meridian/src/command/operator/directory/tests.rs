@@ -143,11 +143,7 @@ async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
 }
 
 fn directory(seeds: &[&String]) -> Directory {
-    Directory {
-        seeds: seeds.iter().map(|seed| (*seed).clone()).collect(),
-        known: None,
-        leader_address: None,
-    }
+    Directory::with(seeds.iter().map(|seed| (*seed).clone()).collect(), Access::open())
 }
 
 fn add_region(name: &str) -> Change {

@@ -1,0 +1,97 @@
+//! Join tokens, and certificates that are refused from now on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use meridian_directory::{Change, Cluster, Invitation, Member};
+use meridian_pki::{JoinToken, Secret, fingerprint};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Serialize;
+
+use super::operator::format::now_ms;
+use super::operator::{Directory, print, print_json};
+
+/// Nodes that a token names.
+const MAX_ADDRESSES: usize = 8;
+
+/// How long a join token can be used.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Lifetime {
+    /// Hours within which the token has to be used.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=24 * 30))]
+    expires_in_hours: u64,
+}
+
+impl Default for Lifetime {
+    fn default() -> Self {
+        Self { expires_in_hours: 24 }
+    }
+}
+
+/// The SHA-256 of the certificate of the authority that issues.
+pub(crate) fn authority(cluster: &Cluster) -> Result<String> {
+    let mut authorities = cluster.trust.authorities.iter();
+    let Some(issuing) = authorities.find(|authority| authority.issues) else {
+        bail!(
+            "the cluster has no authority of its own: its processes have certificates of yours, and need no token \
+             (`meridian cluster transport allow` makes one for an open cluster)"
+        );
+    };
+    let der = CertificateDer::from_pem_slice(issuing.certificate_pem.as_bytes())
+        .context("the certificate of the cluster's authority cannot be read")?;
+    Ok(fingerprint(&der))
+}
+
+/// Makes a join token for a member of the cluster.
+pub(crate) async fn invite(
+    directory: &mut Directory,
+    cluster: &Cluster,
+    member: Member,
+    lifetime: &Lifetime,
+) -> Result<JoinToken> {
+    let authority = authority(cluster)?;
+    let secret = Secret::random();
+    let now_ms = now_ms();
+    let lifetime = Duration::from_secs(lifetime.expires_in_hours * 3600);
+    let expires_at_ms = now_ms + u64::try_from(lifetime.as_millis()).unwrap_or(0);
+    let invitation = Invitation {
+        member,
+        sha256: Secret::digest(secret.expose()),
+        expires_at_ms,
+        used_by: None,
+    };
+    // The voters first: one of them answers.
+    let voters = &cluster.directory_voters;
+    let mut nodes: Vec<_> = cluster.present_nodes().collect();
+    nodes.sort_by_key(|(id, _)| !voters.contains(id));
+    let addresses = nodes.iter().map(|(_, node)| node.rpc_address.clone());
+    let addresses = addresses.take(MAX_ADDRESSES).collect();
+    let cluster = cluster.id.clone().context("the cluster has no id yet")?;
+    directory.execute(&Change::Invite { invitation, now_ms }).await?;
+    Ok(JoinToken { cluster, authority, addresses, secret, expires_at_ms })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    join_token: String,
+    expires_at_ms: u64,
+}
+
+/// Prints the token alone: it goes into a file.
+pub(crate) fn show_token(token: &JoinToken, json: bool) -> Result<()> {
+    if json {
+        let expires_at_ms = token.expires_at_ms;
+        return print_json(&Shown { join_token: token.to_string(), expires_at_ms });
+    }
+    print(&format!("{token}\n"))
+}
+
+/// Has the certificates of a member refused that were issued up to now.
+pub(crate) async fn revoke(directory: &mut Directory, member: Member) -> Result<()> {
+    // Certificates hold from some minutes before they were issued.
+    directory.execute(&Change::RevokeCertificates { member, before_ms: now_ms() }).await?;
+    Ok(())
+}

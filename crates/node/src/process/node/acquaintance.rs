@@ -1,0 +1,58 @@
+//! The node as it finds itself at its start: its certificate, and the cluster that it knew or is to
+//! found.
+
+use std::sync::Arc;
+
+use meridian_config::NodeConfig;
+use meridian_directory::Cluster;
+use meridian_net::Mutual;
+use meridian_pki::Holder;
+use meridian_storage::Engine;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster_view::store::load_cluster;
+use crate::process::credentials;
+use crate::process::data_folder::unusable;
+use crate::process::founding::{forget_authority, with_authority};
+use crate::process::settings::first_cluster;
+use crate::process::start_error::StartError;
+
+/// The node's certificate, the cluster that it would found, and the cluster that it knew.
+pub(super) fn acquaintance(
+    config: &NodeConfig,
+    engine: &Arc<dyn Engine>,
+    stop: &CancellationToken,
+) -> Result<(Arc<Mutual>, Cluster, Option<Cluster>), StartError> {
+    let mutual = credentials::follow(config.identity.as_ref(), stop)?;
+    let first = first_cluster(with_authority(config, config.founded_cluster())?, &mutual);
+    let remembered = remembered(config, engine, &mutual)?;
+    forget_authority(config, remembered.as_ref());
+    Ok((mutual, first, remembered))
+}
+
+/// The cluster as the node knew it. `None`: it never took part in one.
+///
+/// # Errors
+/// The folder cannot be read, or the certificate is not this very node's, or of another cluster.
+fn remembered(
+    config: &NodeConfig,
+    engine: &Arc<dyn Engine>,
+    mutual: &Mutual,
+) -> Result<Option<Cluster>, StartError> {
+    let cluster = load_cluster(engine).map_err(|error| unusable(config, &error))?;
+    let Some(own) = mutual.own() else { return Ok(cluster) };
+    if own.subject.holder != Holder::Node(config.node_id) {
+        return Err(StartError::Identity(format!(
+            "the certificate is of {}, and this is node {}",
+            own.subject.holder, config.node_id
+        )));
+    }
+    let id = cluster.as_ref().and_then(|cluster| cluster.id.as_ref());
+    match id.filter(|id| **id != own.subject.cluster) {
+        Some(id) => Err(StartError::Identity(format!(
+            "the certificate is of cluster {}, and this node is of cluster {id}",
+            own.subject.cluster
+        ))),
+        None => Ok(cluster),
+    }
+}

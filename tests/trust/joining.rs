@@ -1,0 +1,198 @@
+//! A cluster that one node founds, and that others join by tokens.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use meridian_tests::cluster::binary;
+use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
+use meridian_tests::poll;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::DEADLINE;
+
+const TOKEN: &str = "an-access-token-for-a-test";
+
+struct Grown {
+    folder: TempDir,
+    ports: Vec<u16>,
+}
+
+/// Free ports; another program may take one before it is used, which ends the test.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> =
+        (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+impl Grown {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(9) }
+    }
+
+    fn rpc(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[2 * node - 2])
+    }
+
+    fn kv(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[2 * node - 1])
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn context(&self) -> PathBuf {
+        self.file("one/identity/operator.toml")
+    }
+
+    /// The file of the first node, which describes three.
+    fn founder(&self) -> PathBuf {
+        let nodes: String = (1..=3)
+            .map(|id| {
+                let data_center = ['a', 'b', 'c'][id - 1];
+                format!(
+                    "[[nodes]]\nid = {id}\nname = \"n{id}\"\nregion = \"home\"\ndata_center = \"{data_center}\"\n\
+                     rpc_address = \"{}\"\nkv_address = \"{}\"\n",
+                    self.rpc(id),
+                    self.kv(id)
+                )
+            })
+            .collect();
+        let text = format!(
+            "node = 1\ndata_dir = \"one\"\nmax_memory_mb = 400\nregions = [\"home\"]\ndefault_database = \"main\"\n\
+             {nodes}[[shards]]\nid = 1\nprimary_region = \"home\"\n\
+             [[databases]]\nid = \"00000000-0000-4000-8000-000000000001\"\nname = \"main\"\nshard = 1\n\
+             [[tokens]]\nsecret = \"{TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n"
+        );
+        let path = self.file("one.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn joiner(&self, name: &str, more: &str, token: &str) -> PathBuf {
+        let path = self.file(&format!("{name}.toml"));
+        let text = format!("join = \"{token}\"\nmax_memory_mb = 400\n{more}");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn start(&self, command: &str, file: &Path) -> Child {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(file.with_extension("log"))
+            .unwrap();
+        let mut process = Command::new(binary());
+        process.arg(command).arg("--config").arg(file).kill_on_drop(true);
+        process.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default()
+    }
+
+    async fn meridian(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(binary());
+        command.args(arguments).env("MERIDIAN_CONTEXT", self.context()).kill_on_drop(true);
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(text) } else { Err(text + &errors) }
+    }
+
+    async fn token(&self, arguments: &[&str]) -> String {
+        let made =
+            poll::until("a token is made", DEADLINE, async || self.meridian(arguments).await);
+        made.await.trim().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_are_revoked() {
+    let cluster = Grown::new();
+    let mut processes = vec![cluster.start("serve", &cluster.founder())];
+    poll::until("the founder has its context", DEADLINE, async || {
+        if cluster.context().exists() { Ok(()) } else { Err(cluster.log("one")) }
+    })
+    .await;
+    for (name, data_dir) in [("n2", "two"), ("n3", "three")] {
+        let token = cluster.token(&["nodes", "join-token", name]).await;
+        let file = cluster.joiner(data_dir, &format!("data_dir = \"{data_dir}\"\n"), &token);
+        processes.push(cluster.start("serve", &file));
+    }
+    let client = |address: String| {
+        kv_connect::client(format!("http://{address}"), DEFAULT_DATABASE).with_token(TOKEN)
+    };
+    let through_one = client(cluster.kv(1));
+    poll::until("the cluster takes a write", DEADLINE, async || {
+        through_one.set(b"first", b"write").await.map_err(|error| (error, cluster.log("two")))
+    })
+    .await;
+    poll::until("the directory has its three voters", DEADLINE, async || {
+        let status = cluster.meridian(&["cluster", "status", "--json"]).await?;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        match status["directory"]["voters"].as_array().map(Vec::len) {
+            Some(3) => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    })
+    .await;
+
+    // A gateway without data, and an operator with a token.
+    let token = cluster.token(&["gateways", "add", "edge"]).await;
+    let listen = format!("127.0.0.1:{}", cluster.ports[6]);
+    let more =
+        format!("region = \"home\"\nstate_dir = \"edge-state\"\n[listen]\nkv = \"{listen}\"\n");
+    let of_edge = more.clone();
+    let file = cluster.joiner("edge", &more, &token);
+    processes.push(cluster.start("gateway", &file));
+    let created = cluster.token(&["tokens", "create", "app", "--database", "main"]).await;
+    let secret = created.lines().next().unwrap().trim().to_owned();
+    let through_edge =
+        kv_connect::client(format!("http://{listen}"), DEFAULT_DATABASE).with_token(&*secret);
+    poll::until("the gateway serves", DEADLINE, async || {
+        through_edge.get(b"first").await.map_err(|error| (error, cluster.log("edge")))
+    })
+    .await;
+
+    // The token was used: another process does not join with it.
+    let more = more.replace("edge-state", "thief-state").replace(&listen, "127.0.0.1:0");
+    let thief = cluster.joiner("thief", &more, &token);
+    let mut thief = cluster.start("gateway", &thief);
+    assert!(!tokio::time::timeout(DEADLINE, thief.wait()).await.unwrap().unwrap().success());
+    assert!(cluster.log("thief").contains("used already"), "{}", cluster.log("thief"));
+
+    // A gateway whose certificates are revoked reads nothing more, and the nodes serve on.
+    cluster.meridian(&["gateways", "revoke", "edge"]).await.unwrap();
+    poll::until("the gateway is refused", DEADLINE, async || {
+        match through_edge.get(b"first").await {
+            Ok(_) => Err("it still reads"),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+    through_one.set(b"second", b"write").await.unwrap();
+    // With another token it joins again.
+    let token = cluster.token(&["gateways", "join-token", "edge"]).await;
+    drop(processes.pop());
+    let file = cluster.joiner("edge", &of_edge, &token);
+    processes.push(cluster.start("gateway", &file));
+    poll::until("the gateway serves again", DEADLINE, async || {
+        through_edge.get(b"second").await.map_err(|error| (error, cluster.log("edge")))
+    })
+    .await;
+    // The record names the operator, and the address.
+    let changes = cluster.meridian(&["cluster", "changes"]).await.unwrap();
+    assert!(changes.contains("operator/admin/founder from 127.0.0.1"), "{changes}");
+    assert!(!changes.contains(&secret), "{changes}");
+
+    // A node that starts again needs no token, and no authority's key is left in the founder's folder.
+    let two = processes.remove(1);
+    drop(two);
+    processes.push(cluster.start("serve", &cluster.file("two.toml")));
+    poll::until("the second node serves again", DEADLINE, async || {
+        client(cluster.kv(2)).get(b"second").await.map_err(|error| (error, cluster.log("two")))
+    })
+    .await;
+}
