@@ -11,6 +11,10 @@ const COUNTERS: [(&str, &str); 21] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
+    ("meridian_refused_calls_total", "Calls whose caller may not make them, refused."),
+    ("meridian_refused_joins_total", "Join tokens that were refused."),
+    ("meridian_failed_certificate_renewals_total", "Tries to renew the certificate that failed."),
+    ("meridian_rpc_failed_handshakes_total", "Connections of nodes that ended before they served."),
     (
         "meridian_proposer_rpo_refusals_total",
         "Writes refused because more would be lost than may be.",
