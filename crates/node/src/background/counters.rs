@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that
 /// has none.
-const COUNTERS: [(&str, &str); 21] = [
+const COUNTERS: [(&str, &str); 25] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
