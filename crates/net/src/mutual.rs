@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use meridian_pki::{Claims, Holder, NoClaims, fingerprint};
@@ -163,6 +162,9 @@ struct InUse {
     issuer: Option<String>,
     dialler: Dialler,
     server: tls::Server,
+    /// Grows with each set of credentials. It changes with them and not behind: a task that hears of
+    /// new ones looks at it.
+    generation: u64,
 }
 
 /// Both sides, with one certificate, or with none yet. It may be replaced at any time; live
@@ -171,19 +173,13 @@ struct InUse {
 pub struct Mutual {
     in_use: watch::Sender<Option<Arc<InUse>>>,
     live: Live,
-    /// Grows with each set of credentials.
-    generation: AtomicU64,
 }
 
 impl Mutual {
     /// Without a certificate: TLS is neither accepted nor dialled.
     #[must_use]
     pub fn empty() -> Self {
-        Self {
-            in_use: watch::Sender::new(None),
-            live: Live::default(),
-            generation: AtomicU64::new(0),
-        }
+        Self { in_use: watch::Sender::new(None), live: Live::default() }
     }
 
     /// # Errors
@@ -230,8 +226,10 @@ impl Mutual {
         let server = tls::Server::new(accepting(&identity, Arc::clone(&clients))?)?;
         let dialler = Dialler::new(Some(&identity), Believed::Authorities(authorities))?;
         let issuer = identity.certified().cert.get(1).map(fingerprint);
-        self.in_use.send_replace(Some(Arc::new(InUse { claims, issuer, dialler, server })));
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.in_use.send_modify(|in_use| {
+            let generation = generation(in_use) + 1;
+            *in_use = Some(Arc::new(InUse { claims, issuer, dialler, server, generation }));
+        });
         // Connections that an authority vouched for which is believed no more.
         self.live.end_unvouched(|chain| is_vouched_for(&*clients, chain));
         Ok(())
@@ -247,7 +245,7 @@ impl Mutual {
     /// dialled before know less.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
+        generation(&self.in_use.borrow())
     }
 
     /// The SHA-256, in hex, of the certificate that issued this process's, if the process shows it.
@@ -305,6 +303,10 @@ impl CertificateChanges {
             std::future::pending::<()>().await;
         }
     }
+}
+
+fn generation(in_use: &Option<Arc<InUse>>) -> u64 {
+    in_use.as_ref().map_or(0, |in_use| in_use.generation)
 }
 
 fn since_epoch() -> Duration {

@@ -12,23 +12,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::start_error::StartError;
 
-/// Reads the files of an identity, if there are any, and follows them until `stop`.
+/// Reads the files of an identity, if there are any, and follows them until `follow_until`, if that
+/// is given: files that this process writes itself are not followed.
 ///
 /// # Errors
 /// [`StartError::Identity`], naming the file and what is wrong with it.
-pub(crate) fn follow(
+pub(crate) fn read(
     files: Option<&IdentityFiles>,
-    stop: &CancellationToken,
+    follow_until: Option<&CancellationToken>,
 ) -> Result<Arc<Mutual>, StartError> {
     let Some(files) = files else { return Ok(Arc::new(Mutual::empty())) };
     let files = Files::read(parts(files)).map_err(unusable)?;
     let mutual = Mutual::new(credentials(files.contents())?).map_err(unusable)?;
     let mutual = Arc::new(mutual);
-    let (following, stop) = (Arc::clone(&mutual), stop.clone());
-    tokio::spawn(async move {
-        let apply = move |contents: &[PemFile]| replace(&following, contents);
-        stop.run_until_cancelled(tls::follow(files, apply)).await;
-    });
+    if let Some(stop) = follow_until.cloned() {
+        let following = Arc::clone(&mutual);
+        tokio::spawn(async move {
+            let apply = move |contents: &[PemFile]| replace(&following, contents);
+            stop.run_until_cancelled(tls::follow(files, apply)).await;
+        });
+    }
     Ok(mutual)
 }
 

@@ -52,7 +52,8 @@ impl StandaloneGateway {
         let kv_address = local_address(&kv)?;
         let clients = client_security(&config.gateway, kv_address)?;
         let stop = CancellationToken::new();
-        let mutual = credentials::follow(config.identity.as_ref(), &stop)?;
+        let follow_until = (!config.own_identity).then_some(&stop);
+        let mutual = credentials::read(config.identity.as_ref(), follow_until)?;
         let cluster = first_cluster(config.cluster, &mutual);
         let peers = peer_channels(&cluster, dial, &config.dial, None, Arc::clone(&mutual))?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));

@@ -23,7 +23,8 @@ pub(super) fn acquaintance(
     engine: &Arc<dyn Engine>,
     stop: &CancellationToken,
 ) -> Result<(Arc<Mutual>, Cluster, Option<Cluster>), StartError> {
-    let mutual = credentials::follow(config.identity.as_ref(), stop)?;
+    let follow_until = (!config.own_identity).then_some(stop);
+    let mutual = credentials::read(config.identity.as_ref(), follow_until)?;
     let first = first_cluster(with_authority(config, config.founded_cluster())?, &mutual);
     let remembered = remembered(config, engine, &mutual)?;
     forget_authority(config, remembered.as_ref());
