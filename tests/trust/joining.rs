@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
-use meridian_tests::poll;
+use meridian_tests::{KvClient, poll};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -106,38 +106,47 @@ impl Grown {
             poll::until("a token is made", DEADLINE, async || self.meridian(arguments).await);
         made.await.trim().to_owned()
     }
+
+    /// Starts the founder, and the two other nodes by tokens, and waits until all take part.
+    async fn start_all(&self) -> Vec<Child> {
+        let mut processes = vec![self.start("serve", &self.founder())];
+        poll::until("the founder has its context", DEADLINE, async || {
+            if self.context().exists() { Ok(()) } else { Err(self.log("one")) }
+        })
+        .await;
+        for (name, data_dir) in [("n2", "two"), ("n3", "three")] {
+            let token = self.token(&["nodes", "join-token", name]).await;
+            let file = self.joiner(data_dir, &format!("data_dir = \"{data_dir}\"\n"), &token);
+            processes.push(self.start("serve", &file));
+        }
+        let client = self.client(1, TOKEN);
+        poll::until("the cluster takes a write", DEADLINE, async || {
+            client.set(b"first", b"write").await.map_err(|error| (error, self.log("two")))
+        })
+        .await;
+        poll::until("the directory has its three voters", DEADLINE, async || {
+            let status = self.meridian(&["cluster", "status", "--json"]).await?;
+            let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+            match status["directory"]["voters"].as_array().map(Vec::len) {
+                Some(3) => Ok(()),
+                _ => Err(status.to_string()),
+            }
+        })
+        .await;
+        processes
+    }
+
+    fn client(&self, node: usize, token: &str) -> KvClient {
+        let url = format!("http://{}", self.kv(node));
+        kv_connect::client(url, DEFAULT_DATABASE).with_token(token)
+    }
 }
 
 #[tokio::test]
 async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_are_revoked() {
     let cluster = Grown::new();
-    let mut processes = vec![cluster.start("serve", &cluster.founder())];
-    poll::until("the founder has its context", DEADLINE, async || {
-        if cluster.context().exists() { Ok(()) } else { Err(cluster.log("one")) }
-    })
-    .await;
-    for (name, data_dir) in [("n2", "two"), ("n3", "three")] {
-        let token = cluster.token(&["nodes", "join-token", name]).await;
-        let file = cluster.joiner(data_dir, &format!("data_dir = \"{data_dir}\"\n"), &token);
-        processes.push(cluster.start("serve", &file));
-    }
-    let client = |address: String| {
-        kv_connect::client(format!("http://{address}"), DEFAULT_DATABASE).with_token(TOKEN)
-    };
-    let through_one = client(cluster.kv(1));
-    poll::until("the cluster takes a write", DEADLINE, async || {
-        through_one.set(b"first", b"write").await.map_err(|error| (error, cluster.log("two")))
-    })
-    .await;
-    poll::until("the directory has its three voters", DEADLINE, async || {
-        let status = cluster.meridian(&["cluster", "status", "--json"]).await?;
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        match status["directory"]["voters"].as_array().map(Vec::len) {
-            Some(3) => Ok(()),
-            _ => Err(status.to_string()),
-        }
-    })
-    .await;
+    let mut processes = cluster.start_all().await;
+    let through_one = cluster.client(1, TOKEN);
 
     // A gateway without data, and an operator with a token.
     let token = cluster.token(&["gateways", "add", "edge"]).await;
@@ -192,8 +201,7 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     drop(two);
     processes.push(cluster.start("serve", &cluster.file("two.toml")));
     // The token of the first node's file is known to that node alone.
-    let through_two = kv_connect::client(format!("http://{}", cluster.kv(2)), DEFAULT_DATABASE)
-        .with_token(&*secret);
+    let through_two = cluster.client(2, &secret);
     poll::until("the second node serves again", DEADLINE, async || {
         through_two.get(b"second").await.map_err(|error| (error, cluster.log("two")))
     })

@@ -19,7 +19,7 @@ use crate::{
 /// The join token of a node's file, with the folder of the node's identity.
 pub(crate) fn node_joining(file: &NodeFile, path: &Path) -> Result<Option<Joining>, InvalidConfig> {
     let Some(token) = file.join.token()? else { return Ok(None) };
-    let described = [
+    says_nothing_more(&[
         (file.node.is_some(), "node"),
         (!file.regions.is_empty(), "regions"),
         (!file.nodes.is_empty(), "[[nodes]]"),
@@ -27,10 +27,7 @@ pub(crate) fn node_joining(file: &NodeFile, path: &Path) -> Result<Option<Joinin
         (!file.databases.is_empty(), "[[databases]]"),
         (file.identity.is_some(), "[identity]"),
         (file.insecure, "insecure"),
-    ];
-    if let Some((_, name)) = described.into_iter().find(|(is_there, _)| *is_there) {
-        return Err(InvalidConfig::JoinAndMore(name));
-    }
+    ])?;
     let folder = IdentityFolder::of(&data_dir(&file.data_dir, path)?);
     let worker_threads = worker_threads(file.worker_threads)?;
     Ok(Some(Joining { token, folder, worker_threads }))
@@ -42,20 +39,23 @@ pub(crate) fn gateway_joining(
     path: &Path,
 ) -> Result<Option<Joining>, InvalidConfig> {
     let Some(token) = file.join.token()? else { return Ok(None) };
-    let described = [
+    says_nothing_more(&[
         (!file.regions.is_empty(), "regions"),
         (!file.nodes.is_empty(), "[[nodes]]"),
         (!file.shards.is_empty(), "[[shards]]"),
         (!file.databases.is_empty(), "[[databases]]"),
         (file.identity.is_some(), "[identity]"),
         (file.insecure, "insecure"),
-    ];
-    if let Some((_, name)) = described.into_iter().find(|(is_there, _)| *is_there) {
-        return Err(InvalidConfig::JoinAndMore(name));
-    }
+    ])?;
     let state_dir = file.state_dir.as_ref().ok_or(InvalidConfig::NoStateDir)?;
     let folder = IdentityFolder::of(&data_dir(state_dir, path)?);
     Ok(Some(Joining { token, folder, worker_threads: None }))
+}
+
+/// A file with a join token says nothing that the process gets by it: whether it says each, by name.
+fn says_nothing_more(said: &[(bool, &'static str)]) -> Result<(), InvalidConfig> {
+    let first = said.iter().find(|(is_said, _)| *is_said);
+    first.map_or(Ok(()), |(_, name)| Err(InvalidConfig::JoinAndMore(name)))
 }
 
 fn data_dir(folder: &Path, path: &Path) -> Result<PathBuf, InvalidConfig> {

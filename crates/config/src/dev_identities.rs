@@ -41,34 +41,20 @@ pub fn equip(configs: &mut [NodeConfig], folder: &Path) -> Result<Option<PathBuf
     if !folder.exists() && configs.iter().any(has_data) {
         return Ok(None);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (cluster, authority) = authority(&folder, now)?;
-    let issue = |holder: Holder| {
-        let asked = KeyAndRequest::new()?;
-        let subject = Subject { cluster: cluster.clone(), holder };
-        let issued = authority.issue(&asked.request, &subject, now, VALID_FOR)?;
-        Ok::<_, NoIdentities>(issued.chain_pem + &asked.key_pem)
-    };
-    let operator = folder.join(OPERATOR);
+    let issuing = Issuing::open(folder)?;
+    let operator = issuing.folder.join(OPERATOR);
     for config in configs.iter_mut() {
-        let pem = issue(Holder::Node(config.node_id))?;
-        let path = folder.join(format!("{}.pem", config.node.name));
-        write(&path, &pem)?;
+        let files = issuing.files(&config.node.name, Holder::Node(config.node_id))?;
         config.insecure = false;
-        config.identity = Some(IdentityFiles {
-            certificate: path.clone(),
-            key: path,
-            authorities: folder.join(AUTHORITY),
-            operator: Some(operator.clone()),
-        });
+        config.identity = Some(IdentityFiles { operator: Some(operator.clone()), ..files });
     }
     let holder = Holder::Operator { level: Level::Admin, name: "developer".to_owned() };
     let context = Context {
         nodes: configs.iter().map(|config| config.node.rpc_address.clone()).collect(),
-        authorities: authority.certificate_pem().to_owned(),
-        identity: Some(issue(holder)?),
+        authorities: issuing.authority.certificate_pem().to_owned(),
+        identity: Some(issuing.identity(holder)?),
         token: None,
-        cluster,
+        cluster: issuing.cluster,
     };
     context.save(&operator)?;
     Ok(Some(operator))
@@ -90,19 +76,43 @@ pub fn equip_other(
     name: &str,
     holder: Holder,
 ) -> Result<IdentityFiles, NoIdentities> {
-    let folder = folder_of(folder);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (cluster, authority) = authority(&folder, now)?;
-    let asked = KeyAndRequest::new()?;
-    let issued = authority.issue(&asked.request, &Subject { cluster, holder }, now, VALID_FOR)?;
-    let path = folder.join(format!("{name}.pem"));
-    write(&path, &(issued.chain_pem + &asked.key_pem))?;
-    Ok(IdentityFiles {
-        certificate: path.clone(),
-        key: path,
-        authorities: folder.join(AUTHORITY),
-        operator: None,
-    })
+    Issuing::open(folder_of(folder))?.files(name, holder)
+}
+
+/// The authority of a folder, at a moment.
+struct Issuing {
+    folder: PathBuf,
+    cluster: String,
+    authority: Authority,
+    now: Duration,
+}
+
+impl Issuing {
+    fn open(folder: PathBuf) -> Result<Self, NoIdentities> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (cluster, authority) = authority(&folder, now)?;
+        Ok(Self { folder, cluster, authority, now })
+    }
+
+    /// A certificate, its authority's, and the key, as PEM.
+    fn identity(&self, holder: Holder) -> Result<String, NoIdentities> {
+        let asked = KeyAndRequest::new()?;
+        let subject = Subject { cluster: self.cluster.clone(), holder };
+        let issued = self.authority.issue(&asked.request, &subject, self.now, VALID_FOR)?;
+        Ok(issued.chain_pem + &asked.key_pem)
+    }
+
+    /// The same in a file of this name.
+    fn files(&self, name: &str, holder: Holder) -> Result<IdentityFiles, NoIdentities> {
+        let path = self.folder.join(format!("{name}.pem"));
+        write(&path, &self.identity(holder)?)?;
+        Ok(IdentityFiles {
+            certificate: path.clone(),
+            key: path,
+            authorities: self.folder.join(AUTHORITY),
+            operator: None,
+        })
+    }
 }
 
 /// Absolute: files of nodes in other folders name it.

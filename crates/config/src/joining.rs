@@ -60,6 +60,8 @@ impl Joined {
 impl IdentityFolder {
     const NAME: &str = "identity";
     const JOINED: &str = "joined.json";
+    const IDENTITY: &str = "identity.pem";
+    const AUTHORITIES: &str = "authorities.pem";
 
     #[must_use]
     pub fn of(data_dir: &Path) -> Self {
@@ -80,11 +82,11 @@ impl IdentityFolder {
     /// The files of the identity: the certificate and its key are one file, which is replaced whole.
     #[must_use]
     pub fn files(&self) -> IdentityFiles {
-        let identity = self.file("identity.pem");
+        let identity = self.file(Self::IDENTITY);
         IdentityFiles {
             certificate: identity.clone(),
             key: identity,
-            authorities: self.file("authorities.pem"),
+            authorities: self.file(Self::AUTHORITIES),
             operator: Some(self.file("operator.toml")).filter(|path| path.exists()),
         }
     }
@@ -103,6 +105,16 @@ impl IdentityFolder {
     pub fn write(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.0)?;
         private_file::write(&self.file(name), bytes)
+    }
+
+    /// Keeps an identity (the certificate, those up to its authority's, and the key) and the authorities
+    /// to believe, as PEM. With the identity, which comes last, a first one is complete.
+    ///
+    /// # Errors
+    /// When the disk says no.
+    pub fn keep(&self, identity: &str, authorities: &str) -> std::io::Result<()> {
+        self.write(Self::AUTHORITIES, authorities.as_bytes())?;
+        self.write(Self::IDENTITY, identity.as_bytes())
     }
 
     /// Remembers a join, behind all else that belongs to it.

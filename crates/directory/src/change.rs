@@ -253,6 +253,22 @@ impl Change {
         change
     }
 
+    /// The change as it was ordered: without the parts that are the directory's leader's to fill in,
+    /// which are an authority and times.
+    #[must_use]
+    pub fn without_leaders_part(&self) -> Self {
+        let mut change = self.clone();
+        match &mut change {
+            Self::AddAuthority { authority } => {
+                *authority = Authority { certificate_pem: String::new(), key: None, issues: false };
+            }
+            Self::RevokeCertificates { before_ms, .. } => *before_ms = 0,
+            Self::Invite { now_ms, .. } => *now_ms = 0,
+            _ => {}
+        }
+        change
+    }
+
     /// The shard that is all that this change touches.
     fn only_shard(&self) -> Option<ShardId> {
         match self {

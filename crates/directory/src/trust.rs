@@ -193,7 +193,19 @@ impl Trust {
     /// is no voter's view.
     #[must_use]
     pub fn issuing(&self) -> Option<(&Authority, &AuthorityKey)> {
-        let issuing = self.authorities.iter().find(|authority| authority.issues)?;
-        Some((issuing, issuing.key.as_ref()?))
+        let issuer = self.issuer()?;
+        Some((issuer, issuer.key.as_ref()?))
+    }
+
+    /// The authority that issues. `None`: certificates come from elsewhere.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&Authority> {
+        self.authorities.iter().find(|authority| authority.issues)
+    }
+
+    /// The certificates of all authorities, as one PEM text. Empty: there is none.
+    #[must_use]
+    pub fn authorities_pem(&self) -> String {
+        self.authorities.iter().map(|authority| authority.certificate_pem.as_str()).collect()
     }
 }

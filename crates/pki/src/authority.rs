@@ -21,10 +21,25 @@ const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 /// A request that is longer holds more than a key.
 const MAX_REQUEST_BYTES: usize = 4096;
 
+/// Of the certificates of nodes and gateways, which ask for the next one when a third of it is left.
+pub const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// SHA-256, in hex.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256 of a certificate, in hex.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(certificate)
+}
+
+/// The same of the first certificate of a PEM text. `None`: it has none.
+#[must_use]
+pub fn pem_fingerprint(pem: &str) -> Option<String> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok().as_ref().map(fingerprint)
 }
 
 /// Why an authority cannot be used, or issues nothing.

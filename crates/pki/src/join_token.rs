@@ -9,6 +9,8 @@ use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::authority::sha256_hex;
+
 /// Names the form, so that a later one is told from it.
 const PREFIX: &str = "meridian-join-1.";
 /// Of the whole line.
@@ -46,7 +48,7 @@ impl Secret {
     /// SHA-256 of a secret's text in hex, by which it is known elsewhere.
     #[must_use]
     pub fn digest(text: &str) -> String {
-        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256_hex(text.as_bytes())
     }
 }
 

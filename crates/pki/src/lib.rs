@@ -23,7 +23,10 @@ mod holder;
 mod join_token;
 mod request;
 
-pub use authority::{Authority, AuthorityError, Issued, fingerprint};
+pub use authority::{
+    Authority, AuthorityError, CERTIFICATE_LIFETIME, Issued, fingerprint, pem_fingerprint,
+    sha256_hex,
+};
 pub use claims::{Claims, NoClaims};
 pub use holder::{Holder, NotASubject, Subject};
 pub use join_token::{JoinToken, NotAJoinToken, Secret};

@@ -5,9 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_directory::{Change, Cluster, Invitation, Member};
-use meridian_pki::{JoinToken, Secret, fingerprint};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use meridian_pki::{JoinToken, Secret, pem_fingerprint};
 use serde::Serialize;
 
 use super::operator::format::now_ms;
@@ -32,16 +30,14 @@ impl Default for Lifetime {
 
 /// The SHA-256 of the certificate of the authority that issues.
 pub(crate) fn authority(cluster: &Cluster) -> Result<String> {
-    let mut authorities = cluster.trust.authorities.iter();
-    let Some(issuing) = authorities.find(|authority| authority.issues) else {
+    let Some(issuing) = cluster.trust.issuer() else {
         bail!(
             "the cluster has no authority of its own: its processes have certificates of yours, and need no token \
              (`meridian cluster transport allow` makes one for an open cluster)"
         );
     };
-    let der = CertificateDer::from_pem_slice(issuing.certificate_pem.as_bytes())
-        .context("the certificate of the cluster's authority cannot be read")?;
-    Ok(fingerprint(&der))
+    pem_fingerprint(&issuing.certificate_pem)
+        .context("the certificate of the cluster's authority cannot be read")
 }
 
 /// Makes a join token for a member of the cluster.
@@ -53,9 +49,8 @@ pub(crate) async fn invite(
 ) -> Result<JoinToken> {
     let authority = authority(cluster)?;
     let secret = Secret::random();
-    let now_ms = now_ms();
     let lifetime = Duration::from_secs(lifetime.expires_in_hours * 3600);
-    let expires_at_ms = now_ms + u64::try_from(lifetime.as_millis()).unwrap_or(0);
+    let expires_at_ms = now_ms() + u64::try_from(lifetime.as_millis()).unwrap_or(0);
     let invitation = Invitation {
         member,
         sha256: Secret::digest(secret.expose()),
@@ -69,7 +64,7 @@ pub(crate) async fn invite(
     let addresses = nodes.iter().map(|(_, node)| node.rpc_address.clone());
     let addresses = addresses.take(MAX_ADDRESSES).collect();
     let cluster = cluster.id.clone().context("the cluster has no id yet")?;
-    directory.execute(&Change::Invite { invitation, now_ms }).await?;
+    directory.execute(&Change::Invite { invitation, now_ms: 0 }).await?;
     Ok(JoinToken { cluster, authority, addresses, secret, expires_at_ms })
 }
 
@@ -91,7 +86,7 @@ pub(crate) fn show_token(token: &JoinToken, json: bool) -> Result<()> {
 
 /// Has the certificates of a member refused that were issued up to now.
 pub(crate) async fn revoke(directory: &mut Directory, member: Member) -> Result<()> {
-    // Certificates hold from some minutes before they were issued.
-    directory.execute(&Change::RevokeCertificates { member, before_ms: now_ms() }).await?;
+    // The time is the leader's.
+    directory.execute(&Change::RevokeCertificates { member, before_ms: 0 }).await?;
     Ok(())
 }

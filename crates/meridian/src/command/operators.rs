@@ -7,10 +7,8 @@ use clap::{Args, Subcommand};
 use meridian_config::Context;
 use meridian_directory::{Change, Operator};
 use meridian_net::grpc::Access;
-use meridian_pki::{JoinToken, Secret, fingerprint};
+use meridian_pki::{JoinToken, Secret, pem_fingerprint};
 use meridian_types::Level;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
 
 use super::invitation::authority;
@@ -140,18 +138,15 @@ impl Login {
             .with_token(token.secret.expose())?;
         let mut directory = Directory::with(token.addresses.clone(), pinned);
         let cluster = directory.inspect(0).await?.cluster;
-        let authorities = cluster.trust.authorities.iter().map(|known| &known.certificate_pem);
-        let is_pinned = |pem: &&String| {
-            let der = CertificateDer::from_pem_slice(pem.as_bytes());
-            der.is_ok_and(|der| fingerprint(&der) == token.authority)
-        };
-        if !authorities.clone().any(|pem| is_pinned(&pem)) {
+        let mut named = cluster.trust.authorities.iter();
+        let pinned = Some(&token.authority);
+        if !named.any(|known| pem_fingerprint(&known.certificate_pem).as_ref() == pinned) {
             bail!("the cluster does not name the authority that the token names");
         }
         let context = Context {
             cluster: token.cluster,
             nodes: token.addresses,
-            authorities: authorities.map(String::as_str).collect(),
+            authorities: cluster.trust.authorities_pem(),
             identity: None,
             token: Some(token.secret.expose().to_owned()),
         };

@@ -76,21 +76,14 @@ impl OwnCertificate {
     }
 
     async fn look(&self, cluster: &Cluster) -> Result<(), String> {
-        let Some(issuing) = cluster.trust.authorities.iter().find(|authority| authority.issues)
-        else {
-            return Ok(());
-        };
+        let Some(issuing) = cluster.trust.issuer() else { return Ok(()) };
         // An open cluster has not asked its processes to have certificates yet.
         if cluster.trust.transport == Transport::Off && self.mutual.own().is_none() {
             return Ok(());
         }
-        let believed: String = cluster
-            .trust
-            .authorities
-            .iter()
-            .map(|authority| authority.certificate_pem.as_str())
-            .collect();
-        let identity = self.read("identity.pem").await;
+        let believed = cluster.trust.authorities_pem();
+        let files = self.folder.files();
+        let identity = tokio::fs::read_to_string(files.certificate).await.ok();
         let own = self.mutual.own();
         let is_due = match (&own, &identity) {
             (Some(own), Some(identity)) => {
@@ -104,14 +97,11 @@ impl OwnCertificate {
             Some(identity) if !is_due => (identity, false),
             _ => (self.certify(cluster).await?, true),
         };
-        if !is_new && self.read("authorities.pem").await.as_deref() == Some(&believed) {
+        let kept = tokio::fs::read_to_string(files.authorities).await.ok();
+        if !is_new && kept.as_deref() == Some(&believed) {
             return Ok(());
         }
         self.take(identity, believed).await
-    }
-
-    async fn read(&self, name: &str) -> Option<String> {
-        tokio::fs::read_to_string(self.folder.file(name)).await.ok()
     }
 
     /// Uses them from now on, and after a restart.
@@ -128,8 +118,7 @@ impl OwnCertificate {
             };
             mutual.check(credentials)?;
             // Where they cannot be written, those of before stay in use.
-            folder.write("authorities.pem", believed.as_bytes())?;
-            folder.write("identity.pem", identity.as_bytes())?;
+            folder.keep(&identity, &believed)?;
             mutual.replace(credentials)
         });
         let taken = taken.await.map_err(|error| error.to_string())?;

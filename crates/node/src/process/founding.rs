@@ -6,7 +6,7 @@ use std::time::Duration;
 use meridian_config::{Context, IdentityFolder, NodeConfig};
 use meridian_directory::{self as directory, AuthorityKey, Cluster, Operator, Transport};
 use meridian_net::Stream;
-use meridian_pki::{Authority, Holder, KeyAndRequest, Secret, Subject};
+use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, KeyAndRequest, Secret, Subject};
 use meridian_types::Level;
 use uuid::Uuid;
 
@@ -16,8 +16,6 @@ use crate::process::start_error::StartError;
 const AUTHORITY: &str = "authority.pem";
 const AUTHORITY_KEY: &str = "authority-key.pem";
 const OPERATOR: &str = "operator.toml";
-/// It asks for the next one long before.
-const VALID_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// For an answer of each other node.
 const LOOK_FOR_OTHERS: Duration = Duration::from_secs(1);
 /// The name of the operator whose token the first node keeps.
@@ -79,7 +77,7 @@ fn found(config: &NodeConfig, folder: &IdentityFolder) -> std::io::Result<()> {
     let asked = KeyAndRequest::new().map_err(std::io::Error::other)?;
     let holder = Holder::Node(config.node_id);
     let subject = Subject { cluster: cluster.clone(), holder };
-    let issued = authority.issue(&asked.request, &subject, now, VALID_FOR);
+    let issued = authority.issue(&asked.request, &subject, now, CERTIFICATE_LIFETIME);
     let issued = issued.map_err(std::io::Error::other)?;
     let context = Context {
         cluster,
@@ -91,9 +89,8 @@ fn found(config: &NodeConfig, folder: &IdentityFolder) -> std::io::Result<()> {
     folder.write(AUTHORITY_KEY, authority.key_pem().as_bytes())?;
     folder.write(AUTHORITY, authority.certificate_pem().as_bytes())?;
     context.save(&folder.file(OPERATOR)).map_err(std::io::Error::other)?;
-    folder.write("authorities.pem", authority.certificate_pem().as_bytes())?;
     // Last: with it the identity is complete.
-    folder.write("identity.pem", (issued.chain_pem + &asked.key_pem).as_bytes())?;
+    folder.keep(&(issued.chain_pem + &asked.key_pem), authority.certificate_pem())?;
     tracing::info!(%subject, "this node has founded a cluster, with an authority of its own");
     Ok(())
 }

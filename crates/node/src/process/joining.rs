@@ -104,8 +104,7 @@ fn keep(joining: &Joining, key: &str, certified: &wire::Certified) -> std::io::R
     let json = certified.cluster.as_ref().map(|state| state.json.clone()).unwrap_or_default();
     let cluster: Cluster = serde_json::from_slice(&json).map_err(std::io::Error::other)?;
     let subject = certified.subject.parse::<Subject>().map_err(std::io::Error::other)?;
-    folder.write("authorities.pem", certified.authorities_pem.as_bytes())?;
-    folder.write("identity.pem", format!("{}{key}", certified.chain_pem).as_bytes())?;
+    folder.keep(&format!("{}{key}", certified.chain_pem), &certified.authorities_pem)?;
     let token = Secret::digest(token.secret.expose());
     folder.remember(&Joined { subject: subject.to_string(), token, cluster })?;
     tracing::info!(%subject, "this process has joined");

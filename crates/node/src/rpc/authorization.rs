@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use meridian_directory::{Cluster, Transport};
 use meridian_net::Caller;
-use meridian_pki::{Claims, Holder};
+use meridian_pki::{Claims, Holder, Secret};
+use meridian_proto::CallingNode;
 use meridian_types::Level;
-use sha2::{Digest, Sha256};
-use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::header::AUTHORIZATION;
+use tonic::{Extensions, Status};
 
+use crate::cluster_view::view::Directory;
+use crate::host::clock::wall_ms;
 use crate::rpc::roles::Need;
 
 /// The author of a call that was let through; an extension of it.
@@ -57,6 +59,26 @@ fn denied(met: &Holder, need: Need) -> Status {
     Status::permission_denied(format!("{met} may not do this: it takes {}", need.in_words()))
 }
 
+/// Whether a call comes from a voter of the directory, as far as this node knows.
+/// `refusal`: what becomes of another node, in the text of the error.
+///
+/// # Errors
+/// `PERMISSION_DENIED`.
+#[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+pub(crate) fn votes_in_directory(
+    directory: &Directory,
+    caller: &Extensions,
+    refusal: &str,
+) -> Result<(), Status> {
+    let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
+    match directory.known().cluster.directory_voters.contains(node) {
+        true => Ok(()),
+        false => Err(Status::permission_denied(format!(
+            "node {node} does not vote in the directory, and {refusal}"
+        ))),
+    }
+}
+
 /// The view of a node, by which it judges callers.
 #[derive(Clone, Copy)]
 pub(crate) struct Judge<'a> {
@@ -67,7 +89,13 @@ pub(crate) struct Judge<'a> {
     pub(crate) now: Duration,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    /// At this moment. `own`: of this node's certificate, if it has one.
+    pub(crate) fn new(cluster: &'a Cluster, own: Option<&'a Claims>) -> Self {
+        let own = own.map(|claims| claims.subject.cluster.as_str());
+        Self { cluster, own, now: Duration::from_millis(wall_ms()) }
+    }
+
     /// The caller, if it may make a call that needs this. `caller`: the connection's; `None` for a
     /// call within the process.
     ///
@@ -174,8 +202,7 @@ impl Judge<'_> {
 
     /// The operator of this token.
     fn operator(self, token: &str) -> Result<Holder, Status> {
-        let digest: String =
-            Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = Secret::digest(token);
         let operators = self.cluster.trust.operators.values();
         let found = operators.filter(|operator| operator.sha256 == digest).find(|operator| {
             let now_ms = self.now.as_millis();

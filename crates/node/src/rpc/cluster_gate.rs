@@ -89,11 +89,7 @@ impl ClusterGate {
         loop {
             let present = Arc::clone(&known.borrow_and_update());
             let own = self.mutual.own();
-            let judge = Judge {
-                cluster: &present.cluster,
-                own: own.as_ref().map(|claims| claims.subject.cluster.as_str()),
-                now: Duration::from_millis(wall_ms()),
-            };
+            let judge = Judge::new(&present.cluster, own.as_deref());
             let ended = self.mutual.end_unless(|claims| judge.is_valid(claims).is_ok());
             if ended > 0 {
                 tracing::info!(
@@ -116,11 +112,7 @@ impl ClusterGate {
         // An unknown method is answered as such, by what lies behind.
         let need = roles::of_path(uri.path()).unwrap_or(Need::Nothing);
         let own = self.mutual.own();
-        let judge = Judge {
-            cluster,
-            own: own.as_ref().map(|claims| claims.subject.cluster.as_str()),
-            now: Duration::from_millis(wall_ms()),
-        };
+        let judge = Judge::new(cluster, own.as_deref());
         let caller = request.extensions().get::<Caller>();
         let let_through = judge.let_through(caller, request.headers(), need);
         let principal = let_through.inspect_err(|status| {

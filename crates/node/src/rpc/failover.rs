@@ -8,14 +8,13 @@ use std::sync::Arc;
 use futures::Stream;
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{NotASource, Seal, SealAction, SealEvent, Sealing, check_source};
-use meridian_proto::CallingNode;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::{Applied, Engine, Syncer, or_fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::cluster_view::view::Directory;
 use crate::placement::seals;
@@ -23,6 +22,7 @@ use crate::read::freshness::wait_applied;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{position, position_to_wire};
+use crate::rpc::authorization::votes_in_directory;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::sealing::Sealed;
@@ -50,18 +50,6 @@ impl FailoverService {
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
-    /// Epochs are ended by the directory's leader, and by no other node.
-    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
-    fn votes_in_directory(&self, caller: &Extensions) -> Result<(), Status> {
-        let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
-        match self.directory.known().cluster.directory_voters.contains(node) {
-            true => Ok(()),
-            false => Err(Status::permission_denied(format!(
-                "node {node} does not vote in the directory, and ends no epoch"
-            ))),
-        }
-    }
-
     fn shard(&self, shard: u32) -> Result<(ShardId, LocalShard), Status> {
         let id = ShardId(shard);
         let local = self.shards.get(&id);
@@ -143,7 +131,7 @@ impl failover_server::Failover for FailoverService {
         request: Request<wire::SealRequest>,
     ) -> Result<Response<wire::SealResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        self.votes_in_directory(&caller)?;
+        votes_in_directory(&self.directory, &caller, "ends no epoch")?;
         let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
         let seal = Seal { epoch, planned: request.planned };
         let (mut sealing, actions) = Sealing::asked(seal, matches!(local, LocalShard::Voter(_)));
@@ -199,7 +187,7 @@ impl failover_server::Failover for FailoverService {
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        self.votes_in_directory(&caller)?;
+        votes_in_directory(&self.directory, &caller, "ends no epoch")?;
         let (_, _, local) = self.shard_in(request.shard, request.epoch)?;
         let through = required(request.through, "through")?;
         let drained = match &local {

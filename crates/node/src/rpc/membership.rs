@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use meridian_directory::{Change, Cluster, Member};
 use meridian_failover::ExecuteFailure;
-use meridian_pki::{Authority, Holder, Secret, Subject};
+use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, Secret, Subject, sha256_hex};
 use meridian_proto::directory::{self as wire, certify_response, membership_server};
 use meridian_types::NodeId;
 use parking_lot::RwLock;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -19,8 +18,6 @@ use crate::directory_group::leader::DirectoryVoter;
 use crate::host::clock::wall_ms;
 use crate::rpc::authorization::{Judge, Principal};
 
-/// Of the certificates of nodes and gateways, which ask for the next one when a third of it is left.
-const VALID_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A request for a certificate, with the secret of an invitation: strangers send them.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
 /// Joins carried out at a time. Each is a change of the directory.
@@ -84,8 +81,7 @@ impl MembershipService {
         };
         // Before it is used: a request that cannot be answered uses nothing.
         let certified = certified(&cluster, holder, request)?;
-        let digest: String =
-            Sha256::digest(request).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = sha256_hex(request);
         if invitation.used_by.as_ref() != Some(&digest) {
             let change = Change::UseInvitation { id: *id, request: digest };
             let actor = principal.map(ToString::to_string).unwrap_or_default();
@@ -157,11 +153,10 @@ fn certified(cluster: &Cluster, holder: Holder, request: &[u8]) -> Result<wire::
     let revoked = Duration::from_millis(cluster.trust.revoked_before_ms(&member));
     let subject = Subject { cluster: id, holder };
     let now = Duration::from_millis(wall_ms());
-    let issued = authority.issue_after(revoked, request, &subject, now, VALID_FOR);
-    let believed = cluster.trust.authorities.iter().map(|known| known.certificate_pem.as_str());
+    let issued = authority.issue_after(revoked, request, &subject, now, CERTIFICATE_LIFETIME);
     Ok(wire::Certified {
         chain_pem: issued.map_err(|error| refused(&error))?.chain_pem,
-        authorities_pem: believed.collect(),
+        authorities_pem: cluster.trust.authorities_pem(),
         subject: subject.to_string(),
         cluster: Some(cluster_to_wire(cluster, is_gateway)),
     })
@@ -196,8 +191,8 @@ impl membership_server::Membership for MembershipService {
             let principal = extensions.get::<Principal>();
             // A certificate that was revoked since the call came gets no successor.
             if let Some(claims) = principal.and_then(|principal| principal.claims.as_ref()) {
-                let now = Duration::from_millis(wall_ms());
-                let judge = Judge { cluster: &cluster, own: cluster.id.as_deref(), now };
+                let own = cluster.id.as_deref();
+                let judge = Judge { own, ..Judge::new(&cluster, None) };
                 judge.is_valid(claims).map_err(Not::Refused)?;
             }
             let holder = Self::holder(&cluster, principal, &request)?;

@@ -10,7 +10,7 @@ use futures::Stream;
 use meridian_memory::ByteBudget;
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
-use meridian_proto::{CallingNode, speaks_for};
+use meridian_proto::speaks_for;
 use meridian_shipping::{
     AdvertisedCommit, BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent,
     Status as NodeStatus,
@@ -32,6 +32,7 @@ use crate::host::disk::Room;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{heartbeat_to_wire, position, status};
+use crate::rpc::authorization::votes_in_directory;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 
@@ -107,7 +108,7 @@ impl shipping_server::Shipping for ShippingService {
         if request.shard == DIRECTORY_GROUP.shard.0 {
             // It has no replicas: only Raft sends for it, to its own members. It has the keys of the
             // cluster's authorities.
-            self.votes_in_directory(&caller)?;
+            votes_in_directory(&self.directory, &caller, "gets no state of it")?;
             return Ok(Response::new(Box::pin(ReceiverStream::new(
                 self.exchange.serve(DIRECTORY_GROUP, request)?,
             ))));
@@ -132,17 +133,6 @@ impl shipping_server::Shipping for ShippingService {
 }
 
 impl ShippingService {
-    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
-    fn votes_in_directory(&self, caller: &Extensions) -> Result<(), Status> {
-        let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
-        match self.directory.known().cluster.directory_voters.contains(node) {
-            true => Ok(()),
-            false => Err(Status::permission_denied(format!(
-                "node {node} does not vote in the directory, and gets no state of it"
-            ))),
-        }
-    }
-
     /// Begins what takes the place of the subscription that the same node has.
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn open(&self, start: wire::Start) -> Result<(Subscription, ReceiverStream<Shipped>), Status> {

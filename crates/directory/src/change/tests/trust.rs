@@ -200,3 +200,25 @@ fn founder_that_is_replaced_or_removed_before_it_joined_holds_up_no_directory() 
     let heir = *replaced.nodes.keys().last().unwrap();
     assert_eq!(replaced.trust.founders, [NodeId(1), heir].into());
 }
+
+/// A command whose answer was lost finds its change in the record.
+#[test]
+fn change_is_found_in_the_record_whatever_the_leader_has_filled_in() {
+    let node = Member::Node(NodeId(2));
+    let revoke = |before_ms| Change::RevokeCertificates { member: node.clone(), before_ms };
+    let invite = |now_ms| match invitation(node.clone(), 1, 2000) {
+        Change::Invite { invitation, .. } => Change::Invite { invitation, now_ms },
+        other => other,
+    };
+    let empty = Authority { certificate_pem: String::new(), key: None, issues: false };
+    for (ordered, recorded) in [
+        (revoke(0), revoke(7)),
+        (invite(0), invite(7)),
+        (Change::AddAuthority { authority: empty }, authority("made")),
+    ] {
+        assert_ne!(ordered, recorded);
+        assert_eq!(ordered.without_leaders_part(), recorded.without_leaders_part());
+    }
+    let other = Change::RevokeCertificates { member: Member::Node(NodeId(3)), before_ms: 0 };
+    assert_ne!(revoke(7).without_leaders_part(), other.without_leaders_part());
+}

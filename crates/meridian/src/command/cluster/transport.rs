@@ -6,11 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use meridian_directory::{Authority, Change, Cluster, Transport};
 use meridian_net::grpc::{self, Access, Timeouts};
-use meridian_pki::fingerprint;
+use meridian_pki::pem_fingerprint;
 use meridian_proto::admin::{StatusRequest, StatusResponse, admin_client::AdminClient};
 use meridian_types::Level;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -64,10 +62,8 @@ struct ShownNode {
 
 /// The SHA-256 of the certificate of each authority that is believed, oldest first.
 fn authorities(cluster: &Cluster) -> Vec<String> {
-    let print = |authority: &Authority| {
-        let der = CertificateDer::from_pem_slice(authority.certificate_pem.as_bytes()).ok();
-        der.map(|der| fingerprint(&der)).unwrap_or_default()
-    };
+    let print =
+        |authority: &Authority| pem_fingerprint(&authority.certificate_pem).unwrap_or_default();
     cluster.trust.authorities.iter().map(print).collect()
 }
 

@@ -193,13 +193,15 @@ impl Directory {
     /// Looks for a change of unknown outcome in the record, after the version `behind`.
     async fn look_for(&mut self, change: &Change, actor: &str, behind: u64) -> Result<Cluster> {
         // As it is recorded and shown.
-        let change = change.without_secrets();
+        let change = change.without_secrets().without_leaders_part();
         let is_it = |record: &wire::ChangeRecord| {
             let recorded = || serde_json::from_slice::<Change>(&record.change_json);
             record.version > behind
                 // The leader puts before it what the connection proves.
                 && record.actor.ends_with(actor)
-                && recorded().is_ok_and(|recorded| recorded.without_secrets() == change)
+                && recorded().is_ok_and(|recorded| {
+                    recorded.without_secrets().without_leaders_part() == change
+                })
         };
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -244,8 +246,7 @@ impl Directory {
     /// One of them cannot be read.
     pub(crate) fn believe(&mut self, cluster: &Cluster) -> Result<()> {
         let Some((path, context)) = &mut self.context else { return Ok(()) };
-        let named = cluster.trust.authorities.iter();
-        let named: String = named.map(|known| known.certificate_pem.as_str()).collect();
+        let named = cluster.trust.authorities_pem();
         if named.is_empty() || named == context.authorities {
             return Ok(());
         }

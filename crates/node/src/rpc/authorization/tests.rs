@@ -19,7 +19,7 @@ fn cluster(transport: Transport) -> Cluster {
     cluster.trust.transport = transport;
     let operator = Operator {
         name: "ana".to_owned(),
-        sha256: Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: Secret::digest(TOKEN),
         level: Level::Operate,
         expires_at_ms: Some(u64::try_from((NOW + HOUR).as_millis()).unwrap()),
         created_at_ms: 1,
