@@ -59,7 +59,7 @@ fn expected(service: &str, method: &str) -> [bool; 7] {
         ("Directory", "Execute") | ("Admin", "TransferLeadership") => {
             [false, false, false, false, false, true, true]
         }
-        ("Admin", "ReadOrphans") => [false, false, false, false, false, false, true],
+        ("Admin", "ReadOrphans" | "RotateKeys") => [false, false, false, false, false, false, true],
         other => panic!("nothing is said of {other:?}"),
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use meridian_config::private_file;
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
 use meridian_tests::{KvClient, poll};
@@ -12,6 +13,8 @@ use tokio::process::{Child, Command};
 use crate::DEADLINE;
 
 const TOKEN: &str = "an-access-token-for-a-test";
+/// Of each node's file.
+const ENCRYPTION: &str = "[encryption]\nkey_file = \"key\"\n";
 
 struct Grown {
     folder: TempDir,
@@ -27,7 +30,9 @@ fn free_ports(count: usize) -> Vec<u16> {
 
 impl Grown {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(9) }
+        let grown = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(9) };
+        private_file::write(&grown.file("key"), "0123456789abcdef".repeat(4).as_bytes()).unwrap();
+        grown
     }
 
     fn rpc(&self, node: usize) -> String {
@@ -63,7 +68,7 @@ impl Grown {
             "node = 1\ndata_dir = \"one\"\nmax_memory_mb = 400\nregions = [\"home\"]\ndefault_database = \"main\"\n\
              {nodes}[[shards]]\nid = 1\nprimary_region = \"home\"\n\
              [[databases]]\nid = \"00000000-0000-4000-8000-000000000001\"\nname = \"main\"\nshard = 1\n\
-             [[tokens]]\nsecret = \"{TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n"
+             [[tokens]]\nsecret = \"{TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n{ENCRYPTION}"
         );
         let path = self.file("one.toml");
         std::fs::write(&path, text).unwrap();
@@ -116,7 +121,8 @@ impl Grown {
         .await;
         for (name, data_dir) in [("n2", "two"), ("n3", "three")] {
             let token = self.token(&["nodes", "join-token", name]).await;
-            let file = self.joiner(data_dir, &format!("data_dir = \"{data_dir}\"\n"), &token);
+            let more = format!("data_dir = \"{data_dir}\"\n{ENCRYPTION}");
+            let file = self.joiner(data_dir, &more, &token);
             processes.push(self.start("serve", &file));
         }
         let client = self.client(1, TOKEN);
@@ -147,6 +153,10 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     let cluster = Grown::new();
     let mut processes = cluster.start_all().await;
     let through_one = cluster.client(1, TOKEN);
+    let key = std::fs::read(cluster.file("one/identity/authority-key.pem")).unwrap();
+    assert!(key.starts_with(b"\x89meridian vault"), "the authority's key is encrypted");
+    let status = cluster.meridian(&["status"]).await.unwrap();
+    assert!(status.contains("encryption at rest: on\n"), "{status}");
 
     // A gateway without data, and an operator with a token.
     let token = cluster.token(&["gateways", "add", "edge"]).await;

@@ -13,7 +13,7 @@ use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable,
 use crate::joining::{IdentityFolder, Joined, Joining};
 use crate::{
     CertificateFiles, GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig,
-    NodeListen, RaftConfig, StorageConfig, identity, tokens,
+    NodeListen, RaftConfig, StorageConfig, encryption, identity, tokens,
 };
 
 /// The join token of a node's file, with the folder of the node's identity.
@@ -110,6 +110,7 @@ pub(crate) fn node(
     let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
     node_listen(&listen)?;
     let folder = folder_of(path);
+    let encryption = file.encryption.map(|table| encryption::check(table, folder)).transpose()?;
     Ok(NodeConfig {
         data_dir,
         max_memory_mb: max_memory(file.max_memory_mb)?,
@@ -119,6 +120,7 @@ pub(crate) fn node(
         storage: storage(file.storage)?,
         gateway: gateway_settings(file.gateway, folder)?,
         tokens: tokens::check(file.tokens, &cluster, folder, has_joined)?,
+        encryption,
         cluster,
         node_id: id,
         node,

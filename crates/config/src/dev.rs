@@ -69,6 +69,7 @@ pub fn dev_cluster_configs<'a>(
         raft: RaftConfig::default(),
         storage: StorageConfig::default(),
         gateway: GatewaySettings::default(),
+        encryption: None,
         tokens: vec![token.clone()],
         cluster: cluster.clone(),
         node_id: *id,

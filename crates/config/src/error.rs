@@ -93,6 +93,14 @@ pub enum InvalidConfig {
          raft.election_timeout_max_ms ({max_ms}) must each be less than the next"
     )]
     ElectionTimes { heartbeat_ms: u64, min_ms: u64, max_ms: u64 },
+    #[error("[encryption] names no key: key_file, key_credential or key_command is needed")]
+    NoKey,
+    #[error("[encryption] has several of {prefix}file, {prefix}credential and {prefix}command")]
+    TwoKeys { prefix: &'static str },
+    #[error("encryption.{prefix}credential is not the name of a credential")]
+    KeyCredential { prefix: &'static str },
+    #[error("encryption.{prefix}command names no program")]
+    KeyCommand { prefix: &'static str },
     #[error("gateway.public_url: {0}")]
     PublicUrl(InvalidPublicUrl),
     #[error("gateway.trusted_proxies: {0}")]

@@ -7,6 +7,7 @@ use meridian_types::NodeId;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::encryption::EncryptionTable;
 use crate::joining::JoinWord;
 use crate::{ConfigError, RaftConfig, StorageConfig};
 
@@ -32,6 +33,7 @@ pub(crate) struct NodeFile {
     pub(crate) storage: StorageConfig,
     #[serde(default)]
     pub(crate) gateway: GatewayTable,
+    pub(crate) encryption: Option<EncryptionTable>,
     // The topology. Not a flattened struct: that would let unknown fields pass.
     #[serde(default)]
     pub(crate) regions: Vec<String>,

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `file` | the files as they are written |
 //! | `check`, `tokens`, `secrets` | from such a file to a configuration that can work |
+//! | `encryption` | where the key of a node's files is read |
 //! | `error` | what is refused, with the text for the operator |
 //! | `write` | a configuration as an annotated file |
 //! | `cluster` | the cluster of version 0 that a file describes, valid as soon as it exists |
@@ -26,6 +27,7 @@ mod cluster;
 mod context;
 mod dev;
 mod dev_identities;
+mod encryption;
 mod error;
 mod file;
 mod identity;
@@ -44,6 +46,7 @@ use std::path::{Path, PathBuf};
 use meridian_directory::{Cluster, FailoverMode, Node};
 use meridian_gateway::{Options, PublicUrl, TrustedProxies};
 use meridian_types::NodeId;
+use meridian_vault::EncryptionSettings;
 use serde::Deserialize;
 
 pub use cluster::{
@@ -76,6 +79,8 @@ pub struct NodeConfig {
     pub raft: RaftConfig,
     pub storage: StorageConfig,
     pub gateway: GatewaySettings,
+    /// How the files of the data folder are encrypted. `None`: they are not.
+    pub encryption: Option<EncryptionSettings>,
     /// Of version 0: what the file describes.
     pub cluster: Cluster,
     /// At least one.

@@ -1,3 +1,4 @@
+mod encryption;
 mod https;
 mod tokens;
 mod written;

@@ -7,6 +7,7 @@ use meridian_directory::Cluster;
 use meridian_gateway::Databases;
 use meridian_types::{KeyPrefix, NodeId, Permissions};
 use meridian_values::Key;
+use meridian_vault::{EncryptionSettings, KeySource};
 
 use crate::cluster::is_weak;
 use crate::{
@@ -60,10 +61,33 @@ pub(crate) fn node(config: &NodeConfig) -> String {
     out.field("change_retention_mb", config.storage.change_retention_mb);
 
     gateway_settings(&mut out, &config.gateway);
+    if let Some(settings) = &config.encryption {
+        encryption(&mut out, settings);
+    }
     cluster_tables(&mut out, &config.cluster);
     tokens(&mut out, &config.tokens, &config.cluster);
     dial(&mut out, &config.dial);
     out.0
+}
+
+fn encryption(out: &mut Document, settings: &EncryptionSettings) {
+    out.table("[encryption]", "Where the key is that the files of the data folder are under.");
+    out.text("mode", if settings.seals { "on" } else { "off" });
+    for (prefix, source) in [("", Some(&settings.key)), ("previous_", settings.previous.as_ref())] {
+        match source {
+            None => {}
+            Some(KeySource::File(path)) => {
+                out.text(&format!("{prefix}key_file"), &path.to_string_lossy());
+            }
+            Some(KeySource::Credential(name)) => {
+                out.text(&format!("{prefix}key_credential"), name);
+            }
+            Some(KeySource::Command(words)) => {
+                let words = words.iter().map(|word| quoted(word));
+                out.list(&format!("{prefix}key_command"), words);
+            }
+        }
+    }
 }
 
 pub(crate) fn gateway(config: &GatewayConfig) -> String {

@@ -7,6 +7,7 @@ pub(crate) mod cluster_config;
 pub(crate) mod databases;
 pub(crate) mod dev;
 pub(crate) mod drill;
+pub(crate) mod encryption;
 pub(crate) mod failover;
 mod gateway_url;
 pub(crate) mod gateways;
@@ -76,6 +77,11 @@ pub(crate) async fn asked_to_stop(hangup: Hangup) {
 
 /// The exit code that a shell reports for a process ended by SIGINT.
 const STOPPED_AT_ONCE: i32 = 130;
+
+/// The files that this process writes from now on are its user's alone.
+pub(crate) fn keep_files_private() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
 
 /// Prints a line on the standard output while serving. A reader that has gone is no error.
 pub(crate) fn say(text: &str) {

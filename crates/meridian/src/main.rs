@@ -62,6 +62,8 @@ enum Command {
     Failover(command::failover::Failover),
     /// Lists, shows and exports batches of a lost primary that its successor does not have.
     Orphans(command::orphans::Orphans),
+    /// Shows how the files of each node are encrypted, and has a node change its keys.
+    Encryption(command::encryption::Encryption),
     /// Asks every node for its shards, positions and lags.
     Status(command::status::Status),
     Kv(command::kv::Kv),
@@ -122,6 +124,7 @@ fn run(mut command: Command) -> anyhow::Result<()> {
             Command::Failback(failback) => failback.run().await,
             Command::Failover(failover) => failover.run().await,
             Command::Orphans(orphans) => orphans.run().await,
+            Command::Encryption(encryption) => encryption.run().await,
             Command::Status(status) => status.run().await,
             Command::Kv(kv) => kv.run().await,
             Command::Queue(queue) => queue.run().await,
@@ -289,6 +292,7 @@ mod tests {
             (include_str!("../../../docs/operations.md"), 20),
             (include_str!("../../../docs/kv.md"), 20),
             (include_str!("../../../docs/queues.md"), 10),
+            (include_str!("../../../docs/encryption.md"), 3),
         ];
         for (manual, at_least) in manuals {
             let mut commands = 0;
@@ -327,6 +331,7 @@ mod tests {
             "kv delete",
             "kv delete a --prefix b",
             "kv delete --prefix b --if-versionstamp none",
+            "encryption rotate",
             "queue cancel",
             "queue cancel 12",
             "queue run-now 00010000000000020000",

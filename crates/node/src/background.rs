@@ -4,6 +4,7 @@ pub(crate) mod announcements;
 mod change_retention;
 pub(crate) mod counters;
 pub(crate) mod disk_watch;
+pub(crate) mod encryption;
 pub(crate) mod gauges;
 pub(crate) mod maintenance;
 pub(crate) mod marks;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use meridian_types::{NodeId, Position};
+use meridian_vault::VaultError;
 
 use crate::schema::GroupId;
 
@@ -45,6 +46,8 @@ pub enum StorageError {
     /// The data folder is another node's.
     #[error("it belongs to node {owner}, this is node {node}")]
     WrongOwner { owner: NodeId, node: NodeId },
+    #[error(transparent)]
+    Keys(#[from] VaultError),
     #[error("{path}: {source}")]
     File { path: String, source: std::io::Error },
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_vault::{Folder, HIGH_WATER};
 use parking_lot::Mutex;
 
 use crate::{GroupId, StorageError};
@@ -24,6 +25,7 @@ use crate::{GroupId, StorageError};
 #[derive(Debug)]
 pub struct HighWater {
     path: PathBuf,
+    folder: Folder,
     marks: Mutex<Marks>,
     /// Held while the file is replaced.
     writing: Mutex<()>,
@@ -85,21 +87,40 @@ impl Marks {
 }
 
 impl HighWater {
+    /// In a file that is not encrypted.
+    ///
+    /// # Errors
+    /// As [`HighWater::open_in`].
+    pub fn open(path: PathBuf) -> Result<Self, StorageError> {
+        let folder = Folder::from(path.parent().unwrap_or(Path::new("")));
+        Self::open_at(path, folder)
+    }
+
+    /// In its place in a data folder.
+    ///
     /// # Errors
     /// When the file is there and cannot be read or parsed.
-    pub fn open(path: PathBuf) -> Result<Self, StorageError> {
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+    pub fn open_in(folder: &Folder) -> Result<Self, StorageError> {
+        Self::open_at(folder.join(HIGH_WATER), folder.clone())
+    }
+
+    fn open_at(path: PathBuf, folder: Folder) -> Result<Self, StorageError> {
+        let mut text = String::new();
+        match folder.read(&path).and_then(|mut file| file.read_to_string(&mut text)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Err(StorageError::corruption(path.display().to_string(), error));
+            }
             Err(source) => return Err(file_error(&path, source)),
-        };
+        }
         let mut marks = Marks::default();
         for line in text.lines() {
             let malformed =
                 || StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
             marks.parse(line).ok_or_else(malformed)?;
         }
-        Ok(Self { path, marks: Mutex::new(marks), writing: Mutex::default() })
+        Ok(Self { path, folder, marks: Mutex::new(marks), writing: Mutex::default() })
     }
 
     /// Up to here the group's log had certainly been durable; 0 if nothing is known.
@@ -203,23 +224,30 @@ impl HighWater {
             text = marks.text();
         }
         // The next call is not told that it is written.
-        replace_file(&self.path, text.as_bytes()).inspect_err(|_| self.marks.lock().dirty = true)
+        self.replace_file(text.as_bytes()).inspect_err(|_| self.marks.lock().dirty = true)
     }
-}
 
-fn replace_file(path: &Path, content: &[u8]) -> Result<(), StorageError> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
-    };
-    write().map_err(|source| file_error(path, source))
+    /// Writes the file again, as a new one would be encrypted.
+    pub fn rewrite(&self) -> Result<(), StorageError> {
+        self.marks.lock().dirty = true;
+        self.persist()
+    }
+
+    fn replace_file(&self, content: &[u8]) -> Result<(), StorageError> {
+        let path = &self.path;
+        let temporary = path.with_extension("new");
+        let write = || {
+            let mut file = self.folder.create(&temporary)?;
+            file.write_all(content)?;
+            file.finish()?;
+            fs::rename(&temporary, path)?;
+            match path.parent() {
+                Some(folder) => File::open(folder)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        write().map_err(|source| file_error(path, source))
+    }
 }
 
 fn file_error(path: &Path, source: std::io::Error) -> StorageError {
@@ -228,7 +256,35 @@ fn file_error(path: &Path, source: std::io::Error) -> StorageError {
 
 #[cfg(test)]
 mod tests {
+    use meridian_vault::{EncryptionSettings, KeySource};
+
     use super::*;
+
+    #[test]
+    fn marks_in_an_encrypted_folder_are_read_again_and_damage_of_them_is_corruption() {
+        use std::os::unix::fs::PermissionsExt;
+        let (folder, keys) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = keys.path().join("key");
+        fs::write(&key, (0..32).collect::<Vec<u8>>()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(2) };
+        let plain = HighWater::open_in(&folder.path().into()).unwrap();
+        plain.vote(group, 3).unwrap();
+        let settings =
+            EncryptionSettings { seals: true, key: KeySource::File(key), previous: None };
+        let encrypted = Folder::open(folder.path(), Some(&settings)).unwrap();
+        let path = folder.path().join("high-water");
+        let is_stale = || encrypted.vault().unwrap().is_stale(&path).unwrap();
+        assert!(is_stale());
+        HighWater::open_in(&encrypted).unwrap().rewrite().unwrap();
+        assert!(!is_stale());
+        assert_eq!(HighWater::open_in(&encrypted).unwrap().voted(group), 3);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let refused = HighWater::open_in(&encrypted).unwrap_err();
+        assert!(matches!(refused, StorageError::Corruption { .. }), "{refused}");
+    }
 
     #[test]
     fn marks_are_those_of_before_also_after_a_restart() {

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use meridian_rocks_env::encrypted_env;
 use parking_lot::Mutex;
 use rocksdb::properties::{
     CUR_SIZE_ALL_MEM_TABLES, NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES,
@@ -31,6 +32,7 @@ use self::snapshot::{RocksSnapshot, Tidy, cached, scan_with};
 
 mod memtables;
 mod options;
+mod rewriting;
 mod snapshot;
 
 /// Of a range that is compacted on demand, at a time: other compactions, and the caller that paces
@@ -45,6 +47,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// The engine that nodes run on: one RocksDB a node.
 pub struct RocksEngine {
+    path: PathBuf,
     db: Arc<DB>,
     cache: Cache,
     options: RocksOptions,
@@ -70,6 +73,9 @@ impl RocksEngine {
         database: &Options,
     ) -> Result<Self, StorageError> {
         let mut database = database.clone();
+        if let Some(vault) = &options.vault {
+            database.set_env(&encrypted_env(vault));
+        }
         let memtables = Memtables::new(options.memtable_bytes);
         database.set_write_buffer_manager(memtables.manager());
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
@@ -87,6 +93,7 @@ impl RocksEngine {
         let mut cached_only = ReadOptions::default();
         cached_only.set_read_tier(ReadTier::BlockCache);
         Ok(Self {
+            path: path.to_owned(),
             db: Arc::new(db),
             cache,
             options,
@@ -338,6 +345,11 @@ impl Engine for RocksEngine {
             from = until;
         }
         Ok(())
+    }
+
+    fn rewrite(&self, paced: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StorageError> {
+        let Some(vault) = &self.options.vault else { return Ok(()) };
+        self.rewrite_stale(vault, paced)
     }
 }
 

@@ -38,7 +38,7 @@ const IMPURE: &[&str] = &["tokio", "tonic", "rocksdb"];
 pub fn violations(
     packages: &[Package],
     ladder: &[(&str, Allowed)],
-    owned: &[(&str, &str)],
+    owned: &[(&str, &[&str])],
 ) -> Vec<String> {
     let members: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
     let mut violations = Vec::new();
@@ -58,9 +58,11 @@ pub fn violations(
             if !dev && members.contains(used) && !allowed.contains(&used) {
                 violations.push(format!("{name} may not use {used}"));
             }
-            if let Some((_, owner)) = owned.iter().find(|(of, owner)| *of == used && *owner != name)
+            if let Some((_, owners)) = owned.iter().find(|(of, _)| *of == used)
+                && !owners.contains(&name)
             {
-                violations.push(format!("{name} may not use {used}: only {owner} does"));
+                let owners = owners.join(" and ");
+                violations.push(format!("{name} may not use {used}: only {owners} does"));
             }
             if !dev && is_pure && IMPURE.contains(&used) {
                 violations.push(format!("{name} is pure and may not use {used}"));
@@ -135,13 +137,14 @@ mod tests {
             ("meridian-node", Allowed::Only(&["meridian-types"])),
             ("meridian-tests", Allowed::Anything),
         ];
-        let owned = [("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
+        let owned: [(&str, &[&str]); 2] =
+            [("openraft", &["meridian-consensus"]), ("rocksdb", &["meridian-storage", "meridian"])];
         assert_eq!(
             violations(&packages, ladder, &owned),
             [
                 "meridian-proto may not use meridian-node",
                 "meridian-node may not use openraft: only meridian-consensus does",
-                "meridian-gateway may not use rocksdb: only meridian-storage does",
+                "meridian-gateway may not use rocksdb: only meridian-storage and meridian does",
                 "meridian-txn is pure and may not use tokio",
                 "meridian-newcomer is not in the ladder: say what it may use",
             ]

@@ -19,7 +19,18 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-placement", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-queue", Allowed::Only(&["meridian-types"])),
     ("meridian-pki", Allowed::Only(&["meridian-types"])),
-    ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
+    ("meridian-vault", Allowed::Only(&[])),
+    ("meridian-rocks-env", Allowed::Only(&["meridian-vault"])),
+    (
+        "meridian-storage",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-proto",
+            "meridian-txn",
+            "meridian-vault",
+            "meridian-rocks-env",
+        ]),
+    ),
     (
         "meridian-consensus",
         Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
@@ -46,6 +57,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-memory",
             "meridian-directory",
             "meridian-gateway",
+            "meridian-vault",
         ]),
     ),
     (
@@ -61,6 +73,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-failover",
             "meridian-placement",
             "meridian-queue",
+            "meridian-vault",
             "meridian-storage",
             "meridian-consensus",
             "meridian-values",
@@ -132,9 +145,14 @@ const LADDER: &[(&str, Allowed)] = &[
     ("base2histogram", Allowed::Only(&[])),
 ];
 
-/// Libraries that one crate keeps to itself, so that no other knows of them.
-const OWNED: &[(&str, &str)] =
-    &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
+/// Libraries that a few crates keep to themselves, so that no other knows of them.
+const OWNED: &[(&str, &[&str])] = &[
+    ("openraft", &["meridian-consensus"]),
+    ("rocksdb", &["meridian-storage", "meridian-rocks-env"]),
+    ("librocksdb-sys", &["meridian-rocks-env"]),
+    ("aes", &["meridian-vault"]),
+    ("ctr", &["meridian-vault"]),
+];
 
 /// The rooms of node, from the lowest floor. The code of one uses those below it.
 const NODE_STAIR: &[&str] = &[
@@ -177,6 +195,8 @@ const FOREIGN: &[&str] = &[
     "trigger_transfer_leader",
     "update_conflicting",
     // RocksDB
+    "EncryptedEnv",
+    "FileSystem",
     "manual_wal_flush",
     "memtable_insert_with_hint_prefix_extractor",
     // Node

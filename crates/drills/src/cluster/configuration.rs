@@ -20,7 +20,8 @@ use crate::operator::Operator;
 /// The context of the cluster's operator, in its folder.
 pub(super) const CONTEXT: &str = "identities/operator.toml";
 /// The parts of a node's file that a gateway's file does not have.
-const OF_THE_NODE: [&str; 6] = ["node", "data_dir", "listen", "raft", "storage", "dial"];
+const OF_THE_NODE: [&str; 7] =
+    ["node", "data_dir", "listen", "raft", "storage", "encryption", "dial"];
 
 impl Cluster {
     pub(super) async fn configure(options: &ClusterOptions) -> Result<Self, ClusterError> {

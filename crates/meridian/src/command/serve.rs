@@ -12,7 +12,7 @@ use meridian_node::{Node, StandaloneGateway};
 use tokio_util::sync::CancellationToken;
 
 use super::gateway_url::with_database;
-use super::{Hangup, access_token, asked_to_stop, say};
+use super::{Hangup, access_token, asked_to_stop, keep_files_private, say};
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -67,6 +67,7 @@ impl Serve {
         };
         let Some(mut config) = config else { return Ok(()) };
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
+        keep_files_private();
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let scheme = scheme(&config.gateway);

@@ -1,6 +1,7 @@
 //! `meridian status` and `meridian transfer-leadership`: every node asked by itself, without the
 //! directory.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,7 @@ use meridian_proto::admin::{
 };
 use meridian_types::{NodeId, ShardId};
 
+use super::encryption;
 use super::operator::{Directory, Table, Target, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -169,15 +171,30 @@ impl<'a> Answers<'a> {
     }
 }
 
+/// How the files of the nodes are encrypted, with the nodes of which that is true.
+fn encryption<'a>(statuses: impl Iterator<Item = &'a StatusResponse>) -> String {
+    let mut nodes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for status in statuses {
+        let state = status.encryption.as_ref().map_or("not known".to_owned(), encryption::state);
+        nodes.entry(state).or_default().push(&status.node_name);
+    }
+    let line = |(state, names): (&String, &Vec<&str>)| match nodes.len() {
+        1 => format!("encryption at rest: {state}\n"),
+        _ => format!("encryption at rest: {state} ({})\n", names.join(", ")),
+    };
+    nodes.iter().map(line).collect()
+}
+
 impl Status {
     pub(crate) async fn run(self) -> Result<()> {
         let (cluster, access) = cluster(&self.target).await?;
         let answers = Answers::gather(&cluster, &access).await;
         let warnings = answers.warnings().into_iter().map(|text| format!("warning: {text}\n"));
         print(&format!(
-            "{}\n{}{}",
+            "{}\n{}{}{}",
             answers.nodes(),
             answers.followers(),
+            encryption(answers.statuses()),
             warnings.collect::<String>()
         ))?;
         if answers.statuses().next().is_none() {

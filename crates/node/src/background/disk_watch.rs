@@ -26,7 +26,7 @@ pub(crate) struct DiskWatch {
 impl DiskWatch {
     pub(crate) fn new(parts: &DutyParts) -> Self {
         Self {
-            data_dir: parts.data_dir.clone(),
+            data_dir: parts.data_dir.to_path_buf(),
             engine: Arc::clone(&parts.engine),
             disk: Arc::clone(&parts.disk),
         }

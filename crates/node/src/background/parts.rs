@@ -1,10 +1,10 @@
 //! The parts that the duties of a node work with, and the logs that grow here.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use meridian_storage::{Engine, HighWater};
 use meridian_types::{NodeId, ShardId};
+use meridian_vault::Folder;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::shard::table::ShardTable;
 /// The parts that the duties share; each uses some of them.
 pub(crate) struct DutyParts {
     pub(crate) node_id: NodeId,
-    pub(crate) data_dir: PathBuf,
+    pub(crate) data_dir: Folder,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) directory: Arc<Directory>,

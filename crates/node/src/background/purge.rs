@@ -36,7 +36,7 @@ impl Purge {
             logs: GrowingLogs::new(parts),
             shards: Arc::clone(&parts.shards),
             exchange: Arc::clone(&parts.exchange),
-            data_dir: parts.data_dir.clone(),
+            data_dir: parts.data_dir.to_path_buf(),
             retention_bytes: parts.log_retention_bytes,
             changes: ChangeRetention::new(
                 parts.change_retention_bytes.min(parts.log_retention_bytes),

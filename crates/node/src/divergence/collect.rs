@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 use bytes::Bytes;
 use meridian_consensus::{forget_group, is_in_use, log_batches_beyond};
@@ -13,6 +12,7 @@ use meridian_storage::{
     Applied, GroupId, HighWater, RaftApplied, ShardState, ShippedLog, StorageError, decode_batch,
 };
 use meridian_types::{Epoch, EpochHistory, Position, ShardId};
+use meridian_vault::Folder;
 
 use crate::divergence::orphan_files::OrphanWriter;
 use crate::replication::carry_over::{CarryLimits, carry_over};
@@ -21,7 +21,7 @@ const READ_BYTES: usize = 4 << 20;
 
 /// Keeps the batches that a replica took, and `history` does not hold. How many.
 pub(crate) fn keep_shipped(
-    data_dir: &Path,
+    data_dir: &Folder,
     state: &ShardState,
     history: &EpochHistory,
     log: &ShippedLog,
@@ -51,7 +51,7 @@ pub(crate) fn keep_shipped(
 pub(crate) fn examine_old_groups(
     state: &ShardState,
     high_water: &HighWater,
-    data_dir: &Path,
+    data_dir: &Folder,
     history: &EpochHistory,
     limits: &CarryLimits<'_>,
 ) -> Result<(), StorageError> {
@@ -136,7 +136,7 @@ fn header(shard: ShardId, batch: &[u8]) -> Result<Position, StorageError> {
 /// Keeps what one log has, and the shard's history does not: one file for each epoch that cut some
 /// of it off.
 struct Keeper<'a> {
-    data_dir: &'a Path,
+    data_dir: &'a Folder,
     shard: ShardId,
     history: &'a EpochHistory,
     count: DivergenceCount<'a>,
@@ -147,7 +147,7 @@ impl<'a> Keeper<'a> {
     /// `reached`: by the state, if it is made of the same batches. `elsewhere`: sequences of another
     /// log, which are kept from there.
     fn new(
-        data_dir: &'a Path,
+        data_dir: &'a Folder,
         shard: ShardId,
         history: &'a EpochHistory,
         reached: Option<Reached>,
@@ -187,7 +187,7 @@ impl<'a> Keeper<'a> {
 /// The file of `epoch`, begun if there is none.
 fn take_file(
     files: &mut BTreeMap<Epoch, OrphanWriter>,
-    data_dir: &Path,
+    data_dir: &Folder,
     shard: ShardId,
     epoch: Epoch,
     base: Position,

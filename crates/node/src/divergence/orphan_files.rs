@@ -24,6 +24,7 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::FailoverReport;
@@ -32,6 +33,7 @@ use meridian_proto::admin as wire;
 use meridian_proto::directory;
 use meridian_storage::StorageError;
 use meridian_types::{Epoch, Position, ShardId};
+use meridian_vault::{Folder, Vault};
 use tonic::Status;
 
 pub(crate) use reader::OrphanReader;
@@ -135,11 +137,10 @@ impl std::fmt::Display for OrphanName {
 ///
 /// # Errors
 /// When the folder cannot be read. The error of a single file is beside its name.
-pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> {
+pub(crate) fn list(data_dir: &Folder) -> Result<Vec<StoredOrphans>, StorageError> {
     let folder = folder(data_dir);
     let stored = |name: OrphanName| {
-        let content = OrphanReader::open(folder.join(name.to_string()), name)
-            .and_then(OrphanReader::summarize);
+        let content = OrphanReader::open(data_dir, name).and_then(OrphanReader::summarize);
         StoredOrphans { name, content }
     };
     Ok(names(&folder)?.into_iter().map(stored).collect())
@@ -150,11 +151,11 @@ pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> 
 /// # Errors
 /// [`StorageError::Invalid`] when `name` is not that of such a file, [`StorageError::File`] when
 /// there is none.
-pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageError> {
+pub(crate) fn read(data_dir: &Folder, name: &str) -> Result<OrphanReader, StorageError> {
     let refused =
         || StorageError::Invalid(format!("`{name}` is not the name of a file of orphans"));
     let name = OrphanName::parse(name).ok_or_else(refused)?;
-    OrphanReader::open(folder(data_dir).join(name.to_string()), name)
+    OrphanReader::open(data_dir, name)
 }
 
 /// Whether a file of this header has what another of `lacking` does not, and reaches as far.
@@ -162,7 +163,7 @@ pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageE
 /// # Errors
 /// When the folder cannot be read.
 pub(crate) fn is_kept(
-    data_dir: &Path,
+    data_dir: &Folder,
     header: &OrphanHeader,
     lacking: &OrphanSummary,
 ) -> Result<bool, StorageError> {
@@ -184,7 +185,7 @@ impl KnownOrphans {
     ///
     /// # Errors
     /// When the folder cannot be read; nothing has changed. The error of a single file is logged.
-    pub(crate) fn refresh(&mut self, data_dir: &Path) -> Result<(), StorageError> {
+    pub(crate) fn refresh(&mut self, data_dir: &Folder) -> Result<(), StorageError> {
         let folder = folder(data_dir);
         let names = names(&folder)?;
         // A damaged file stays that; a disk that does not answer may the next time.
@@ -194,7 +195,7 @@ impl KnownOrphans {
         self.files.retain(|name, content| stays(content) && names.binary_search(name).is_ok());
         for name in names {
             self.files.entry(name).or_insert_with(|| {
-                let opened = OrphanReader::open(folder.join(name.to_string()), name);
+                let opened = OrphanReader::open(data_dir, name);
                 let content = opened.and_then(OrphanReader::summarize).map(|(_, summary)| summary);
                 content.inspect_err(|error| {
                     tracing::error!(%error, "a file of orphans cannot be read: what its failover lost stays a bound");
@@ -232,7 +233,7 @@ impl KnownOrphans {
 
 /// [`list`] for operators. A file that cannot be read is in it without counts; [`read_orphans`]
 /// says why.
-pub(crate) fn list_orphans(data_dir: &Path) -> Result<wire::ListOrphansResponse, Status> {
+pub(crate) fn list_orphans(data_dir: &Folder) -> Result<wire::ListOrphansResponse, Status> {
     let file = |stored: StoredOrphans| {
         let summary = stored.content.map(|(_, summary)| summary).unwrap_or_else(|error| {
             tracing::error!(%error, "a file of orphans cannot be read");
@@ -258,11 +259,45 @@ pub(crate) fn list_orphans(data_dir: &Path) -> Result<wire::ListOrphansResponse,
 
 /// [`read`] for operators. Every step reads from the disk.
 pub(crate) fn read_orphans(
-    data_dir: &Path,
+    data_dir: &Folder,
     name: &str,
 ) -> Result<impl Iterator<Item = Result<wire::OrphanBatch, Status>> + Send + 'static, Status> {
     let reader = read(data_dir, name).map_err(|error| status(&error))?;
     Ok(reader.map(|batch| batch.map_err(|error| status(&error))))
+}
+
+/// Writes the files again that are not encrypted as new ones are, and removes what crashes left of
+/// such. `paced` is called after each file with its bytes, and ends the work by a break.
+///
+/// # Errors
+/// The first of a file that cannot be written again, once the others were tried; it stays as it was.
+pub(crate) fn rewrite_stale(
+    data_dir: &Folder,
+    vault: &Vault,
+    paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), StorageError> {
+    let folder = folder(data_dir);
+    let mut first_error = Ok(());
+    writer::remove_leftovers(&folder, vault)?;
+    for name in names(&folder)? {
+        let path = folder.join(name.to_string());
+        let rewritten = vault.is_stale(&path).and_then(|is_stale| {
+            if !is_stale {
+                return Ok(0);
+            }
+            vault.rewrite(&path)?;
+            Ok(path.metadata()?.len())
+        });
+        match rewritten {
+            Ok(0) => {}
+            Ok(bytes) if paced(bytes).is_continue() => {}
+            Ok(_) => return Err(StorageError::cancelled("the rewriting of files was ended")),
+            // Deleted by an operator meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => first_error = first_error.and(Err(file_error(&path, error))),
+        }
+    }
+    first_error
 }
 
 fn status(error: &StorageError) -> Status {
@@ -296,6 +331,10 @@ fn names(folder: &Path) -> Result<Vec<OrphanName>, StorageError> {
 }
 
 fn file_error(path: &Path, source: std::io::Error) -> StorageError {
+    if source.kind() == ErrorKind::InvalidData {
+        // Of an encrypted file: it is not as it was written.
+        return corruption(path, source);
+    }
     StorageError::File { path: path.display().to_string(), source }
 }
 

@@ -1,13 +1,13 @@
 //! The parts that the reconcilers of all shards share, and that the node's report reads.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, HighWater, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_vault::Folder;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use crate::shard::table::ShardTable;
 /// The parts that a node's shards are opened with.
 pub(crate) struct PlacementParts {
     pub(crate) node_id: NodeId,
-    pub(crate) data_dir: PathBuf,
+    pub(crate) data_dir: Folder,
     /// Of each shard's log, for change feeds.
     pub(crate) change_retention_bytes: u64,
     pub(crate) engine: Arc<dyn Engine>,

@@ -1,7 +1,7 @@
-//! The data folder of a node: its database, which belongs to one node for good.
+//! The data folder of a node: its keys, and its database, which belongs to one node for good.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use meridian_config::NodeConfig;
@@ -10,9 +10,27 @@ use meridian_storage::{
     Durability, Engine, RocksEngine, RocksOptions, StorageError, WriteBatch, schema,
 };
 use meridian_types::NodeId;
+use meridian_vault::Folder;
+use tokio::task::JoinError;
 
 use crate::host::disk;
 use crate::process::start_error::StartError;
+
+/// Makes the folder if there is none, and opens its keys, off the runtime.
+///
+/// # Errors
+/// [`StartError::DataFolder`]: it cannot be used, or its keys are others. Nothing was changed then.
+pub(crate) async fn open_folder(config: &NodeConfig) -> Result<Folder, StartError> {
+    let (path, encryption) = (config.data_dir.clone(), config.encryption.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&path)
+            // No other user reads what clients stored, also in a folder of an earlier version.
+            .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o700)))
+            .map_err(|source| StorageError::File { path: path.display().to_string(), source })?;
+        Ok(Folder::open(&path, encryption.as_ref())?)
+    });
+    done(config, opened.await)
+}
 
 /// Opens the database of the folder, off the runtime.
 ///
@@ -20,18 +38,25 @@ use crate::process::start_error::StartError;
 /// [`StartError::DataFolder`]: it cannot be opened, or is another node's.
 pub(crate) async fn open_engine(
     config: &NodeConfig,
+    folder: &Folder,
     shares: &Shares,
 ) -> Result<Arc<dyn Engine>, StartError> {
-    let path = config.data_dir.join("db");
-    let options =
-        RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
-    let node_id = config.node_id;
-    let opened = tokio::task::spawn_blocking(move || open_owned(&path, options, node_id)).await;
-    match opened {
-        Ok(Ok(engine)) => Ok(engine),
-        Ok(Err(error)) => Err(unusable(config, &error)),
-        Err(error) => Err(unusable(config, &StorageError::cancelled(error))),
-    }
+    let options = RocksOptions {
+        block_cache_bytes: shares.block_cache,
+        memtable_bytes: shares.memtables,
+        vault: folder.vault().cloned(),
+    };
+    let (folder, node_id) = (folder.clone(), config.node_id);
+    let opened = tokio::task::spawn_blocking(move || open_owned(&folder, options, node_id));
+    done(config, opened.await)
+}
+
+fn done<T>(
+    config: &NodeConfig,
+    work: Result<Result<T, StorageError>, JoinError>,
+) -> Result<T, StartError> {
+    let work = work.unwrap_or_else(|error| Err(StorageError::cancelled(error)));
+    work.map_err(|error| unusable(config, &error))
 }
 
 /// Takes a database that is open already.
@@ -48,18 +73,15 @@ pub(crate) fn take_engine(
 
 /// Opens the database and makes sure that it is this node's.
 fn open_owned(
-    path: &Path,
+    folder: &Folder,
     options: RocksOptions,
     node_id: NodeId,
 ) -> Result<Arc<dyn Engine>, StorageError> {
+    let path = folder.join("db");
     let file = |source| StorageError::File { path: path.display().to_string(), source };
-    std::fs::create_dir_all(path).map_err(file)?;
-    if let Some(folder) = path.parent() {
-        // No other user reads what clients stored, also in a folder of an earlier version.
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(file)?;
-        disk::make_room(folder);
-    }
-    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(path, options)?);
+    std::fs::create_dir_all(&path).map_err(file)?;
+    disk::make_room(folder);
+    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&path, options)?);
     claim(&engine, node_id)?;
     Ok(engine)
 }

@@ -1,6 +1,8 @@
 //! The first node of a cluster: it makes the cluster's authority, its own certificate, and the
 //! token of the first operator.
 
+use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use meridian_config::{Context, IdentityFolder, NodeConfig};
@@ -8,13 +10,13 @@ use meridian_directory::{self as directory, AuthorityKey, Cluster, Operator, Tra
 use meridian_net::Stream;
 use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, KeyAndRequest, Secret, Subject};
 use meridian_types::Level;
+use meridian_vault::{AUTHORITY_KEY, Folder};
 use uuid::Uuid;
 
 use crate::host::clock::wall_ms;
 use crate::process::start_error::StartError;
 
 const AUTHORITY: &str = "authority.pem";
-const AUTHORITY_KEY: &str = "authority-key.pem";
 const OPERATOR: &str = "operator.toml";
 /// For an answer of each other node.
 const LOOK_FOR_OTHERS: Duration = Duration::from_secs(1);
@@ -26,7 +28,7 @@ const FIRST_OPERATOR: &str = "founder";
 ///
 /// # Errors
 /// [`StartError::Identity`]: the folder cannot be used, or the node is to join and was not told how.
-pub(crate) async fn identify(config: &mut NodeConfig) -> Result<(), StartError> {
+pub(crate) async fn identify(config: &mut NodeConfig, data_dir: &Folder) -> Result<(), StartError> {
     if config.identity.is_some() {
         return Ok(());
     }
@@ -37,7 +39,8 @@ pub(crate) async fn identify(config: &mut NodeConfig) -> Result<(), StartError> 
             return Ok(());
         }
         nothing_is_there(config).await?;
-        found(config, &folder).map_err(|error| StartError::Identity(error.to_string()))?;
+        found(config, &folder, data_dir)
+            .map_err(|error| StartError::Identity(error.to_string()))?;
     }
     config.identity = Some(folder.files());
     config.own_identity = true;
@@ -61,7 +64,7 @@ async fn nothing_is_there(config: &NodeConfig) -> Result<(), StartError> {
     Ok(())
 }
 
-fn found(config: &NodeConfig, folder: &IdentityFolder) -> std::io::Result<()> {
+fn found(config: &NodeConfig, folder: &IdentityFolder, data_dir: &Folder) -> std::io::Result<()> {
     let first = config.cluster.nodes.keys().next().copied().unwrap_or(config.node_id);
     if config.node_id != first {
         let (id, name) = (config.node_id, &config.node.name);
@@ -86,8 +89,12 @@ fn found(config: &NodeConfig, folder: &IdentityFolder) -> std::io::Result<()> {
         identity: None,
         token: Some(Secret::random().expose().to_owned()),
     };
-    folder.write(AUTHORITY_KEY, authority.key_pem().as_bytes())?;
     folder.write(AUTHORITY, authority.certificate_pem().as_bytes())?;
+    // No command reads it: so it is encrypted where the node's files are. Cut short by a crash, it is
+    // written anew, since the identity is not complete.
+    let mut key = data_dir.create(&data_dir.join(AUTHORITY_KEY))?;
+    key.write_all(authority.key_pem().as_bytes())?;
+    key.finish()?;
     context.save(&folder.file(OPERATOR)).map_err(std::io::Error::other)?;
     // Last: with it the identity is complete.
     folder.keep(&(issued.chain_pem + &asked.key_pem), authority.certificate_pem())?;
@@ -102,23 +109,26 @@ fn found(config: &NodeConfig, folder: &IdentityFolder) -> std::io::Result<()> {
 /// [`StartError::Identity`]: the folder cannot be read.
 pub(crate) fn with_authority(
     config: &NodeConfig,
+    data_dir: &Folder,
     mut cluster: Cluster,
 ) -> Result<Cluster, StartError> {
     let folder = IdentityFolder::of(&config.data_dir);
-    if !config.own_identity || config.join || !folder.file(AUTHORITY_KEY).exists() {
+    if !config.own_identity || config.join || !data_dir.join(AUTHORITY_KEY).exists() {
         return Ok(cluster);
     }
     let failed = |error: &dyn std::fmt::Display| StartError::Identity(error.to_string());
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(folder.file(name));
-        text.map_err(|error| failed(&format!("{}: {error}", folder.file(name).display())))
+    let read = |path: PathBuf| {
+        let mut text = String::new();
+        let read = data_dir.read(&path).and_then(|mut file| file.read_to_string(&mut text));
+        read.map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+        Ok::<_, StartError>(text)
     };
     let context = Context::load(&folder.file(OPERATOR)).map_err(|error| failed(&error))?;
     let trust = &mut cluster.trust;
     trust.transport = Transport::Require;
     trust.authorities = vec![directory::Authority {
-        certificate_pem: read(AUTHORITY)?,
-        key: Some(AuthorityKey::new(read(AUTHORITY_KEY)?)),
+        certificate_pem: read(folder.file(AUTHORITY))?,
+        key: Some(AuthorityKey::new(read(data_dir.join(AUTHORITY_KEY))?)),
         issues: true,
     }];
     if let Some(token) = &context.token {
@@ -143,8 +153,7 @@ pub(crate) fn with_authority(
 /// Removes the authority's key from the folder of a node whose cluster has it.
 pub(crate) fn forget_authority(config: &NodeConfig, remembered: Option<&Cluster>) {
     if remembered.is_some_and(|cluster| !cluster.trust.authorities.is_empty()) {
-        let folder = IdentityFolder::of(&config.data_dir);
         // Where it fails, the next start tries again.
-        drop(std::fs::remove_file(folder.file(AUTHORITY_KEY)));
+        drop(std::fs::remove_file(config.data_dir.join(AUTHORITY_KEY)));
     }
 }

@@ -1,6 +1,5 @@
-//! Status, orphan files and handovers for operators.
+//! Status, orphan files, handovers and keys for operators.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,10 +9,12 @@ use meridian_net::Mutual;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_proto::node_id_to_wire;
 use meridian_types::{NodeId, ShardId};
+use meridian_vault::Folder;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::background::encryption::Encryption;
 use crate::cluster_view::view::Directory;
 use crate::divergence::orphan_files;
 use crate::host::clock::wall_ms;
@@ -39,7 +40,8 @@ pub(crate) struct AdminService {
     pub(crate) node: Node,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) data_dir: PathBuf,
+    pub(crate) data_dir: Folder,
+    pub(crate) encryption: Arc<Encryption>,
     pub(crate) started: Instant,
     pub(crate) clocks: Clocks,
     pub(crate) disk: Arc<DiskGuard>,
@@ -108,6 +110,7 @@ impl AdminService {
     fn warnings(&self) -> Vec<String> {
         let of_node = self.clocks.warning().into_iter().chain(self.disk.warning());
         let of_node = of_node.chain(self.transport_warning()).chain(self.certificate_warning());
+        let of_node = of_node.chain(self.encryption.warning());
         let of_clients = self.clients.warnings(SystemTime::now());
         of_node.chain(of_clients).chain(self.webhooks.warnings(wall_ms())).collect()
     }
@@ -175,6 +178,7 @@ impl admin_server::Admin for AdminService {
             cluster_version: self.directory.known().cluster.version,
             certificate: self.certificate(),
             plain_call_age_ms: self.plain.age_ms(),
+            encryption: Some(self.encryption.status()),
         }))
     }
 
@@ -217,6 +221,16 @@ impl admin_server::Admin for AdminService {
                 "the other voter did not take over; this node still leads",
             )),
         }
+    }
+
+    async fn rotate_keys(
+        &self,
+        request: Request<wire::RotateKeysRequest>,
+    ) -> Result<Response<wire::RotateKeysResponse>, Status> {
+        let master_key_changed =
+            Arc::clone(&self.encryption).rotate(request.into_inner().new_data_key).await?;
+        let encryption = Some(self.encryption.status());
+        Ok(Response::new(wire::RotateKeysResponse { encryption, master_key_changed }))
     }
 
     type ReadOrphansStream = ReceiverStream<Result<wire::OrphanBatch, Status>>;

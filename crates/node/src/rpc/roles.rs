@@ -92,6 +92,7 @@ const METHODS: &[(&str, &[(&str, Need)])] = &[
             ("ListOrphans", Need::Operator(Level::View)),
             // They hold what clients wrote.
             ("ReadOrphans", Need::Operator(Level::Admin)),
+            ("RotateKeys", Need::Operator(Level::Admin)),
         ],
     ),
 ];

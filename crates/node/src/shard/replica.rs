@@ -4,7 +4,6 @@
 mod disk;
 pub(crate) mod driver;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +12,7 @@ use meridian_memory::ByteBudget;
 use meridian_shipping::{AdvertisedCommit, Status};
 use meridian_storage::{AppliedMark, ShardState, ShippedLog, StorageError, StoredBatch, Syncer};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
+use meridian_vault::Folder;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -84,7 +84,7 @@ pub(crate) struct ReplicaParts {
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
-    pub(crate) data_dir: PathBuf,
+    pub(crate) data_dir: Folder,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) reads: Reads,
     /// For the compression of streams.

@@ -52,6 +52,7 @@ fn admin_statuses_are_golden() {
             issuer: "issuer".to_owned(),
         }),
         plain_call_age_ms: Some(0),
+        encryption: Some(encryption()),
     };
     let certificate =
         vec![field_bytes(1, b"subject"), field_varint(2, L + 2), field_bytes(3, b"issuer")];
@@ -68,7 +69,41 @@ fn admin_statuses_are_golden() {
         field_varint(10, L + 10),
         field_message(11, &certificate),
         field_varint(12, 0),
+        field_message(13, &encryption_fields()),
     ];
+    assert_golden(&response, &golden);
+}
+
+fn encryption() -> admin::EncryptionStatus {
+    admin::EncryptionStatus {
+        state: "on".to_owned(),
+        percent: 2,
+        master_key: "0123".to_owned(),
+        data_key: 4,
+        data_key_ms: L + 5,
+        older_data_keys: 6,
+        files_until_restart: L + 7,
+    }
+}
+
+fn encryption_fields() -> Fields {
+    vec![
+        field_bytes(1, b"on"),
+        field_varint(2, 2),
+        field_bytes(3, b"0123"),
+        field_varint(4, 4),
+        field_varint(5, L + 5),
+        field_varint(6, 6),
+        field_varint(7, L + 7),
+    ]
+}
+
+#[test]
+fn admin_rotations_of_keys_are_golden() {
+    assert_golden(&admin::RotateKeysRequest { new_data_key: true }, &[field_varint(1, 1)]);
+    let response =
+        admin::RotateKeysResponse { encryption: Some(encryption()), master_key_changed: true };
+    let golden = [field_message(1, &encryption_fields()), field_varint(2, 1)];
     assert_golden(&response, &golden);
 }
 

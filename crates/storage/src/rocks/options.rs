@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
+use meridian_vault::Vault;
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options};
@@ -11,7 +12,7 @@ use crate::Forgotten;
 use crate::forgotten::Filter;
 use crate::schema;
 
-/// How much memory one node's RocksDB may take, in bytes.
+/// How much memory one node's RocksDB may take, in bytes, and how its files are encrypted.
 #[derive(Debug, Clone)]
 pub struct RocksOptions {
     /// Blocks, and the indexes and filters of open files.
@@ -19,11 +20,13 @@ pub struct RocksOptions {
     /// The memtables of all families together. Shortly before, the oldest is flushed, and then
     /// writes of state wait.
     pub memtable_bytes: usize,
+    /// The keys of its files, if they are encrypted, or were.
+    pub vault: Option<Arc<Vault>>,
 }
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 128 << 20, memtable_bytes: 128 << 20 }
+        Self { block_cache_bytes: 128 << 20, memtable_bytes: 128 << 20, vault: None }
     }
 }
 

@@ -7,6 +7,7 @@ use rocksdb::statistics::Ticker;
 use super::*;
 use crate::{GroupId, GroupLog, RecordKind, schema};
 
+mod encrypted;
 mod stalls;
 
 fn copy(from: &Path, to: &Path) {

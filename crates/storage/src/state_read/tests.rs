@@ -60,7 +60,7 @@ fn in_turns(
 
 fn rocks(memtable_bytes: usize) -> (Arc<RocksEngine>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let options = RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes };
+    let options = RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes, vault: None };
     (Arc::new(RocksEngine::open(folder.path(), options).unwrap()), folder)
 }
 

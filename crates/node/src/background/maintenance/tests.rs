@@ -48,7 +48,7 @@ fn maintenance(folder: &std::path::Path) -> DutyParts {
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
     DutyParts {
         node_id: NodeId(1),
-        data_dir: folder.to_owned(),
+        data_dir: folder.into(),
         engine: Arc::new(MemoryEngine::default()),
         shards,
         directory,
@@ -303,7 +303,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         directory: Arc::clone(&maintenance.directory),
         peers: Arc::clone(&maintenance.peers),
         transfer: maintenance.exchange.clone(),
-        data_dir: folder.path().to_owned(),
+        data_dir: folder.path().into(),
         disk: Arc::clone(&maintenance.disk),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
         streams: ByteBudget::new("streams", 1 << 20),

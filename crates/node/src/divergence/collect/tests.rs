@@ -101,8 +101,9 @@ impl Node {
 
     fn settle_within(&self, history: &EpochHistory, limits: &CarryLimits<'_>) {
         let marks = HighWater::open(self.folder.path().join("high-water")).unwrap();
-        examine_old_groups(&self.state, &marks, self.folder.path(), history, limits).unwrap();
-        keep_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
+        examine_old_groups(&self.state, &marks, &self.folder.path().into(), history, limits)
+            .unwrap();
+        keep_shipped(&self.folder.path().into(), &self.state, history, &self.log).unwrap();
     }
 
     /// The name of each file, its batches, and those that it says are missing.
@@ -110,12 +111,12 @@ impl Node {
         let file = |stored: orphan_files::StoredOrphans| {
             let name = stored.name.to_string();
             let (_, summary) = stored.content.unwrap();
-            let batches = orphan_files::read(self.folder.path(), &name).unwrap();
+            let batches = orphan_files::read(&self.folder.path().into(), &name).unwrap();
             let sequence = |batch: &[u8]| header(SHARD, batch).unwrap().sequence;
             let held = batches.map(|batch| sequence(&batch.unwrap().batch)).collect();
             (name, held, (summary.missing_from, summary.missing_through))
         };
-        orphan_files::list(self.folder.path()).unwrap().into_iter().map(file).collect()
+        orphan_files::list(&self.folder.path().into()).unwrap().into_iter().map(file).collect()
     }
 
     /// The transactions that it shows for the report of an epoch that began behind `base`:
@@ -123,7 +124,7 @@ impl Node {
     fn shown(&self, epoch: u16, base: u64) -> Option<(u64, u64)> {
         let report = report(Epoch(epoch), base, 2 * base);
         let mut known = orphan_files::KnownOrphans::default();
-        known.refresh(self.folder.path()).unwrap();
+        known.refresh(&self.folder.path().into()).unwrap();
         let shown: Orphans = known.shown(SHARD, &report)?;
         Some((shown.transactions, shown.at_most))
     }

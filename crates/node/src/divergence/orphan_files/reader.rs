@@ -1,23 +1,23 @@
 //! Reads one orphan file, batch by batch.
 
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use meridian_proto::admin as wire;
 use meridian_storage::StorageError;
+use meridian_vault::{FileReader, Folder};
 use prost::Message;
 
 use super::{
     BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, RECORD_HEAD, corruption,
-    file_error,
+    file_error, folder,
 };
 
 /// The batches of one file, in order. After an error come no more.
 #[derive(Debug)]
 pub(crate) struct OrphanReader {
     path: PathBuf,
-    file: BufReader<File>,
+    file: FileReader,
     /// Bytes of the file that were not read yet.
     left: u64,
     header: OrphanHeader,
@@ -30,21 +30,17 @@ impl OrphanReader {
     /// # Errors
     /// [`StorageError::File`]; [`StorageError::Corruption`] when the file does not begin as it
     /// must.
-    pub(super) fn open(path: PathBuf, name: OrphanName) -> Result<Self, StorageError> {
-        let open = || {
-            let file = File::open(&path)?;
-            let length = file.metadata()?.len();
-            Ok((file, length))
-        };
-        let (file, left) = open().map_err(|source| file_error(&path, source))?;
+    pub(super) fn open(data_dir: &Folder, name: OrphanName) -> Result<Self, StorageError> {
+        let path = folder(data_dir).join(name.to_string());
+        let file = data_dir.read(&path).map_err(|source| file_error(&path, source))?;
+        let left = file.content_bytes();
         let none = OrphanHeader {
             shard: name.shard,
             epoch: name.epoch,
             base: meridian_types::Position::ZERO,
         };
         let read = OrphanSummary::default();
-        let mut reader =
-            Self { path, file: BufReader::new(file), left, header: none, read, ended: false };
+        let mut reader = Self { path, file, left, header: none, read, ended: false };
         if reader.read_bytes(MAGIC.len())? != MAGIC {
             return Err(corruption(
                 &reader.path,

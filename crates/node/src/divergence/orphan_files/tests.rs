@@ -2,6 +2,7 @@ use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value,
     ValueEncoding,
 };
+use meridian_vault::Folder;
 use tonic::Code;
 
 use super::*;
@@ -55,11 +56,11 @@ pub(crate) fn report(epoch: Epoch, base: u64, base_transactions: u64) -> Failove
     }
 }
 
-fn writer(data_dir: &Path) -> OrphanWriter {
+fn writer(data_dir: &Folder) -> OrphanWriter {
     OrphanWriter::create(data_dir, SHARD, EPOCH, BASE).unwrap()
 }
 
-fn save(data_dir: &Path, batches: &[Vec<u8>]) -> OrphanSummary {
+fn save(data_dir: &Folder, batches: &[Vec<u8>]) -> OrphanSummary {
     let mut writer = writer(data_dir);
     for (index, batch) in batches.iter().enumerate() {
         writer.push(batch, index == 0).unwrap();
@@ -67,7 +68,7 @@ fn save(data_dir: &Path, batches: &[Vec<u8>]) -> OrphanSummary {
     writer.finish().unwrap()
 }
 
-fn listed(data_dir: &Path) -> Vec<String> {
+fn listed(data_dir: &Folder) -> Vec<String> {
     list(data_dir).unwrap().iter().map(|stored| stored.name.to_string()).collect()
 }
 
@@ -80,9 +81,9 @@ fn files(data_dir: &Path) -> Vec<String> {
 #[test]
 fn what_is_saved_is_listed_and_read() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(list(folder.path()).unwrap().is_empty());
+    assert!(list(&folder.path().into()).unwrap().is_empty());
     let batches = [batch(11, 2), batch(12, 1)];
-    let summary = save(folder.path(), &batches);
+    let summary = save(&folder.path().into(), &batches);
     let bytes = (batches[0].len() + batches[1].len()) as u64;
     let expected = OrphanSummary {
         batches: 2,
@@ -95,19 +96,19 @@ fn what_is_saved_is_listed_and_read() {
     };
     assert_eq!(summary, expected);
 
-    let stored = list(folder.path()).unwrap();
+    let stored = list(&folder.path().into()).unwrap();
     assert_eq!(stored.len(), 1);
     assert_eq!(stored[0].name.to_string(), NAME);
     assert_eq!(
         *stored[0].content.as_ref().unwrap(),
         (OrphanHeader { shard: SHARD, epoch: EPOCH, base: BASE }, expected)
     );
-    let read: Vec<_> = read(folder.path(), NAME).unwrap().map(Result::unwrap).collect();
+    let read: Vec<_> = read(&folder.path().into(), NAME).unwrap().map(Result::unwrap).collect();
     let stored =
         |batch: &Vec<u8>, committed| wire::OrphanBatch { batch: batch.clone().into(), committed };
     assert_eq!(read, [stored(&batches[0], true), stored(&batches[1], false)]);
 
-    let list = list_orphans(folder.path()).unwrap();
+    let list = list_orphans(&folder.path().into()).unwrap();
     let file = wire::OrphanFile {
         name: NAME.to_owned(),
         shard: 3,
@@ -122,7 +123,7 @@ fn what_is_saved_is_listed_and_read() {
         missing_through: 0,
     };
     assert_eq!(list.files, [file]);
-    assert_eq!(read_orphans(folder.path(), NAME).unwrap().count(), 2);
+    assert_eq!(read_orphans(&folder.path().into(), NAME).unwrap().count(), 2);
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn the_bytes_of_a_file_are_golden() {
     let folder = tempfile::tempdir().unwrap();
     let stored = batch(11, 0);
     assert_eq!(stored, b"\x08\x01\x10\x0b\x18\xf3\x07\x70\x01\x7d\x88\x2d\xa9\x54");
-    let mut writer = writer(folder.path());
+    let mut writer = writer(&folder.path().into());
     writer.push(&stored, true).unwrap();
     writer.set_committed_total(12);
     writer.set_missing(5, 10, 1010).unwrap();
@@ -167,7 +168,7 @@ fn the_bytes_of_a_file_are_golden() {
     );
 
     // Of the first version, which did not say what is missing.
-    let summary = || list(folder.path()).unwrap()[0].content.as_ref().unwrap().1;
+    let summary = || list(&folder.path().into()).unwrap()[0].content.as_ref().unwrap().1;
     let whole = summary();
     assert_eq!((whole.missing_from, whole.missing_through, whole.committed_total), (5, 10, 12));
     fs::write(&path, [golden.concat(), record(&counted)].concat()).unwrap();
@@ -175,34 +176,34 @@ fn the_bytes_of_a_file_are_golden() {
         summary(),
         OrphanSummary { missing_from: 0, missing_through: 0, committed_total: 0, ..whole }
     );
-    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 1);
+    assert_eq!(read(&folder.path().into(), NAME).unwrap().map(Result::unwrap).count(), 1);
 }
 
 #[test]
 fn a_file_may_say_only_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let save = |through| {
-        let mut writer = writer(folder.path());
+        let mut writer = writer(&folder.path().into());
         writer.set_committed_total(through);
         writer.set_missing(11, through, 1000 + through).unwrap();
         writer.finish().unwrap()
     };
     for _ in 0..2 {
-        assert_eq!((save(13).batches, listed(folder.path())), (0, vec![NAME.to_owned()]));
+        assert_eq!((save(13).batches, listed(&folder.path().into())), (0, vec![NAME.to_owned()]));
     }
-    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 0);
-    let file = &list_orphans(folder.path()).unwrap().files[0];
+    assert_eq!(read(&folder.path().into(), NAME).unwrap().map(Result::unwrap).count(), 0);
+    let file = &list_orphans(&folder.path().into()).unwrap().files[0];
     assert_eq!(
         (file.batches, file.missing_from, file.missing_through, file.last_time_ms),
         (0, 11, 13, 1013)
     );
     // A batch that one file lacks and another has is not said to be missing.
-    let mut other = writer(folder.path());
+    let mut other = writer(&folder.path().into());
     other.push(&batch(11, 1), true).unwrap();
     other.set_committed_total(14);
     other.finish().unwrap();
-    assert_eq!((save(12).missing_through, listed(folder.path()).len()), (0, 2));
-    assert_eq!((save(15).missing_through, listed(folder.path()).len()), (15, 3));
+    assert_eq!((save(12).missing_through, listed(&folder.path().into()).len()), (0, 2));
+    assert_eq!((save(15).missing_through, listed(&folder.path().into()).len()), (15, 3));
 }
 
 #[test]
@@ -211,18 +212,18 @@ fn what_a_node_shows_is_never_less_than_it_held() {
     let report = report(EPOCH, 10, 100);
     let anew = |report: &FailoverReport| {
         let mut known = KnownOrphans::default();
-        known.refresh(folder.path()).unwrap();
+        known.refresh(&folder.path().into()).unwrap();
         known.shown(SHARD, report).map(|shown| (shown.transactions, shown.at_most))
     };
     let shown = || anew(&report);
     assert_eq!(shown(), Some((0, 0)));
     // As the first version counted: one of two is decided.
-    save(folder.path(), &[batch(11, 2), batch(12, 1)]);
+    save(&folder.path().into(), &[batch(11, 2), batch(12, 1)]);
     assert_eq!(shown(), Some((2, 3)));
     fs::remove_file(folder.path().join("orphans").join(NAME)).unwrap();
 
     // With batches that are missing, and undecided ones.
-    let mut writer = writer(folder.path());
+    let mut writer = writer(&folder.path().into());
     writer.push(&batch(13, 2), true).unwrap();
     writer.push(&batch(14, 1), false).unwrap();
     writer.set_committed_total(107);
@@ -244,10 +245,10 @@ fn each_file_is_read_once_whether_or_not_it_is_damaged() {
     let report = report(EPOCH, 10, 100);
     let mut known = KnownOrphans::default();
     let mut shown = || {
-        known.refresh(folder.path()).unwrap();
+        known.refresh(&folder.path().into()).unwrap();
         known.shown(SHARD, &report).map(|shown| (shown.transactions, shown.at_most))
     };
-    save(folder.path(), &[batch(11, 2), batch(12, 1)]);
+    save(&folder.path().into(), &[batch(11, 2), batch(12, 1)]);
     assert_eq!(shown(), Some((2, 3)));
     // It is not written again: its content now shows whether it is looked at.
     let path = folder.path().join("orphans").join(NAME);
@@ -265,12 +266,12 @@ fn each_file_is_read_once_whether_or_not_it_is_damaged() {
 #[test]
 fn damage_is_found_wherever_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    save(&folder.path().into(), &[batch(11, 1), batch(12, 1)]);
     let path = folder.path().join("orphans").join(NAME);
     let whole = fs::read(&path).unwrap();
     let check = |what: &str, bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        let error = match read(folder.path(), NAME) {
+        let error = match read(&folder.path().into(), NAME) {
             Err(error) => error,
             Ok(reader) => reader.last().unwrap().expect_err(what),
         };
@@ -292,34 +293,34 @@ fn damage_is_found_wherever_it_is() {
 
     // Listed all the same, without counts.
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-    assert!(list(folder.path()).unwrap()[0].content.is_err());
-    let files = list_orphans(folder.path()).unwrap().files;
+    assert!(list(&folder.path().into()).unwrap()[0].content.is_err());
+    let files = list_orphans(&folder.path().into()).unwrap().files;
     assert_eq!((files[0].name.as_str(), files[0].shard, files[0].batches), (NAME, 3, 0));
     fs::write(&path, b"").unwrap();
-    assert_eq!(read_orphans(folder.path(), NAME).err().unwrap().code(), Code::DataLoss);
+    assert_eq!(read_orphans(&folder.path().into(), NAME).err().unwrap().code(), Code::DataLoss);
 }
 
 #[test]
 fn the_same_is_kept_once_and_something_else_beside_it() {
     let folder = tempfile::tempdir().unwrap();
-    let first = save(folder.path(), &[batch(11, 1)]);
-    assert_eq!(save(folder.path(), &[batch(11, 1)]), first);
-    assert_eq!(listed(folder.path()), [NAME]);
-    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    let first = save(&folder.path().into(), &[batch(11, 1)]);
+    assert_eq!(save(&folder.path().into(), &[batch(11, 1)]), first);
+    assert_eq!(listed(&folder.path().into()), [NAME]);
+    save(&folder.path().into(), &[batch(11, 1), batch(12, 1)]);
     let second = "shard-3-epoch-2-base-10-2.orphans";
-    assert_eq!(listed(folder.path()), [NAME, second]);
-    assert_eq!(read(folder.path(), NAME).unwrap().count(), 1);
-    assert_eq!(read(folder.path(), second).unwrap().count(), 2);
-    save(folder.path(), &[batch(11, 1)]);
-    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    assert_eq!(listed(&folder.path().into()), [NAME, second]);
+    assert_eq!(read(&folder.path().into(), NAME).unwrap().count(), 1);
+    assert_eq!(read(&folder.path().into(), second).unwrap().count(), 2);
+    save(&folder.path().into(), &[batch(11, 1)]);
+    save(&folder.path().into(), &[batch(11, 1), batch(12, 1)]);
     assert_eq!(files(folder.path()).len(), 2);
 }
 
 #[test]
 fn nothing_pushed_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(save(folder.path(), &[]), OrphanSummary::default());
-    let mut abandoned = writer(folder.path());
+    assert_eq!(save(&folder.path().into(), &[]), OrphanSummary::default());
+    let mut abandoned = writer(&folder.path().into());
     abandoned.push(&batch(11, 1), true).unwrap();
     drop(abandoned);
     assert!(files(folder.path()).is_empty());
@@ -331,27 +332,27 @@ fn what_a_crash_cut_short_is_ignored_and_overwritten() {
     fs::create_dir(folder.path().join("orphans")).unwrap();
     let partial = folder.path().join("orphans/shard-3-epoch-2-base-10.partial");
     fs::write(&partial, [b"meridian orphans 1\n".as_slice(), &[7; 10_000]].concat()).unwrap();
-    assert!(list(folder.path()).unwrap().is_empty());
-    save(folder.path(), &[batch(11, 1)]);
+    assert!(list(&folder.path().into()).unwrap().is_empty());
+    save(&folder.path().into(), &[batch(11, 1)]);
     assert_eq!(files(folder.path()), [NAME]);
-    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 1);
+    assert_eq!(read(&folder.path().into(), NAME).unwrap().map(Result::unwrap).count(), 1);
 }
 
 #[test]
 fn two_writers_do_not_meet() {
     let folder = tempfile::tempdir().unwrap();
-    let first = writer(folder.path());
-    let refused = OrphanWriter::create(folder.path(), SHARD, EPOCH, BASE).unwrap_err();
+    let first = writer(&folder.path().into());
+    let refused = OrphanWriter::create(&folder.path().into(), SHARD, EPOCH, BASE).unwrap_err();
     assert!(matches!(refused, StorageError::Busy(_)), "{refused}");
-    let other = OrphanWriter::create(folder.path(), ShardId(4), EPOCH, BASE).unwrap();
+    let other = OrphanWriter::create(&folder.path().into(), ShardId(4), EPOCH, BASE).unwrap();
     drop((first, other));
-    writer(folder.path());
+    writer(&folder.path().into());
 }
 
 #[test]
 fn only_names_of_such_files_are_opened() {
     let folder = tempfile::tempdir().unwrap();
-    save(folder.path(), &[batch(11, 1)]);
+    save(&folder.path().into(), &[batch(11, 1)]);
     let tricks = [
         "",
         "..",
@@ -368,23 +369,98 @@ fn only_names_of_such_files_are_opened() {
     ];
     for name in tricks {
         assert_eq!(
-            read_orphans(folder.path(), name).err().unwrap().code(),
+            read_orphans(&folder.path().into(), name).err().unwrap().code(),
             Code::InvalidArgument,
             "{name:?}"
         );
     }
-    let away = read_orphans(folder.path(), "shard-3-epoch-2-base-10-2.orphans").err().unwrap();
+    let away =
+        read_orphans(&folder.path().into(), "shard-3-epoch-2-base-10-2.orphans").err().unwrap();
     assert_eq!(away.code(), Code::NotFound, "{away}");
     // Under a name that is not its own.
     let orphans = folder.path().join("orphans");
     fs::rename(orphans.join(NAME), orphans.join("shard-4-epoch-2-base-10-1.orphans")).unwrap();
-    let moved = read(folder.path(), "shard-4-epoch-2-base-10-1.orphans").unwrap_err();
+    let moved = read(&folder.path().into(), "shard-4-epoch-2-base-10-1.orphans").unwrap_err();
     assert!(moved.to_string().contains("under another name"), "{moved}");
 }
 
 #[test]
 fn what_is_no_batch_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let error = writer(folder.path()).push(b"\xff", true).unwrap_err();
+    let error = writer(&folder.path().into()).push(b"\xff", true).unwrap_err();
     assert!(matches!(error, StorageError::Corruption { .. }), "{error}");
+}
+
+/// A data folder under a key.
+fn encrypted(folder: &std::path::Path, seals: bool) -> Folder {
+    use std::os::unix::fs::PermissionsExt;
+    let key = folder.join("key");
+    fs::write(&key, (0..32).collect::<Vec<u8>>()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    let key = meridian_vault::KeySource::File(key);
+    let settings = meridian_vault::EncryptionSettings { seals, key, previous: None };
+    Folder::open(&data, Some(&settings)).unwrap()
+}
+
+#[test]
+fn orphans_in_an_encrypted_folder_are_listed_read_and_found_damaged_as_others_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = encrypted(folder.path(), true);
+    let summary = save(&data_dir, &[batch(11, 2), batch(12, 1)]);
+    assert_eq!(save(&data_dir, &[batch(11, 2), batch(12, 1)]), summary, "it is kept once");
+    assert_eq!(listed(&data_dir), [NAME]);
+    assert_eq!(list(&data_dir).unwrap()[0].content.as_ref().unwrap().1, summary);
+    assert_eq!(read(&data_dir, NAME).unwrap().map(Result::unwrap).count(), 2);
+    let path = data_dir.join("orphans").join(NAME);
+    let mut bytes = fs::read(&path).unwrap();
+    assert!(!bytes.windows(MAGIC.len()).any(|part| part == MAGIC));
+    let at = bytes.len() - 20;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(read(&data_dir, NAME), Err(StorageError::Corruption { .. })));
+    assert_eq!(read_orphans(&data_dir, NAME).err().unwrap().code(), Code::DataLoss);
+}
+
+#[test]
+fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("data")).unwrap();
+    let plain: Folder = folder.path().join("data").into();
+    save(&plain, &[batch(11, 1)]);
+    let data_dir = encrypted(folder.path(), true);
+    let vault = data_dir.vault().unwrap();
+    save(&data_dir, &[batch(11, 1), batch(12, 1)]);
+    let [first, second] =
+        [NAME, "shard-3-epoch-2-base-10-2.orphans"].map(|name| data_dir.join("orphans").join(name));
+    let rewrite = |vault: &Vault| {
+        let mut bytes = 0;
+        let rewritten = rewrite_stale(&data_dir, vault, &mut |more| {
+            bytes += more;
+            ControlFlow::Continue(())
+        });
+        (rewritten, bytes)
+    };
+    assert!(vault.is_stale(&first).unwrap() && !vault.is_stale(&second).unwrap());
+    let (rewritten, bytes) = rewrite(vault);
+    rewritten.unwrap();
+    assert_eq!(bytes, fs::metadata(&first).unwrap().len());
+    assert!(!vault.is_stale(&first).unwrap());
+    assert_eq!(read(&data_dir, NAME).unwrap().map(Result::unwrap).count(), 1);
+    vault.rotate_data_key().unwrap();
+    // A leftover of a crash goes, the file of a writer stays.
+    fs::write(data_dir.join("orphans/a.partial"), "plain").unwrap();
+    let held = OrphanWriter::create(&data_dir, ShardId(9), EPOCH, BASE).unwrap();
+    vault.rotate_data_key().unwrap();
+    let mut damaged = fs::read(&first).unwrap();
+    damaged[5000] ^= 1;
+    fs::write(&first, &damaged).unwrap();
+    let (rewritten, _) = rewrite(vault);
+    assert!(matches!(rewritten, Err(StorageError::Corruption { .. })));
+    assert_eq!(fs::read(&first).unwrap(), damaged, "it stays as it was");
+    assert!(!vault.is_stale(&second).unwrap());
+    assert!(!files(&data_dir).contains(&"a.partial".to_owned()));
+    assert!(files(&data_dir).iter().any(|name| name.ends_with(".partial")));
+    drop(held);
 }

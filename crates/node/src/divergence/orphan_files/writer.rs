@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use meridian_proto::admin as wire;
 use meridian_storage::StorageError;
 use meridian_types::{Epoch, Position, ShardId};
+use meridian_vault::{FileWriter, Folder, Vault};
 use parking_lot::Mutex;
 use prost::Message;
 
@@ -22,9 +23,9 @@ use super::{
 pub(crate) struct OrphanWriter {
     header: OrphanHeader,
     summary: OrphanSummary,
-    folder: PathBuf,
+    data_dir: Folder,
     /// Under its temporary name.
-    file: BufWriter<File>,
+    file: FileWriter,
     partial: Partial,
 }
 
@@ -36,7 +37,7 @@ impl OrphanWriter {
     /// [`StorageError::File`], and [`StorageError::Busy`] while another writer in this process is
     /// at the same.
     pub(crate) fn create(
-        data_dir: &Path,
+        data_dir: &Folder,
         shard: ShardId,
         epoch: Epoch,
         base: Position,
@@ -48,14 +49,9 @@ impl OrphanWriter {
         let partial = Partial::claim(
             folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}.partial", base.sequence)),
         )?;
-        let file = File::create(&partial.0).map_err(|source| file_error(&partial.0, source))?;
-        let mut writer = Self {
-            header,
-            summary: OrphanSummary::default(),
-            folder,
-            file: BufWriter::new(file),
-            partial,
-        };
+        let file = data_dir.create(&partial.0).map_err(|source| file_error(&partial.0, source))?;
+        let (summary, data_dir) = (OrphanSummary::default(), data_dir.clone());
+        let mut writer = Self { header, summary, data_dir, file, partial };
         writer.write(MAGIC)?;
         writer.record(HEADER, &header.encode())?;
         Ok(writer)
@@ -96,11 +92,7 @@ impl OrphanWriter {
     ) -> Result<(), StorageError> {
         let lacking =
             OrphanSummary { missing_from: from, missing_through: through, ..self.summary };
-        let data_dir = self
-            .folder
-            .parent()
-            .ok_or_else(|| corruption(&self.folder, "lies in no data folder"))?;
-        if is_kept(data_dir, &self.header, &lacking)? {
+        if is_kept(&self.data_dir, &self.header, &lacking)? {
             return Ok(());
         }
         self.summary = lacking;
@@ -122,24 +114,24 @@ impl OrphanWriter {
             return Ok(summary);
         }
         self.record(END, &summary.encode())?;
-        let partial = &self.partial.0;
-        self.file.flush().map_err(|source| file_error(partial, source))?;
-        self.file.get_ref().sync_all().map_err(|source| file_error(partial, source))?;
+        let Self { header, data_dir, file, partial, .. } = self;
+        let (folder, partial) = (folder(&data_dir), &partial.0);
+        file.finish().map_err(|source| file_error(partial, source))?;
         let mut number = Some(1);
-        for name in names(&self.folder)?.into_iter().filter(|name| name.is_of(&self.header)) {
-            if same_content(&self.folder.join(name.to_string()), partial)? {
+        for name in names(&folder)?.into_iter().filter(|name| name.is_of(&header)) {
+            if same_content(&data_dir, &folder.join(name.to_string()), partial)? {
                 // Its name may not be durable yet: a crash came before.
-                sync_folder(&self.folder)?;
+                sync_folder(&folder)?;
                 return Ok(summary);
             }
             number = name.number.checked_add(1);
         }
         let number =
-            number.ok_or_else(|| corruption(&self.folder, "the numbers of files are used up"))?;
-        let name = OrphanName::new(&self.header, number).to_string();
-        let path = self.folder.join(&name);
+            number.ok_or_else(|| corruption(&folder, "the numbers of files are used up"))?;
+        let name = OrphanName::new(&header, number).to_string();
+        let path = folder.join(&name);
         fs::rename(partial, &path).map_err(|source| file_error(&path, source))?;
-        sync_folder(&self.folder)?;
+        sync_folder(&folder)?;
         tracing::warn!(
             file = name,
             batches = summary.batches,
@@ -201,9 +193,27 @@ impl Drop for Partial {
     }
 }
 
-fn same_content(one: &Path, other: &Path) -> Result<bool, StorageError> {
+/// Removes files under temporary names that no writer has, and that are not encrypted as new ones
+/// are.
+pub(super) fn remove_leftovers(folder: &Path, vault: &Vault) -> Result<(), StorageError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|source| file_error(folder, source))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|source| file_error(folder, source))?.path();
+        let is_temporary = path.extension().is_some_and(|kind| kind != "orphans");
+        if is_temporary && vault.is_stale(&path).unwrap_or(false) {
+            // It goes with the claim.
+            drop(Partial::claim(path));
+        }
+    }
+    Ok(())
+}
+
+fn same_content(data_dir: &Folder, one: &Path, other: &Path) -> Result<bool, StorageError> {
     let open = |path: &Path| {
-        File::open(path).map(BufReader::new).map_err(|source| file_error(path, source))
+        data_dir.read(path).map(BufReader::new).map_err(|source| file_error(path, source))
     };
     let (mut one_file, mut other_file) = (open(one)?, open(other)?);
     loop {

@@ -64,7 +64,7 @@ fn parts(
     let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
     let parts = PlacementParts {
         node_id,
-        data_dir: folder.to_owned(),
+        data_dir: folder.into(),
         change_retention_bytes: 64 << 20,
         engine: Arc::clone(&engine),
         syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),

@@ -11,11 +11,13 @@ use meridian_directory::Cluster;
 use meridian_memory::{ByteBudget, Shares};
 use meridian_net::{Listener, Mutual, capacity};
 use meridian_storage::{Engine, HighWater, StorageError, Syncer};
+use meridian_vault::Folder;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::background::encryption::Encryption;
 use crate::background::parts::DutyParts;
 use crate::background::{counters, maintenance};
 use crate::changes::ChangeLogs;
@@ -36,9 +38,8 @@ use crate::network::peers::{Dial, PeerChannels};
 use crate::placement::parts::PlacementParts;
 use crate::placement::reconciler::reconcile_all;
 use crate::placement::report::Standing;
-use crate::process::data_folder::{open_engine, take_engine, unusable};
-use crate::process::founding::identify;
-use crate::process::node::acquaintance::acquaintance;
+use crate::process::data_folder::unusable;
+use crate::process::node::acquaintance::{acquaintance, open_disk};
 use crate::process::settings::{
     configured_access, gateway_options, max_memory_bytes, peer_channels,
 };
@@ -75,6 +76,8 @@ const WEBHOOKS_PART: usize = 16;
 /// The parts that the floors of a node share.
 pub(super) struct Floors {
     pub(super) config: NodeConfig,
+    data_dir: Folder,
+    encryption: Arc<Encryption>,
     started: Instant,
     /// That the process may open.
     files: u64,
@@ -123,17 +126,13 @@ impl Floors {
         engine: Option<Arc<dyn Engine>>,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
-        identify(&mut config).await?;
         let files = capacity::raise_open_files();
         let node_id = config.node_id;
         let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
-        let engine = match engine {
-            Some(engine) => take_engine(&config, engine)?,
-            None => open_engine(&config, &shares).await?,
-        };
+        let (data_dir, engine) = open_disk(&mut config, &shares, engine).await?;
         let stop = CancellationToken::new();
-        let (mutual, first, remembered) = acquaintance(&config, &engine, &stop)?;
+        let (mutual, first, remembered) = acquaintance(&config, &data_dir, &engine, &stop)?;
         let folder = |error: StorageError| unusable(&config, &error);
         let incarnation = incarnation(&engine).map_err(folder)?;
         let founds = remembered.is_none() && !config.join;
@@ -141,16 +140,15 @@ impl Floors {
         let control = control_threads()?;
         let handle = Some(control.handle().clone());
         let peers = peer_channels(&cluster, dial, &config.dial, handle, Arc::clone(&mutual))?;
-        let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
-        let directory =
-            Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
+        let directory = directory(&config, cluster)?;
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
-        let high_water =
-            Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
+        let high_water = Arc::new(HighWater::open_in(&data_dir).map_err(folder)?);
         let shards = Arc::new(ShardTable::default());
         let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
         let disk = Arc::new(DiskGuard::default());
+        let (folder, stops) = (data_dir.clone(), stop.clone());
+        let encryption = Arc::new(Encryption::new(folder, &engine, &high_water, &disk, stops));
         let guard = Arc::clone(&disk);
         let raft = RaftService::new(node_id, transfer, Arc::clone(&engine));
         let raft = raft.refusing_batches_while(move |group| refuses_batches_of(group, &guard));
@@ -183,6 +181,8 @@ impl Floors {
             stop,
             stop_rpc: CancellationToken::new(),
             tasks: Vec::new(),
+            data_dir,
+            encryption,
             config,
             shares,
             engine,
@@ -241,7 +241,8 @@ impl Floors {
                 node: self.config.node.clone(),
                 shards: Arc::clone(shards),
                 directory: Arc::clone(directory),
-                data_dir: self.config.data_dir.clone(),
+                data_dir: self.data_dir.clone(),
+                encryption: Arc::clone(&self.encryption),
                 started: self.started,
                 clocks: self.clocks.clone(),
                 disk: Arc::clone(&self.disk),
@@ -273,7 +274,7 @@ impl Floors {
         let config = &self.config;
         Arc::new(PlacementParts {
             node_id: config.node_id,
-            data_dir: config.data_dir.clone(),
+            data_dir: self.data_dir.clone(),
             change_retention_bytes: config.storage.change_retention_mb << 20,
             engine: Arc::clone(&self.engine),
             syncer: Arc::clone(&self.syncer),
@@ -421,9 +422,10 @@ impl Floors {
     /// Starts what the node does periodically.
     pub(super) fn look_after_it(&mut self) {
         counters::register();
+        self.tasks.extend(self.encryption.start());
         self.tasks.extend(maintenance::start(&DutyParts {
             node_id: self.config.node_id,
-            data_dir: self.config.data_dir.clone(),
+            data_dir: self.data_dir.clone(),
             engine: Arc::clone(&self.engine),
             shards: Arc::clone(&self.shards),
             directory: Arc::clone(&self.directory),
@@ -438,6 +440,12 @@ impl Floors {
             change_retention_bytes: self.config.storage.change_retention_mb << 20,
         }));
     }
+}
+
+/// The directory as the node knows it at its start.
+fn directory(config: &NodeConfig, cluster: Cluster) -> Result<Arc<Directory>, StartError> {
+    let founder = (!config.join).then(|| (config.node_id, config.node.name.clone()));
+    Ok(Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder)))
 }
 
 fn control_threads() -> Result<ControlRuntime, StartError> {

@@ -136,7 +136,7 @@ impl Node {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
             transfer: Arc::new(NoStates),
-            data_dir: folder.path().to_owned(),
+            data_dir: folder.path().into(),
             disk: Arc::clone(&disk),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
             streams: ByteBudget::new("streams", 1 << 20),

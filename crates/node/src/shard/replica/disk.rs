@@ -2,7 +2,6 @@
 //! hold up the heartbeats and leases of every shard.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 
 use meridian_proto::DecodedBatch;
@@ -11,6 +10,7 @@ use meridian_storage::{
     or_fatal,
 };
 use meridian_types::{EpochHistory, Position};
+use meridian_vault::Folder;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::divergence::collect;
@@ -45,7 +45,7 @@ pub(super) struct DiskParts {
     pub(super) state: Arc<ShardState>,
     pub(super) log: ShippedLog,
     pub(super) syncer: Arc<Syncer>,
-    pub(super) data_dir: PathBuf,
+    pub(super) data_dir: Folder,
     pub(super) applied: watch::Sender<AppliedMark>,
     pub(super) written: mpsc::UnboundedSender<Written>,
 }

@@ -214,7 +214,7 @@ impl Node {
             directory: Arc::new(Directory::new(cluster.clone(), Access::default(), None)),
             peers: Arc::new(peers),
             transfer,
-            data_dir: folder.path().to_owned(),
+            data_dir: folder.path().into(),
             disk: Arc::clone(&disk),
             streams: streams(),
         });
@@ -333,7 +333,8 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     node.until("it was seeded", || node.state.position() == there.position()).await;
     node.replica.stop().await;
     assert_eq!(node.watched.found(), Vec::<&str>::new());
-    let kept = crate::divergence::orphan_files::list_orphans(node.folder.path()).unwrap().files;
+    let kept =
+        crate::divergence::orphan_files::list_orphans(&node.folder.path().into()).unwrap().files;
     let batches: Vec<_> =
         kept.iter().map(|file| (file.epoch, file.base_sequence, file.batches)).collect();
     assert_eq!(batches, [(2, 1, 2)], "kept before the state took its place");

@@ -56,7 +56,8 @@ impl Held {
         options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Info, move |_, line| {
             logged.pass(line)
         }));
-        let memory = RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes: BOUND };
+        let memory =
+            RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes: BOUND, vault: None };
         let engine = Arc::new(RocksEngine::open_with(folder.path(), memory, &options).unwrap());
         let state: Arc<str> = schema::state_family(meridian_types::ShardId(1), 0).into();
         engine.create_family(&state).unwrap();

@@ -1,0 +1,224 @@
+//! The encryption of the node's files: its keys as they change, and files that are written again
+//! until all are as new ones are.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_proto::admin::EncryptionStatus;
+use meridian_storage::{Engine, HighWater, StorageError, fatal};
+use meridian_vault::{AUTHORITY_KEY, Folder, HIGH_WATER, Survey, Vault};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::divergence::orphan_files;
+use crate::host::disk::{DiskGuard, Room};
+
+/// Between two looks at the master key, and at files that are not as new ones are.
+const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks at all files while some are written again.
+const SURVEY: Duration = Duration::from_secs(1);
+/// How fast files are written again at most: what else the disk does comes first.
+const REWRITE_BYTES_PER_SECOND: u64 = 32 << 20;
+
+/// The keys of a node's files, and how far its files are under them.
+pub(crate) struct Encryption {
+    data_dir: Folder,
+    engine: Arc<dyn Engine>,
+    high_water: Arc<HighWater>,
+    disk: Arc<DiskGuard>,
+    stop: CancellationToken,
+    /// Of the last look at all files.
+    survey: Mutex<Option<Survey>>,
+    /// Held while an operator's change of keys is under way, which may wait for a command.
+    changing: Arc<Semaphore>,
+}
+
+impl Encryption {
+    pub(crate) fn new(
+        data_dir: Folder,
+        engine: &Arc<dyn Engine>,
+        high_water: &Arc<HighWater>,
+        disk: &Arc<DiskGuard>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (engine, high_water) = (Arc::clone(engine), Arc::clone(high_water));
+        let survey = Mutex::default();
+        let changing = Arc::new(Semaphore::new(1));
+        Self { data_dir, engine, high_water, disk: Arc::clone(disk), stop, survey, changing }
+    }
+
+    fn vault(&self) -> Option<&Arc<Vault>> {
+        self.data_dir.vault()
+    }
+
+    /// Starts its duties, if there is anything to do; they end with the node.
+    pub(crate) fn start(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        if self.vault().is_none() {
+            return Vec::new();
+        }
+        let (watching, rewriting) = (Arc::clone(self), Arc::clone(self));
+        vec![
+            tokio::spawn(async move { watching.each(Self::watch_key).await }),
+            tokio::spawn(async move { rewriting.each(Self::rewrite).await }),
+        ]
+    }
+
+    /// Does the work now and then, on a thread that may block. Work that has begun is finished.
+    async fn each(self: Arc<Self>, work: fn(&Self)) {
+        loop {
+            let this = Arc::clone(&self);
+            // It panics never, and a cancelled one is the node stopping.
+            drop(tokio::task::spawn_blocking(move || work(&this)).await);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn watch_key(&self) {
+        if let Some(vault) = self.vault() {
+            vault.watch_master_key();
+        }
+    }
+
+    /// Looks for files that are not as new ones are, and writes them again.
+    fn rewrite(&self) {
+        let Some(vault) = self.vault() else { return };
+        if !self.look(vault) || self.disk.room() != Room::Enough {
+            return;
+        }
+        let mut looked = Instant::now();
+        let mut paced = |bytes| {
+            if looked.elapsed() >= SURVEY {
+                looked = Instant::now();
+                self.look(vault);
+            }
+            self.pace(bytes)
+        };
+        match self.rewrite_files(vault, &mut paced) {
+            // The node stops, or a state is dropped: looked for anew.
+            Ok(()) | Err(StorageError::Cancelled(_) | StorageError::NoFamily(_)) => {}
+            // Of one file that is no part of the database; it stays as it was.
+            Err(error @ (StorageError::File { .. } | StorageError::Corruption { .. })) => {
+                tracing::warn!(%error, "a file cannot be written again as new ones are encrypted");
+            }
+            Err(error) => fatal(&error),
+        }
+        self.look(vault);
+    }
+
+    /// Surveys the folder. Whether any file is to be written again.
+    fn look(&self, vault: &Vault) -> bool {
+        match vault.survey() {
+            Ok(survey) => {
+                let is_stale = survey.stale_files > 0;
+                let known = self.survey.lock().replace(survey);
+                if known.is_some_and(|known| known.stale_files > 0) && !is_stale {
+                    tracing::info!("all files are encrypted as new ones are");
+                }
+                is_stale
+            }
+            Err(error) => {
+                tracing::warn!(%error, "how the files are encrypted cannot be seen");
+                false
+            }
+        }
+    }
+
+    fn rewrite_files(
+        &self,
+        vault: &Vault,
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        // Either may not be there.
+        let is_stale = |path: &Path| vault.is_stale(path).unwrap_or(false);
+        if is_stale(&self.data_dir.join(HIGH_WATER)) {
+            self.high_water.rewrite()?;
+        }
+        let authority_key = self.data_dir.join(AUTHORITY_KEY);
+        if is_stale(&authority_key) {
+            let rewritten = vault.rewrite(&authority_key);
+            let path = || authority_key.display().to_string();
+            rewritten.map_err(|source| StorageError::File { path: path(), source })?;
+        }
+        // The database before files that may each have a problem of their own.
+        self.engine.rewrite(paced)?;
+        orphan_files::rewrite_stale(&self.data_dir, vault, paced)
+    }
+
+    /// Blocks for as long as so many bytes may take; at once, with a break, when the node stops.
+    fn pace(&self, bytes: u64) -> ControlFlow<()> {
+        let until = Instant::now()
+            + Duration::from_secs_f64(bytes as f64 / REWRITE_BYTES_PER_SECOND as f64);
+        while Instant::now() < until && !self.stop.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Reads the master key again, and makes another data key if that is wanted. Whether the master
+    /// key is another one.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if nothing is encrypted here, or the key cannot be had; `UNAVAILABLE`
+    /// while another call does the same.
+    pub(crate) async fn rotate(self: Arc<Self>, new_data_key: bool) -> Result<bool, Status> {
+        let off = || Status::failed_precondition("no key is configured: [encryption] names one");
+        let vault = Arc::clone(self.vault().ok_or_else(off)?);
+        let busy = |_| Status::unavailable("another change of keys is under way");
+        let turn = Arc::clone(&self.changing).try_acquire_owned().map_err(busy)?;
+        let rotated = tokio::task::spawn_blocking(move || {
+            // Also when the call is dropped.
+            let _turn = turn;
+            let changed = vault.reread_master_key()?;
+            if new_data_key {
+                vault.rotate_data_key()?;
+            }
+            self.look(&vault);
+            Ok(changed)
+        });
+        let rotated = rotated.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        rotated.map_err(|error: meridian_vault::VaultError| {
+            Status::failed_precondition(error.to_string())
+        })
+    }
+
+    pub(crate) fn status(&self) -> EncryptionStatus {
+        let Some(keys) = self.vault().map(|vault| vault.status()) else {
+            return EncryptionStatus {
+                state: "off".to_owned(),
+                percent: 100,
+                ..EncryptionStatus::default()
+            };
+        };
+        let survey = self.survey.lock().clone();
+        let percent = survey.as_ref().map_or(0, Survey::percent);
+        let state = match (keys.seals, percent) {
+            (true, 100) => "on",
+            (true, _) => "encrypting",
+            (false, 100) => "off",
+            (false, _) => "decrypting",
+        };
+        EncryptionStatus {
+            state: state.to_owned(),
+            percent: percent.into(),
+            master_key: keys.master.to_string(),
+            data_key: keys.data_key,
+            data_key_ms: keys.data_key_ms,
+            older_data_keys: u32::try_from(keys.older_keys).unwrap_or(u32::MAX),
+            files_until_restart: survey.map_or(0, |survey| survey.stale_until_restart),
+        }
+    }
+
+    /// The warning for operators when the master key cannot be read any more.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let problem = self.vault()?.status().problem?;
+        Some(format!("the next start would not find the key of the data folder: {problem}"))
+    }
+}

@@ -1,0 +1,193 @@
+//! Changes of master and data keys, also where the process ends in between.
+
+use std::fs;
+
+use super::*;
+use crate::keyring::{self, Keyring};
+
+#[test]
+fn master_key_that_is_changed_opens_the_folder_and_the_one_before_does_not() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    node.write(&folder, "high-water", b"what was kept");
+    drop(folder);
+    let folder = node.open(&node.rotated(2, 1)).unwrap();
+    assert_eq!(vault(&folder).status().master, id(2));
+    drop(folder);
+    assert!(matches!(node.open(&node.settings(1)), Err(VaultError::WrongKey { .. })));
+    let folder = node.open(&node.settings(2)).unwrap();
+    assert_eq!(read(&folder, &node.path("high-water")).unwrap(), b"what was kept");
+}
+
+#[test]
+fn master_key_is_changed_while_the_folder_is_open() {
+    let node = Node::new();
+    let settings = node.settings(1);
+    let folder = node.open(&settings).unwrap();
+    node.write(&folder, "high-water", b"what was kept");
+    let KeySource::File(path) = &settings.key else { panic!("a file") };
+    assert!(!vault(&folder).reread_master_key().unwrap());
+    fs::write(path, key_bytes(2)).unwrap();
+    assert!(vault(&folder).reread_master_key().unwrap());
+    assert_eq!(vault(&folder).status().master, id(2));
+    assert_eq!(read(&folder, &node.path("high-water")).unwrap(), b"what was kept");
+    drop(folder);
+    assert!(node.open(&node.settings(2)).is_ok());
+}
+
+#[test]
+fn watched_key_file_counts_when_two_looks_found_the_same_and_a_bad_one_is_said() {
+    let node = Node::new();
+    let settings = node.settings(1);
+    let folder = node.open(&settings).unwrap();
+    let KeySource::File(path) = &settings.key else { panic!("a file") };
+    let look = || {
+        vault(&folder).watch_master_key();
+        vault(&folder).status()
+    };
+    assert_eq!((look().master, look().problem), (id(1), None));
+    fs::write(path, key_bytes(2)).unwrap();
+    assert_eq!(look().master, id(1), "it may be half written");
+    fs::write(path, b"half").unwrap();
+    assert!(look().problem.unwrap().contains("no key of 32 bytes"));
+    fs::write(path, key_bytes(3)).unwrap();
+    assert_eq!((look().master, look().problem), (id(1), None));
+    assert_eq!(look().master, id(3));
+    drop(folder);
+    assert!(node.open(&node.settings(3)).is_ok());
+}
+
+#[test]
+fn data_key_is_changed_and_a_key_that_no_file_is_under_leaves_the_keyring() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    node.write(&folder, "high-water", b"older");
+    assert_eq!(vault(&folder).rotate_data_key().unwrap(), 2);
+    node.write(&folder, "orphans/a.orphans", b"newer");
+    let survey = vault(&folder).survey().unwrap();
+    assert_eq!((survey.files, survey.stale_files), (2, 1));
+    assert!(survey.percent() < 100);
+    drop(folder);
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(vault(&folder).status().older_keys, 1, "a file is under it");
+    vault(&folder).rewrite(&node.path("high-water")).unwrap();
+    assert_eq!(vault(&folder).survey().unwrap().percent(), 100);
+    assert_eq!(read(&folder, &node.path("high-water")).unwrap(), b"older");
+    drop(folder);
+    let folder = node.open(&node.settings(1)).unwrap();
+    let status = vault(&folder).status();
+    assert_eq!((status.data_key, status.older_keys), (2, 0));
+    assert_eq!(read(&folder, &node.path("orphans/a.orphans")).unwrap(), b"newer");
+}
+
+#[test]
+fn key_of_the_authority_keeps_its_data_key_and_is_written_again_like_other_files() {
+    let node = Node::new();
+    let path = node.path(crate::AUTHORITY_KEY);
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write(&path, "plain").unwrap();
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(vault(&folder).survey().unwrap().stale_files, 1);
+    vault(&folder).rewrite(&path).unwrap();
+    vault(&folder).rotate_data_key().unwrap();
+    drop(folder);
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(read(&folder, &path).unwrap(), b"plain");
+    assert_eq!(vault(&folder).status().older_keys, 1);
+    drop(folder);
+    assert!(matches!(Folder::open(node.data.path(), None), Err(VaultError::NoKey { .. })));
+}
+
+#[test]
+fn data_key_is_changed_no_more_while_a_hundred_older_ones_wait_for_a_start() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    while vault(&folder).status().older_keys < keyring::MAX_OLDER_KEYS {
+        vault(&folder).rotate_data_key().unwrap();
+    }
+    assert!(matches!(vault(&folder).rotate_data_key(), Err(VaultError::TooManyKeys(100))));
+    drop(folder);
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(vault(&folder).status().older_keys, 0);
+    vault(&folder).rotate_data_key().unwrap();
+}
+
+#[test]
+fn file_under_a_data_key_that_the_keyring_lacks_is_refused_by_name() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    let older = fs::read(node.path("keyring")).unwrap();
+    vault(&folder).rotate_data_key().unwrap();
+    node.write(&folder, "high-water", b"newer");
+    drop(folder);
+    fs::write(node.path("keyring"), older).unwrap();
+    let refused = node.open(&node.settings(1)).unwrap_err();
+    assert!(matches!(refused, VaultError::UnknownDataKey { number: 2, .. }), "{refused}");
+}
+
+/// The folder as a crash leaves it at each step of replacing the keyring: nothing of the new one,
+/// any part of it under its temporary name, or the new one.
+#[test]
+fn crash_at_any_step_of_a_rotation_leaves_a_folder_that_one_of_both_keys_opens() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    node.write(&folder, "high-water", b"what was kept");
+    drop(folder);
+    let old = fs::read(node.path("keyring")).unwrap();
+    drop(node.open(&node.rotated(2, 1)).unwrap());
+    let new = fs::read(node.path("keyring")).unwrap();
+    assert_ne!(old, new);
+    let check = |settings: &EncryptionSettings, master: KeyId| {
+        let folder = node.open(settings).unwrap();
+        assert_eq!(vault(&folder).status().master, master);
+        assert_eq!(read(&folder, &node.path("high-water")).unwrap(), b"what was kept");
+    };
+    for length in 0..=new.len() {
+        fs::write(node.path("keyring"), &old).unwrap();
+        fs::write(node.path("keyring.new"), &new[..length]).unwrap();
+        // Before the operator's change, and after it.
+        check(&node.settings(1), id(1));
+        check(&node.rotated(2, 1), id(2));
+    }
+    assert!(!node.path("keyring.new").exists());
+    check(&node.rotated(2, 1), id(2));
+    check(&node.settings(2), id(2));
+}
+
+#[test]
+fn crash_at_any_step_of_the_first_opening_leaves_a_folder_that_opens() {
+    let node = Node::new();
+    fs::write(node.path("high-water"), "plain").unwrap();
+    let master = node.settings(1).key.read().unwrap();
+    let whole = Keyring::create().unwrap().encode(&master).unwrap();
+    for length in 0..=whole.len() {
+        fs::write(node.path("keyring.new"), &whole[..length]).unwrap();
+        // The key is not there yet, or it is.
+        assert!(Folder::open(node.data.path(), None).unwrap().vault().is_none());
+        let folder = node.open(&node.settings(1)).unwrap();
+        assert_eq!(read(&folder, &node.path("high-water")).unwrap(), b"plain");
+        drop(folder);
+        fs::remove_file(node.path("keyring")).unwrap();
+    }
+    keyring::replace(node.data.path(), &whole).unwrap();
+    // A crash before anything was encrypted, and the operator thinks better of it.
+    assert!(Folder::open(node.data.path(), None).unwrap().vault().is_none());
+    assert!(!node.path("keyring").exists());
+}
+
+#[test]
+fn encryption_that_is_turned_off_by_name_ends_with_the_last_encrypted_file() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    node.write(&folder, "high-water", b"what was kept");
+    drop(folder);
+    let off = EncryptionSettings { seals: false, ..node.settings(1) };
+    let folder = node.open(&off).unwrap();
+    assert_eq!(vault(&folder).survey().unwrap().stale_files, 1);
+    vault(&folder).rewrite(&node.path("high-water")).unwrap();
+    assert_eq!(fs::read(node.path("high-water")).unwrap(), b"what was kept");
+    assert_eq!(vault(&folder).survey().unwrap().percent(), 100);
+    drop(folder);
+    assert!(Folder::open(node.data.path(), None).unwrap().vault().is_none());
+    assert!(!node.path("keyring").exists());
+}
