@@ -26,8 +26,9 @@ pub(crate) use attempt::{Attempt, Bounds, Patience, Try};
 pub(crate) enum Outcome<T> {
     /// Of this node. Late nodes were asked long before it, and have not answered yet.
     Answer { node: NodeId, answer: T, late: Vec<NodeId> },
-    /// Why no node had an answer, whether a try may have done something, and which did not answer.
-    Nothing { reason: String, unknown: bool, lost: Option<NodeId> },
+    /// Why no node had an answer, why a try may have done something (if one may), and which did
+    /// not answer.
+    Nothing { reason: String, unknown: Option<String>, lost: Option<NodeId> },
 }
 
 /// The surroundings that an attempt under way looks at.

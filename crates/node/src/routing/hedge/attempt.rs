@@ -92,11 +92,11 @@ pub(crate) enum Step {
     Accept {
         late: Vec<NodeId>,
     },
-    /// No node had an answer: why, whether a try may have done something, and which node did not
-    /// answer.
+    /// No node had an answer: why, why a try may have done something (if one may), and which node
+    /// did not answer.
     Nothing {
         reason: String,
-        unknown: bool,
+        unknown: Option<String>,
         lost: Option<NodeId>,
     },
 }
@@ -134,7 +134,8 @@ pub(crate) struct Attempt {
     /// When another node is asked beside the pending ones.
     hedge_at: Duration,
     purchase: Option<Purchase>,
-    unknown: bool,
+    /// Why a try may have done something: of the first that may.
+    unknown: Option<String>,
     reason: Option<String>,
     lost: Option<NodeId>,
 }
@@ -153,7 +154,7 @@ impl Attempt {
             has_moved: false,
             hedge_at: Duration::ZERO,
             purchase: None,
-            unknown: false,
+            unknown: None,
             reason: None,
             lost,
         }
@@ -192,7 +193,7 @@ impl Attempt {
                 self.failed(now, node, failed, at_once, patience)
             }
             Event::GivenUp { node, failed } => {
-                self.unknown |= matches!(failed, Failed::Unknown(_));
+                self.note_unknown(&failed);
                 self.lost = self.lost.or(Some(node));
                 self.give_up()
             }
@@ -218,13 +219,19 @@ impl Attempt {
         let Some(node) = self.next.pop_front() else { return self.wait() };
         let tried = Try {
             node,
-            overlaps: self.unknown || !self.pending.is_empty(),
+            overlaps: self.unknown.is_some() || !self.pending.is_empty(),
             late: self.lost.or_else(|| self.pending.first().map(|first| first.node)),
         };
         self.pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
         self.pending.push(Pending { node, asked: now, overtaken: false });
         self.hedge_at = now + patience.patience(node);
         Step::Ask(tried)
+    }
+
+    fn note_unknown(&mut self, failed: &Failed) {
+        if let Failed::Unknown(reason) = failed {
+            self.unknown.get_or_insert_with(|| reason.clone());
+        }
     }
 
     fn wait(&mut self) -> Step {
@@ -234,7 +241,7 @@ impl Attempt {
         let reason = self.reason.take();
         Step::Nothing {
             reason: reason.unwrap_or_else(|| "it has no leader at present".to_owned()),
-            unknown: self.unknown,
+            unknown: self.unknown.take(),
             lost: self.lost,
         }
     }
@@ -248,7 +255,7 @@ impl Attempt {
         at_once: bool,
         patience: &impl Patience,
     ) -> Step {
-        self.unknown |= matches!(failed, Failed::Unknown(_));
+        self.note_unknown(&failed);
         if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_)) {
             self.lost = self.lost.or(Some(node));
         }

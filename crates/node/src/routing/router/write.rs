@@ -104,9 +104,7 @@ impl<'a, N: Nodes, C: Clock> WriteOperation<'a, N, C> {
             }
             Outcome::Nothing { reason, unknown: maybe, lost } => {
                 operation.lost = lost;
-                if maybe {
-                    *unknown = Some(reason.clone());
-                }
+                *unknown = unknown.take().or(maybe);
                 Err(reason)
             }
         }

@@ -200,7 +200,7 @@ fn attempt(seed: u64, trusts_all: bool, seen: &mut Seen) -> Result<(), String> {
                 continue;
             }
             Step::Accept { .. } => return run.judge(answered, false, seen),
-            Step::Nothing { unknown, .. } => return run.judge(None, unknown, seen),
+            Step::Nothing { unknown, .. } => return run.judge(None, unknown.is_some(), seen),
         }
         event = loop {
             if let Some(event) = run.event(&mut answered) {

@@ -120,7 +120,7 @@ fn refusal_at_once_is_free_once_in_an_attempt_where_bounds_say_so() {
     assert_eq!(scenario.fails(1, refused()), ask(2, false, None));
     assert_eq!(scenario.fails(2, refused()), Step::Pay);
     let nothing =
-        Step::Nothing { reason: "the disk is full".to_owned(), unknown: false, lost: None };
+        Step::Nothing { reason: "the disk is full".to_owned(), unknown: None, lost: None };
     assert_eq!(scenario.then(Event::Paid(false)), nothing);
 }
 
@@ -141,7 +141,7 @@ fn unknown_try_marks_the_next_as_overlapping_and_the_outcome_as_unknown() {
     assert_eq!(scenario.then(Event::Paid(true)), ask(2, true, Some(1)));
     let nothing = Step::Nothing {
         reason: "the disk is full".to_owned(),
-        unknown: true,
+        unknown: Some("the connection broke".to_owned()),
         lost: Some(NodeId(1)),
     };
     assert_eq!(scenario.fails(2, refused()), nothing);
@@ -172,7 +172,7 @@ fn late_node_is_given_up_once_all_others_know_of_no_leader() {
     assert_eq!(scenario.later(), Step::GiveUp(NodeId(1)));
     let nothing = Step::Nothing {
         reason: "it has no leader at present".to_owned(),
-        unknown: true,
+        unknown: Some("the connection broke".to_owned()),
         lost: Some(NodeId(2)),
     };
     assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: broke() }), nothing);
@@ -213,7 +213,7 @@ fn moved_shard_gives_up_late_nodes_and_asks_no_other() {
     let unreachable = Failed::Unreachable("no connection".to_owned());
     let nothing = Step::Nothing {
         reason: "it has no leader at present".to_owned(),
-        unknown: false,
+        unknown: None,
         lost: Some(NodeId(1)),
     };
     assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: unreachable }), nothing);
@@ -225,11 +225,11 @@ fn leader_named_after_the_shard_moved_is_not_asked() {
     scenario.then(Event::Begun);
     scenario.then(Event::Moved);
     let step = scenario.fails(1, Failed::NotLeader(Some(NodeId(3))));
-    assert!(matches!(step, Step::Nothing { unknown: false, .. }), "{step:?}");
+    assert!(matches!(step, Step::Nothing { unknown: None, .. }), "{step:?}");
 }
 
 #[test]
 fn attempt_without_nodes_ends_at_once() {
     let step = Scenario::of_nodes(&[]).then(Event::Begun);
-    assert!(matches!(step, Step::Nothing { unknown: false, lost: None, .. }), "{step:?}");
+    assert!(matches!(step, Step::Nothing { unknown: None, lost: None, .. }), "{step:?}");
 }
