@@ -2,16 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use meridian_config::private_file;
+use meridian_config::{Context, IdentityFolder, private_file};
+use meridian_pki::{Authority, Holder, KeyAndRequest, Secret, Subject};
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
 use meridian_tests::{KvClient, poll};
+use meridian_types::NodeId;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::DEADLINE;
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOKEN: &str = "an-access-token-for-a-test";
 /// Of each node's file.
 const ENCRYPTION: &str = "[encryption]\nkey_file = \"key\"\n";
@@ -216,4 +220,46 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
         through_two.get(b"second").await.map_err(|error| (error, cluster.log("two")))
     })
     .await;
+}
+
+#[tokio::test]
+async fn founder_whose_certificate_expired_while_it_was_off_serves_again_and_lets_others_join() {
+    let cluster = Grown::new();
+    let founder = cluster.founder();
+    // As it was two months ago.
+    let long_ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - 60 * DAY;
+    let id = "00ff00ff00ff00ff00ff00ff00ff00ff".to_owned();
+    let authority = Authority::new(&id, long_ago).unwrap();
+    let asked = KeyAndRequest::new().unwrap();
+    let subject = Subject { cluster: id.clone(), holder: Holder::Node(NodeId(1)) };
+    let issued = authority.issue(&asked.request, &subject, long_ago, 30 * DAY).unwrap();
+    let context = Context {
+        cluster: id,
+        nodes: vec![cluster.rpc(1)],
+        authorities: authority.certificate_pem().to_owned(),
+        identity: None,
+        token: Some(Secret::random().expose().to_owned()),
+    };
+    let identity = IdentityFolder::of(&cluster.file("one"));
+    identity.write("authority-key.pem", authority.key_pem().as_bytes()).unwrap();
+    identity.write("authority.pem", authority.certificate_pem().as_bytes()).unwrap();
+    context.save(&cluster.context()).unwrap();
+    identity.keep(&(issued.chain_pem + &asked.key_pem), authority.certificate_pem()).unwrap();
+
+    let _founder = cluster.start("serve", &founder);
+    let line = cluster.token(&["nodes", "join-token", "n2"]).await;
+    let two = cluster.joiner("two", "data_dir = \"two\"\n", &line);
+    let _two = cluster.start("serve", &two);
+    poll::until("the second node is heard of", DEADLINE, async || {
+        let status = cluster.meridian(&["cluster", "status", "--json"]).await?;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let is_two = |node: &&serde_json::Value| node["name"] == "n2";
+        let two = status["nodes"].as_array().and_then(|nodes| nodes.iter().find(is_two));
+        match two.is_some_and(|two| two["state"] == "up") {
+            true => Ok(()),
+            false => Err(status.to_string() + &cluster.log("two")),
+        }
+    })
+    .await;
+    assert!(cluster.log("one").contains("issues one for itself"), "{}", cluster.log("one"));
 }

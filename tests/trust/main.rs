@@ -12,6 +12,7 @@
 mod calls;
 mod closing;
 mod joining;
+mod members;
 
 use std::time::Duration;
 

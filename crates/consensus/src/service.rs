@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
-use meridian_proto::{InvalidBatch, decode_batch, log, speaks_for};
+use meridian_proto::{CallingNode, InvalidBatch, decode_batch, log, speaks_for};
 use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, NodeId, ShardId};
 use openraft::EntryPayload;
@@ -37,6 +37,7 @@ pub struct RaftService {
     engine: Arc<dyn Engine>,
     joins: Arc<Mutex<()>>,
     full: Arc<dyn Fn(GroupId) -> bool + Send + Sync>,
+    may_vote: Arc<dyn Fn(GroupId, NodeId) -> bool + Send + Sync>,
 }
 
 impl RaftService {
@@ -48,6 +49,7 @@ impl RaftService {
             engine,
             joins: Arc::default(),
             full: Arc::new(|_| false),
+            may_vote: Arc::new(|_, _| true),
         }
     }
 
@@ -60,6 +62,17 @@ impl RaftService {
         full: impl Fn(GroupId) -> bool + Send + Sync + 'static,
     ) -> Self {
         Self { full: Arc::new(full), ..self }
+    }
+
+    /// Calls of a node are refused of which neither `may_vote` says, from what is known of the
+    /// cluster here, that it votes in the group or may do so soon, nor the group's own log. Any node
+    /// that proves itself could lead any group otherwise.
+    #[must_use]
+    pub fn refusing_others_than_voters(
+        self,
+        may_vote: impl Fn(GroupId, NodeId) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { may_vote: Arc::new(may_vote), ..self }
     }
 
     /// Calls for this group are served from now on.
@@ -83,9 +96,11 @@ impl RaftService {
     /// The group that is asked for its vote, if it may give one now.
     fn vote_request(
         &self,
+        caller: &Extensions,
         wire: raft::VoteRequest,
     ) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
         let (group, remembered) = (self.group(wire.group)?, wire.remembered);
+        self.of_voter(caller, &group, wire.vote)?;
         let request = wire::vote_request(wire).map_err(invalid)?;
         may_vote(&group, request.leadership_transfer)?;
         may_be_of_term(&group, &request.vote)?;
@@ -111,15 +126,15 @@ impl RaftService {
         let input = futures::stream::once(async { Ok(first) }).chain(requests);
         // The refusal that ends the stream, sent to the leader behind all earlier answers.
         let refusal = Arc::new(Mutex::new(None));
-        let (member, refused, full) = (group.clone(), Arc::clone(&refusal), Arc::clone(&self.full));
+        let (member, refused, service) = (group.clone(), Arc::clone(&refusal), self.clone());
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
             let of_another = || {
                 Status::invalid_argument("a request for another group than the first of its stream")
             };
             let checked = request.and_then(|request| match request.group == expected {
                 true => {
-                    of_caller(&caller, request.vote)?;
-                    append_request(&member, request, &*full)
+                    service.of_voter(&caller, &member, request.vote)?;
+                    append_request(&member, request, &*service.full)
                 }
                 false => Err(of_another()),
             });
@@ -144,6 +159,44 @@ impl RaftService {
         Ok(Box::pin(results.chain(refusal)))
     }
 
+    /// Only a voter stands for election and leads, and for itself alone. A call without a vote is
+    /// refused later.
+    fn of_voter(
+        &self,
+        caller: &Extensions,
+        group: &RaftGroup,
+        vote: Option<log::Vote>,
+    ) -> Result<(), Status> {
+        let Some(vote) = vote else { return Ok(()) };
+        speaks_for(caller, vote.node_id)?;
+        match caller.get::<CallingNode>() {
+            Some(CallingNode(node)) => self.may_vote(group.id(), *node),
+            None => Ok(()),
+        }
+    }
+
+    /// A member that is to join makes itself known, or the group's leader does. A node that does not
+    /// vote could take the vote from a member, by another incarnation of it.
+    fn may_introduce(&self, caller: &Extensions, id: GroupId) -> Result<(), Status> {
+        match caller.get::<CallingNode>() {
+            Some(CallingNode(caller)) => self.may_vote(id, *caller),
+            None => Ok(()),
+        }
+    }
+
+    /// Of a node that has proved itself.
+    fn may_vote(&self, id: GroupId, node: NodeId) -> Result<(), Status> {
+        let group = self.groups.read().get(&id).cloned();
+        if group.is_some_and(|group| group.may_have_voter(node)) || (self.may_vote)(id, node) {
+            return Ok(());
+        }
+        let this = self.node_id;
+        tracing::debug!(group = %id, %node, "a node that does not vote here is refused");
+        Err(Status::permission_denied(format!(
+            "node {node} does not vote in {id}, as far as node {this} knows"
+        )))
+    }
+
     fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
         let id = self.group_id(wire)?;
         let group = self.groups.read().get(&id).cloned();
@@ -164,11 +217,6 @@ impl RaftService {
             .map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
         Ok(GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) })
     }
-}
-
-/// A member stands for election and leads for itself alone. A call without a vote is refused later.
-fn of_caller(caller: &Extensions, vote: Option<log::Vote>) -> Result<(), Status> {
-    vote.map_or(Ok(()), |vote| speaks_for(caller, vote.node_id))
 }
 
 /// Asked before Raft is asked for a vote, and again before its answer leaves: see
@@ -283,8 +331,8 @@ impl raft_server::Raft for RaftService {
         request: Request<raft::AppendRequest>,
     ) -> Result<Response<raft::AppendResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        of_caller(&caller, request.vote)?;
         let group = self.group(request.group)?;
+        self.of_voter(&caller, &group, request.vote)?;
         if is_question(&request) {
             let said = request.members.iter().find(|member| NodeId(member.node_id) == self.node_id);
             let said = said.and_then(|member| member.log_id);
@@ -307,8 +355,7 @@ impl raft_server::Raft for RaftService {
         request: Request<raft::VoteRequest>,
     ) -> Result<Response<raft::VoteResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        of_caller(&caller, request.vote)?;
-        let (group, request) = self.vote_request(request)?;
+        let (group, request) = self.vote_request(&caller, request)?;
         let leadership_transfer = request.leadership_transfer;
         let response = group.raft().vote(request).await.map_err(stopped)?;
         may_vote(&group, leadership_transfer)?;
@@ -323,8 +370,7 @@ impl raft_server::Raft for RaftService {
         request: Request<raft::VoteRequest>,
     ) -> Result<Response<raft::VoteResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        of_caller(&caller, request.vote)?;
-        let (group, request) = self.vote_request(request)?;
+        let (group, request) = self.vote_request(&caller, request)?;
         let response = group.raft().pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -335,8 +381,8 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<raft::TransferLeaderResponse>, Status> {
         use openraft::raft::TransferLeaderError;
         let (_, caller, request) = request.into_parts();
-        of_caller(&caller, request.from_leader)?;
         let group = self.group(request.group)?;
+        self.of_voter(&caller, &group, request.from_leader)?;
         let from = request
             .from_leader
             .map(wire::vote)
@@ -367,9 +413,9 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<raft::JoinRequest>,
     ) -> Result<Response<raft::JoinResponse>, Status> {
-        // A member that is to join is made known by the group's leader.
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
         let id = self.group_id(request.group)?;
+        self.may_introduce(&caller, id)?;
         let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
         let joined = move || {
             let _one_at_a_time = joins.lock();
@@ -393,8 +439,8 @@ impl raft_server::Raft for RaftService {
         request: Request<raft::InstallSnapshotRequest>,
     ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
         let (_, caller, request) = request.into_parts();
-        of_caller(&caller, request.vote)?;
         let group = self.group(request.group)?;
+        self.of_voter(&caller, &group, request.vote)?;
         let vote =
             request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
         may_be_of_term(&group, &vote)?;
@@ -428,24 +474,4 @@ impl raft_server::Raft for RaftService {
 }
 
 #[cfg(test)]
-mod tests {
-    use meridian_proto::log;
-
-    use super::*;
-
-    /// One whose log is shorter than it was answers no question, and is to be sent what it lacks.
-    #[test]
-    fn what_brings_or_follows_anything_is_no_question() {
-        let question =
-            raft::AppendRequest { vote: Some(log::Vote::default()), ..Default::default() };
-        assert!(is_question(&question));
-        let some = Some(log::LogId::default());
-        for other in [
-            raft::AppendRequest { entries: vec![log::Entry::default()], ..question.clone() },
-            raft::AppendRequest { previous: some, ..question.clone() },
-            raft::AppendRequest { leader_commit: some, ..question.clone() },
-        ] {
-            assert!(!is_question(&other), "{other:?}");
-        }
-    }
-}
+mod tests;

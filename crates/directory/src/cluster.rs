@@ -28,6 +28,9 @@ pub struct Cluster {
     pub last_node_id: NodeId,
     /// The voters of the directory group itself.
     pub directory_voters: BTreeSet<NodeId>,
+    /// Nodes that voted in it before: one of them may lead it until a change of voters has ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub former_directory_voters: BTreeSet<NodeId>,
     pub shards: BTreeMap<ShardId, Shard>,
     pub last_shard_id: u32,
     pub databases: BTreeMap<DatabaseId, Database>,
@@ -67,6 +70,11 @@ impl Cluster {
     /// `None`: there is no such node, or it was removed.
     pub fn present_node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id).filter(|node| !node.removed)
+    }
+
+    /// Whether it votes in the directory, or may still.
+    pub fn may_vote_in_directory(&self, node: NodeId) -> bool {
+        self.directory_voters.contains(&node) || self.former_directory_voters.contains(&node)
     }
 
     /// The voters of the directory, those of `region` first.

@@ -55,6 +55,7 @@ impl Cluster {
             last_node_id: nodes.keys().copied().max().unwrap_or(NodeId(0)),
             nodes,
             directory_voters: BTreeSet::new(),
+            former_directory_voters: BTreeSet::new(),
             last_shard_id: shards.keys().map(|id| id.0).max().unwrap_or(0),
             shards,
             databases: BTreeMap::new(),

@@ -65,6 +65,7 @@ pub fn cluster() -> Cluster {
         nodes: nodes.collect(),
         last_node_id: NodeId(7),
         directory_voters: BTreeSet::from([1, 4, 6].map(NodeId)),
+        former_directory_voters: BTreeSet::new(),
         shards: BTreeMap::from([(SHARD, shard)]),
         last_shard_id: 1,
         databases: BTreeMap::from([(DATABASE, database("main", "a"))]),

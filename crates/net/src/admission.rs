@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::listener::Listener;
-use crate::live::End;
 use crate::mutual::{Caller, Mutual};
 use crate::stream::{self, Stream};
 
@@ -80,7 +79,7 @@ pub fn admitted(
             loop {
                 let (stream, peer) = listener.accept().await;
                 if let Some(admitted) = open.admit(peer.ip().to_canonical(), limits, &members) {
-                    let connection = Connection { stream, admitted, end: None };
+                    let connection = Connection { stream, admitted };
                     return Some((Ok(connection), (listener, open, members)));
                 }
                 metrics::counter!("meridian_rpc_refused_connections_total").increment(1);
@@ -94,8 +93,6 @@ pub fn admitted(
 pub struct Connection {
     stream: Stream,
     admitted: Admitted,
-    /// `None`: the other side has shown no certificate.
-    end: Option<End>,
 }
 
 impl Connection {
@@ -118,12 +115,11 @@ impl Connection {
     /// # Errors
     /// When the connection is broken, or the handshake fails.
     pub(crate) async fn with_tls(self, mutual: &Mutual) -> io::Result<Self> {
-        let Self { stream, admitted, .. } = self;
+        let Self { stream, admitted } = self;
         let begins_tls =
             !mutual.is_empty() && stream.first_byte().await?.is_some_and(Stream::is_tls);
         let stream = if begins_tls { mutual.accept(stream).await? } else { stream };
-        let end = mutual.live(&stream);
-        Ok(Self { stream, admitted, end })
+        Ok(Self { stream: mutual.until_refused(stream), admitted })
     }
 }
 
@@ -139,7 +135,7 @@ impl Detached {
     /// # Errors
     /// When the runtime cannot watch it.
     pub(crate) fn attach(self) -> io::Result<Connection> {
-        Ok(Connection { stream: self.stream.attach()?, admitted: self.admitted, end: None })
+        Ok(Connection { stream: self.stream.attach()?, admitted: self.admitted })
     }
 }
 
@@ -157,11 +153,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.end.as_mut().is_some_and(|end| end.is_wanted(cx)) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 

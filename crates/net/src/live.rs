@@ -1,6 +1,7 @@
-//! Connections that were accepted with a certificate, so that they can be ended when it is no longer
-//! believed.
+//! Connections whose other side has shown a certificate, or that were accepted in the clear, so that
+//! they can be ended when that is believed no more.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -10,27 +11,39 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+/// Whether a connection is believed, by the claims of its certificate; `None`: it is in the clear.
+pub(crate) type Judge = Box<dyn Fn(Option<&Claims>) -> bool + Send + Sync>;
+
 /// All that are open.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Live(Mutex<Entries>);
 
-#[derive(Debug, Default)]
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct Entries {
+    /// `None`: all are believed yet.
+    judge: Option<Arc<Judge>>,
     entries: Vec<Entry>,
     /// How many there may be before those that have ended are looked for.
     look_at: usize,
 }
 
-#[derive(Debug)]
 struct Entry {
-    claims: Arc<Claims>,
-    /// Its own certificate first.
+    /// `None`: it is in the clear.
+    claims: Option<Arc<Claims>>,
+    /// Its own certificate first. Empty: no authority has to vouch for it any more.
     chain: Vec<CertificateDer<'static>>,
     end: CancellationToken,
     is_open: Weak<()>,
 }
 
 /// Of one connection: ready once it is to end.
+#[derive(Debug)]
 pub(crate) struct End {
     wanted: Pin<Box<WaitForCancellationFutureOwned>>,
     _is_open: Arc<()>,
@@ -43,7 +56,13 @@ impl End {
 }
 
 impl Live {
-    pub(crate) fn add(&self, claims: Arc<Claims>, chain: Vec<CertificateDer<'static>>) -> End {
+    /// `claims`: of the certificate; `None` of a connection in the clear. `chain`: its certificates,
+    /// where the connection is to end when no authority vouches for them.
+    pub(crate) fn add(
+        &self,
+        claims: Option<Arc<Claims>>,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> End {
         let (end, is_open) = (CancellationToken::new(), Arc::new(()));
         let mut live = self.0.lock();
         if live.entries.len() >= live.look_at {
@@ -55,9 +74,17 @@ impl Live {
         End { wanted, _is_open: is_open }
     }
 
-    /// Ends the connections whose certificates are not believed; how many.
-    pub(crate) fn end_unless(&self, is_believed: impl Fn(&Claims) -> bool) -> usize {
-        self.end(|entry| is_believed(&entry.claims))
+    /// Whether a connection with this certificate is believed.
+    pub(crate) fn believes(&self, claims: &Claims) -> bool {
+        self.0.lock().judge.as_ref().is_none_or(|judge| judge(Some(claims)))
+    }
+
+    /// Ends the connections that are not believed; how many.
+    pub(crate) fn end_unless(&self, is_believed: Judge) -> usize {
+        // First: a connection that is added meanwhile is asked about behind that.
+        let is_believed = Arc::new(is_believed);
+        self.0.lock().judge = Some(Arc::clone(&is_believed));
+        self.end(|entry| is_believed(entry.claims.as_deref()))
     }
 
     /// Ends the connections whose certificates no authority vouches for; how many.
@@ -65,7 +92,7 @@ impl Live {
         &self,
         is_vouched_for: impl Fn(&[CertificateDer<'_>]) -> bool,
     ) -> usize {
-        self.end(|entry| is_vouched_for(&entry.chain))
+        self.end(|entry| entry.chain.is_empty() || is_vouched_for(&entry.chain))
     }
 
     fn end(&self, may_stay: impl Fn(&Entry) -> bool) -> usize {
@@ -91,8 +118,8 @@ mod tests {
 
     use super::*;
 
-    fn claims(node: u64) -> Arc<Claims> {
-        Arc::new(Claims {
+    fn claims(node: u64) -> Option<Arc<Claims>> {
+        Some(Arc::new(Claims {
             subject: Subject {
                 cluster: "00ff00ff00ff00ff".to_owned(),
                 holder: Holder::Node(NodeId(node)),
@@ -100,7 +127,7 @@ mod tests {
             not_before: Duration::ZERO,
             not_after: Duration::MAX,
             fingerprint: String::new(),
-        })
+        }))
     }
 
     #[test]
@@ -109,10 +136,26 @@ mod tests {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let (mut one, mut two) = (live.add(claims(1), Vec::new()), live.add(claims(2), Vec::new()));
         drop(live.add(claims(1), Vec::new()));
-        let is_two = |claims: &Claims| claims.subject.holder == Holder::Node(NodeId(2));
-        assert_eq!(live.end_unless(is_two), 1, "the other has ended by itself");
+        let is_two = |claims: Option<&Claims>| {
+            claims.is_some_and(|claims| claims.subject.holder == Holder::Node(NodeId(2)))
+        };
+        assert!(live.believes(&claims(1).unwrap()));
+        assert_eq!(live.end_unless(Box::new(is_two)), 1, "the other has ended by itself");
+        assert!(!live.believes(&claims(1).unwrap()) && live.believes(&claims(2).unwrap()));
         assert!(one.is_wanted(&mut cx) && !two.is_wanted(&mut cx));
-        assert_eq!(live.end_unless(is_two), 0);
+        assert_eq!(live.end_unless(Box::new(is_two)), 0);
+    }
+
+    #[test]
+    fn connections_in_the_clear_end_where_they_are_not_believed_and_stay_with_other_authorities() {
+        let live = Live::default();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let chain = vec![CertificateDer::from(vec![0])];
+        let (mut one, mut plain) = (live.add(claims(1), chain), live.add(None, Vec::new()));
+        assert_eq!(live.end_unvouched(|_| false), 1);
+        assert!(one.is_wanted(&mut cx) && !plain.is_wanted(&mut cx));
+        assert_eq!(live.end_unless(Box::new(|claims| claims.is_some())), 1);
+        assert!(plain.is_wanted(&mut cx));
     }
 
     #[test]

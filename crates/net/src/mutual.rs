@@ -19,7 +19,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use crate::live::{End, Live};
+use crate::live::Live;
 use crate::stream::Stream;
 use crate::tls::{self, Identity, PemFile, Versions, client_config, server_config};
 
@@ -92,6 +92,7 @@ fn claims_of(stream: &Stream) -> Option<Result<Claims, NoClaims>> {
 #[derive(Debug, Clone)]
 pub struct Dialler {
     tls: tls::Client,
+    live: Arc<Live>,
 }
 
 impl Dialler {
@@ -101,7 +102,11 @@ impl Dialler {
     /// # Errors
     /// The certificate and its key cannot be used.
     pub fn new(identity: Option<&Identity>, believed: Believed) -> io::Result<Self> {
-        Ok(Self { tls: tls::Client::new(dialling(identity, believed)?) })
+        Self::among(Arc::default(), identity, believed)
+    }
+
+    fn among(live: Arc<Live>, identity: Option<&Identity>, believed: Believed) -> io::Result<Self> {
+        Ok(Self { tls: tls::Client::new(dialling(identity, believed)?), live })
     }
 
     /// Adds TLS to a connection to a node.
@@ -122,14 +127,24 @@ impl Dialler {
         self.tls.connect(stream, name, HANDSHAKE_TIMEOUT).await
     }
 
-    /// Lets a connection through to the node that is expected.
+    /// Lets a connection through to the node that is expected, until its certificate is believed no
+    /// more.
     ///
     /// # Errors
-    /// It is another.
+    /// It is another, or its certificate is believed no more.
     pub(crate) fn check(&self, stream: Stream, expected: &Expected) -> io::Result<Stream> {
         let met = claims_of(&stream).ok_or_else(|| io::Error::other("it shows no certificate"))?;
-        expected.check(&met.map_err(io::Error::other)?).map_err(io::Error::other)?;
-        Ok(stream)
+        let met = met.map_err(io::Error::other)?;
+        expected.check(&met).map_err(io::Error::other)?;
+        // Where the certificate expires or its authority goes, the other side has another one by then,
+        // and calls may be under way.
+        let claims = Arc::new(Claims { not_after: Duration::MAX, ..met.clone() });
+        let end = self.live.add(Some(claims), Vec::new());
+        if !self.live.believes(&met) {
+            let text = format!("the certificate of {} is believed no more", met.subject.holder);
+            return Err(io::Error::other(text));
+        }
+        Ok(stream.until(Some(end)))
     }
 }
 
@@ -172,14 +187,14 @@ struct InUse {
 #[derive(Debug)]
 pub struct Mutual {
     in_use: watch::Sender<Option<Arc<InUse>>>,
-    live: Live,
+    live: Arc<Live>,
 }
 
 impl Mutual {
     /// Without a certificate: TLS is neither accepted nor dialled.
     #[must_use]
     pub fn empty() -> Self {
-        Self { in_use: watch::Sender::new(None), live: Live::default() }
+        Self { in_use: watch::Sender::new(None), live: Arc::default() }
     }
 
     /// # Errors
@@ -224,7 +239,8 @@ impl Mutual {
         self.is_own(&claims)?;
         let clients = clients(&authorities)?;
         let server = tls::Server::new(accepting(&identity, Arc::clone(&clients))?)?;
-        let dialler = Dialler::new(Some(&identity), Believed::Authorities(authorities))?;
+        let believed = Believed::Authorities(authorities);
+        let dialler = Dialler::among(Arc::clone(&self.live), Some(&identity), believed)?;
         let issuer = identity.certified().cert.get(1).map(fingerprint);
         self.in_use.send_modify(|in_use| {
             let generation = generation(in_use) + 1;
@@ -271,20 +287,28 @@ impl Mutual {
         in_use.server.accept(stream, HANDSHAKE_TIMEOUT).await
     }
 
-    /// Counts an accepted connection among those that [`Self::end_unless`] may end.
-    pub(crate) fn live(&self, stream: &Stream) -> Option<End> {
-        match claims_of(stream)? {
-            Ok(claims) => {
-                Some(self.live.add(Arc::new(claims), stream.peer_certificates().to_vec()))
+    /// An accepted connection, until it is refused by [`Self::end_unless`].
+    pub(crate) fn until_refused(&self, stream: Stream) -> Stream {
+        let end = match claims_of(&stream) {
+            Some(Ok(claims)) => {
+                Some(self.live.add(Some(Arc::new(claims)), stream.peer_certificates().to_vec()))
             }
             // Each of its calls is refused.
-            Err(_) => None,
-        }
+            Some(Err(_)) => None,
+            None if stream.has_tls() => None,
+            None => Some(self.live.add(None, Vec::new())),
+        };
+        stream.until(end)
     }
 
-    /// Ends the accepted connections whose certificates are believed no more; how many.
-    pub fn end_unless(&self, is_believed: impl Fn(&Claims) -> bool) -> usize {
-        self.live.end_unless(is_believed)
+    /// Ends the connections that are believed no more, accepted and dialled, by the claims of their
+    /// certificates, or `None` in the clear; how many. No later one is dialled with such a
+    /// certificate; of an accepted one each call is judged.
+    pub fn end_unless(
+        &self,
+        is_believed: impl Fn(Option<&Claims>) -> bool + Send + Sync + 'static,
+    ) -> usize {
+        self.live.end_unless(Box::new(is_believed))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

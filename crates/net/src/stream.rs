@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+use crate::live::End;
+
 /// The first byte of a record of TLS with which a handshake begins.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -22,6 +24,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 #[derive(Debug)]
 pub struct Stream {
     transport: Transport,
+    /// `None`: the other side alone ends it.
+    end: Option<End>,
 }
 
 #[derive(Debug)]
@@ -55,15 +59,20 @@ impl Stream {
 
     pub(crate) fn new(tcp: TcpStream) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
-        Ok(Self { transport: Transport::Plain(tcp) })
+        Ok(Self { transport: Transport::Plain(tcp), end: None })
     }
 
     pub(crate) fn accepted(tls: server::TlsStream<TcpStream>) -> Self {
-        Self { transport: Transport::Accepted(Box::new(tls)) }
+        Self { transport: Transport::Accepted(Box::new(tls)), end: None }
     }
 
     pub(crate) fn dialled(tls: client::TlsStream<TcpStream>) -> Self {
-        Self { transport: Transport::Dialled(Box::new(tls)) }
+        Self { transport: Transport::Dialled(Box::new(tls)), end: None }
+    }
+
+    /// Reads fail once `end` is wanted.
+    pub(crate) fn until(self, end: Option<End>) -> Self {
+        Self { end, ..self }
     }
 
     /// The connection below, if it has no TLS yet.
@@ -180,7 +189,7 @@ impl Detached {
     /// # Errors
     /// When the runtime cannot watch it.
     pub(crate) fn attach(self) -> io::Result<Stream> {
-        Ok(Stream { transport: Transport::Plain(TcpStream::from_std(self.0)?) })
+        Ok(Stream { transport: Transport::Plain(TcpStream::from_std(self.0)?), end: None })
     }
 }
 
@@ -190,6 +199,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.end.as_mut().is_some_and(|end| end.is_wanted(cx)) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         with_transport!(&mut self.transport, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }

@@ -61,6 +61,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         last_node_id: nodes.keys().last().copied().unwrap_or(NodeId(0)),
         nodes,
         directory_voters,
+        former_directory_voters: BTreeSet::new(),
         shards: BTreeMap::new(),
         last_shard_id: 1,
         databases: BTreeMap::from([(DATABASE, database)]),

@@ -132,6 +132,18 @@ impl RaftGroup {
         metrics.membership_config.membership().voter_ids().collect()
     }
 
+    /// Whether the node votes by any membership that may decide, as far as this member knows, or leads
+    /// it: a leader that leaves the group leads until all know of it, and hands over.
+    pub(crate) fn may_have_voter(&self, node: NodeId) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.current_leader == Some(node) {
+            return true;
+        }
+        let memberships = [&metrics.membership_config, &metrics.committed_membership_config];
+        memberships.iter().any(|stored| stored.membership().voter_ids().any(|voter| voter == node))
+    }
+
     /// The voters that decide, and will under any later leader; `None` during a change, and while
     /// one may begin that this member was asked for.
     pub fn stable_voters(&self) -> Option<BTreeSet<NodeId>> {

@@ -9,7 +9,7 @@ use meridian_consensus::{
     Formed, Leadership, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming,
     Role, StateTransfer,
 };
-use meridian_proto::encode_batch;
+use meridian_proto::{CallingNode, encode_batch};
 use meridian_storage::{
     Engine, GroupId, HighWater, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState,
     Syncer, WatchedEngine,
@@ -20,7 +20,9 @@ use meridian_types::{
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Status};
 
 use crate::wire::{Wire, far_away};
 
@@ -141,6 +143,19 @@ pub(crate) struct Node {
     taking_part: Option<JoinHandle<()>>,
 }
 
+/// The name of the metadata of a call with the node that it proves to come from.
+pub(crate) const CALLER: &str = "caller";
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn as_proved(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let caller =
+        request.metadata().get(CALLER).and_then(|caller| caller.to_str().ok()?.parse().ok());
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(CallingNode(NodeId(caller)));
+    }
+    Ok(request)
+}
+
 impl Node {
     pub(crate) async fn new(id: u64, wire: &Arc<Wire>) -> Self {
         Self::far(id, wire, Duration::ZERO).await
@@ -176,6 +191,8 @@ impl Node {
         let service =
             RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine))
                 .refusing_batches_while(move |_| is_full.load(Ordering::Relaxed));
+        let known = Arc::clone(wire);
+        let service = service.refusing_others_than_voters(move |_, _| known.names_them());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut address = listener.local_addr().unwrap();
         if !distance.is_zero() {
@@ -183,7 +200,8 @@ impl Node {
         }
         wire.listens(id, address);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let router = tonic::transport::Server::builder().add_service(service.clone().into_server());
+        let server = InterceptedService::new(service.clone().into_server(), as_proved);
+        let router = tonic::transport::Server::builder().add_service(server);
         let server =
             tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() });
         let timing = RaftTiming {

@@ -23,6 +23,8 @@ pub(crate) struct Wire {
     offers: Arc<Mutex<Vec<Arc<StateSnapshot>>>>,
     fetched: Mutex<HashMap<String, usize>>,
     fetches_held: AtomicBool,
+    /// The directory names no voters: only the groups' logs tell.
+    names_no_voters: AtomicBool,
     /// A handle for each that is under way, and this one.
     fetching: Arc<()>,
 }
@@ -38,6 +40,15 @@ impl Wire {
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
         self.channels.lock().unwrap().insert(node, endpoint.connect_lazy());
+    }
+
+    /// From now on the directory names all nodes as voters, or none.
+    pub(crate) fn names_voters(&self, all: bool) {
+        self.names_no_voters.store(!all, Ordering::SeqCst);
+    }
+
+    pub(crate) fn names_them(&self) -> bool {
+        !self.names_no_voters.load(Ordering::SeqCst)
     }
 
     /// Until they are released, no snapshot arrives.

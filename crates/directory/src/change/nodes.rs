@@ -210,7 +210,9 @@ impl Cluster {
         &mut self,
         voters: &BTreeSet<NodeId>,
     ) -> Result<(), Refused> {
-        self.directory_voters.clone_from(voters);
+        let before = std::mem::replace(&mut self.directory_voters, voters.clone());
+        self.former_directory_voters.extend(before);
+        self.former_directory_voters.retain(|former| !voters.contains(former));
         self.trust.founders.clear();
         self.check_directory_voters()
     }
@@ -236,5 +238,6 @@ impl Cluster {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.removed = true;
         }
+        self.former_directory_voters.remove(&id);
     }
 }

@@ -210,6 +210,19 @@ fn voters_of_the_directory_lie_in_distinct_data_centers() {
 }
 
 #[test]
+fn former_voter_of_the_directory_may_lead_it_yet_until_it_votes_again_or_is_removed() {
+    let set = |voters: &[u64]| Change::SetDirectoryVoters { voters: ids(voters) };
+    let next = done(&cluster(), &set(&[2, 5, 7]));
+    assert_eq!(next.former_directory_voters, ids(&[1, 4, 6]));
+    assert!([1, 2].iter().all(|id| next.may_vote_in_directory(NodeId(*id))));
+    assert!(!next.may_vote_in_directory(NodeId(3)));
+    let next = done(&next, &set(&[2, 4, 6]));
+    assert_eq!(next.former_directory_voters, ids(&[1, 5, 7]));
+    let next = done(&next, &Change::RemoveNode { node: NodeId(7) });
+    assert_eq!(next.former_directory_voters, ids(&[1, 5]));
+}
+
+#[test]
 fn a_database_shares_the_emptiest_shard_of_its_region() {
     let create = |n: u8, region: &str, own_shard| Change::CreateDatabase {
         id: DatabaseId([n; 16]),

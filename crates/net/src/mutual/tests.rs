@@ -257,6 +257,26 @@ async fn connection_ends_when_no_authority_that_is_believed_vouches_for_it_any_m
     assert!(waits.is_err(), "the other goes on: {waits:?}");
 }
 
+#[tokio::test]
+async fn dialled_connection_ends_and_none_follows_once_the_other_certificate_is_not_believed() {
+    let authority = authority();
+    let (one, two) = (of_node(&authority, 1), of_node(&authority, 2));
+    let (port, _accepted) = accept(Arc::new(two)).await;
+    let (dialler, expected) = (one.dialler().unwrap(), expected(2));
+    let stream = Stream::dial("127.0.0.1", port, Duration::from_secs(5)).await.unwrap();
+    let stream = dialler.handshake(stream, &expected).await.unwrap();
+    let mut live = dialler.check(stream, &expected).unwrap();
+    let is_two = |claims: Option<&Claims>| claims.is_some_and(|met| met.subject.holder == node(2));
+    assert_eq!(one.end_unless(is_two), 0);
+    let reading = tokio::spawn(async move { live.read_u8().await });
+    assert_eq!(one.end_unless(move |claims| !is_two(claims)), 1);
+    assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    let text = meet(&dialler, of_node(&authority, 2), &expected).await.0;
+    assert_eq!(text, "the certificate of node/2 is believed no more");
+    // Other nodes are believed still.
+    assert_eq!(meet(&dialler, of_node(&authority, 3), &self::expected(3)).await.0, "connected");
+}
+
 #[test]
 fn certificate_that_does_not_hold_now_takes_no_place() {
     let authority = authority();

@@ -20,6 +20,8 @@ use crate::network::peers::PeerChannels;
 use crate::time_budget::FOLLOW_TIMEOUT;
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a node that does not vote in the directory is followed at a time.
+const FOLLOW_OTHERS: Duration = Duration::from_secs(10);
 /// Between two looks for uses of tokens that are to be told.
 const TELL_USES: Duration = Duration::from_secs(10);
 
@@ -41,9 +43,22 @@ impl Follower {
             let known = self.directory.known();
             sources.extend(known.cluster.present_nodes().map(|(id, _)| id));
             for source in sources.into_iter().filter(|source| Some(*source) != self.node) {
-                tokio::select! {
+                let patience = match known.cluster.directory_voters.contains(&source) {
+                    true => Duration::MAX,
+                    // It may know of other voters; these are asked then.
+                    false => FOLLOW_OTHERS,
+                };
+                let mut updates = self.peers.updates();
+                let was_followed = tokio::select! {
                     () = stop.cancelled() => return,
-                    () = self.follow(source) => {}
+                    was_followed = self.follow(source) => was_followed,
+                    () = tokio::time::sleep(patience) => true,
+                    // A connection may be in the clear that is dialled with TLS now.
+                    Ok(()) = updates.changed() => true,
+                };
+                if was_followed {
+                    // The nearest voter is asked first again.
+                    break;
                 }
             }
             tokio::select! {
@@ -53,26 +68,30 @@ impl Follower {
         }
     }
 
-    async fn follow(&self, source: NodeId) {
-        let Some(channel) = self.peers.requests(source) else { return };
+    /// Until the stream ends; whether anything came.
+    async fn follow(&self, source: NodeId) -> bool {
+        let Some(channel) = self.peers.requests(source) else { return false };
         let mut client = DirectoryClient::new(channel)
             .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
         let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
         let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await
         else {
-            return;
+            return false;
         };
         let mut stream = stream.into_inner();
+        let mut has_come = false;
         while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await
         {
             // News may be old: only a node in touch with the directory's leader sends the rest.
             if state.json.is_empty() {
                 self.directory.is_up_to_date();
             } else if !learn(&self.directory, &state, source) {
-                return;
+                return has_come;
             }
+            has_come = true;
         }
         tracing::debug!(%source, "the directory's stream ended");
+        has_come
     }
 }
 

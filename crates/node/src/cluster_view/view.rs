@@ -13,6 +13,7 @@ use meridian_config::TokenSecret;
 use meridian_directory::{Cluster, PreviousSecret, Rpo, Shard, Token, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Denial, Expiring, Grant, LastUsed, digest};
+use meridian_storage::GroupId;
 use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -255,6 +256,16 @@ impl Directory {
         let deleting =
             known.cluster.deleting.iter().filter(|(_, deletion)| deletion.shard == shard);
         deleting.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the node votes in the group, or may still or soon, as far as this process knows.
+    pub(crate) fn may_vote_in(&self, group: GroupId, node: NodeId) -> bool {
+        let known = self.known.borrow();
+        if group == DIRECTORY_GROUP {
+            return known.cluster.may_vote_in_directory(node);
+        }
+        let shard = known.cluster.shards.get(&group.shard);
+        shard.is_some_and(|shard| shard.epoch == group.epoch && shard.may_vote(node))
     }
 
     /// Whether this node may serve strong operations of the shard in this epoch right now. Not

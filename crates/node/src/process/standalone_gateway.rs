@@ -20,6 +20,7 @@ use crate::read::execution::Reads;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
+use crate::rpc::cluster_gate::end_refused;
 use crate::watches::Watches;
 use meridian_config::{GatewayConfig, IdentityFolder, ListenPurpose};
 use meridian_gateway::Options;
@@ -82,6 +83,8 @@ impl StandaloneGateway {
             node: None,
         };
         tokio::spawn(follower.run(stop.clone()));
+        let known = Arc::clone(&directory);
+        tokio::spawn(end_refused(known, Arc::clone(&mutual), stop.clone()));
         let telling = TokenUseTelling {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
@@ -95,6 +98,7 @@ impl StandaloneGateway {
                 directory: Arc::clone(&directory),
                 peers: Arc::clone(&peers),
                 node: None,
+                with_keys: Box::new(|| None),
             };
             tokio::spawn(certificate.run(stop.clone()));
         }

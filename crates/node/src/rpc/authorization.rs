@@ -59,7 +59,8 @@ fn denied(met: &Holder, need: Need) -> Status {
     Status::permission_denied(format!("{met} may not do this: it takes {}", need.in_words()))
 }
 
-/// Whether a call comes from a voter of the directory, as far as this node knows.
+/// Whether a call comes from a voter of the directory, present or former (which may lead it yet), as
+/// far as this node knows.
 /// `refusal`: what becomes of another node, in the text of the error.
 ///
 /// # Errors
@@ -71,7 +72,7 @@ pub(crate) fn votes_in_directory(
     refusal: &str,
 ) -> Result<(), Status> {
     let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
-    match directory.known().cluster.directory_voters.contains(node) {
+    match directory.known().cluster.may_vote_in_directory(*node) {
         true => Ok(()),
         false => Err(Status::permission_denied(format!(
             "node {node} does not vote in the directory, and {refusal}"
@@ -153,6 +154,15 @@ impl<'a> Judge<'a> {
                 let malformed = || Status::unauthenticated("the operator's token is malformed");
                 self.operator(token.ok_or_else(malformed)?).map(Some)
             }
+        }
+    }
+
+    /// Whether a connection may stay open, by the claims of its certificate; `None`: it is in the
+    /// clear, where streams of other processes would outlive the transport that let them in.
+    pub(crate) fn may_stay(self, claims: Option<&Claims>) -> bool {
+        match claims {
+            Some(claims) => self.is_valid(claims).is_ok(),
+            None => self.cluster.trust.transport < Transport::Require,
         }
     }
 

@@ -82,29 +82,34 @@ impl PlainCalls {
     }
 }
 
-impl ClusterGate {
-    /// Ends connections whose certificates are believed no more, with their streams, until `stop`.
-    pub(crate) async fn end_refused(self, stop: CancellationToken) {
-        let mut known = self.directory.watch();
-        loop {
-            let present = Arc::clone(&known.borrow_and_update());
-            let own = self.mutual.own();
-            let judge = Judge::new(&present.cluster, own.as_deref());
-            let ended = self.mutual.end_unless(|claims| judge.is_valid(claims).is_ok());
-            if ended > 0 {
-                tracing::info!(
-                    ended,
-                    "connections were ended: their certificates are believed no more"
-                );
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = known.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
+/// Ends connections whose certificates are believed no more, accepted and dialled, and accepted ones
+/// in the clear once the transport asks for TLS, with their streams, until `stop`.
+pub(crate) async fn end_refused(
+    directory: Arc<Directory>,
+    mutual: Arc<Mutual>,
+    stop: CancellationToken,
+) {
+    let mut known = directory.watch();
+    loop {
+        let (present, own) = (Arc::clone(&known.borrow_and_update()), mutual.own());
+        let ended = mutual.end_unless(move |claims| {
+            Judge::new(&present.cluster, own.as_deref()).may_stay(claims)
+        });
+        if ended > 0 {
+            tracing::info!(
+                ended,
+                "connections were ended: in the clear, or of certificates that are believed no more"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = known.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+}
 
+impl ClusterGate {
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn let_through<I>(&self, request: &Request<I>) -> Result<Principal, Status> {
         let (known, uri) = (self.directory.known(), request.uri());

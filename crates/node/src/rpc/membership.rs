@@ -1,17 +1,17 @@
 //! Certificates for processes of the cluster, issued by the directory's leader.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use meridian_directory::{Change, Cluster, Member};
 use meridian_failover::ExecuteFailure;
-use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, Secret, Subject, sha256_hex};
+use meridian_pki::{Holder, Secret, sha256_hex};
 use meridian_proto::directory::{self as wire, certify_response, membership_server};
 use meridian_types::NodeId;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+use crate::cluster_view::certificates::issue;
 use crate::cluster_view::view::Directory;
 use crate::cluster_view::wire::cluster_to_wire;
 use crate::directory_group::leader::DirectoryVoter;
@@ -137,25 +137,10 @@ impl MembershipService {
 
 /// The certificate that the cluster's authority issues.
 fn certified(cluster: &Cluster, holder: Holder, request: &[u8]) -> Result<wire::Certified, Not> {
-    let refused = |error: &dyn std::fmt::Display| Not::Refused(error.to_string());
-    let (authority, key) = cluster
-        .trust
-        .issuing()
-        .ok_or_else(|| refused(&"the cluster has no authority of its own"))?;
-    let authority = Authority::from_pem(&authority.certificate_pem, key.expose());
-    let authority = authority.map_err(|error| refused(&error))?;
-    let id = cluster.id.clone().ok_or_else(|| refused(&"the cluster has no id yet"))?;
-    let (is_gateway, member) = match &holder {
-        Holder::Node(node) => (false, Member::Node(*node)),
-        Holder::Gateway(name) => (true, Member::Gateway(name.clone())),
-        other => return Err(refused(&format!("{other} gets no certificate from the cluster"))),
-    };
-    let revoked = Duration::from_millis(cluster.trust.revoked_before_ms(&member));
-    let subject = Subject { cluster: id, holder };
-    let now = Duration::from_millis(wall_ms());
-    let issued = authority.issue_after(revoked, request, &subject, now, CERTIFICATE_LIFETIME);
+    let is_gateway = matches!(holder, Holder::Gateway(_));
+    let (subject, chain_pem) = issue(cluster, holder, request).map_err(Not::Refused)?;
     Ok(wire::Certified {
-        chain_pem: issued.map_err(|error| refused(&error))?.chain_pem,
+        chain_pem,
         authorities_pem: cluster.trust.authorities_pem(),
         subject: subject.to_string(),
         cluster: Some(cluster_to_wire(cluster, is_gateway)),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rpc::admin::AdminService;
 use crate::rpc::changes::ChangesService;
-use crate::rpc::cluster_gate::ClusterGate;
+use crate::rpc::cluster_gate::{ClusterGate, end_refused};
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
 use crate::rpc::membership::MembershipService;
@@ -64,7 +64,8 @@ impl Services {
         control: &Handle,
         stop: &CancellationToken,
     ) -> io::Result<Vec<JoinHandle<()>>> {
-        tokio::spawn(self.gate.clone().end_refused(stop.clone()));
+        let directory = Arc::clone(&self.gate.directory);
+        tokio::spawn(end_refused(directory, Arc::clone(&mutual), stop.clone()));
         let listener = listener.detach()?;
         let (of_control, others) = {
             let _there = control.enter();

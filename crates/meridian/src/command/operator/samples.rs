@@ -54,6 +54,7 @@ pub(crate) fn cluster() -> Cluster {
         nodes: (1..).zip(&place).map(node).collect(),
         last_node_id: NodeId(6),
         directory_voters: BTreeSet::from([1, 4, 6].map(NodeId)),
+        former_directory_voters: BTreeSet::new(),
         shards: BTreeMap::from([(ShardId(1), shard(1)), (ShardId(2), shard(2))]),
         last_shard_id: 2,
         databases: BTreeMap::from([

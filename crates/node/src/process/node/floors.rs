@@ -152,6 +152,9 @@ impl Floors {
         let guard = Arc::clone(&disk);
         let raft = RaftService::new(node_id, transfer, Arc::clone(&engine));
         let raft = raft.refusing_batches_while(move |group| refuses_batches_of(group, &guard));
+        let known = Arc::clone(&directory);
+        let raft =
+            raft.refusing_others_than_voters(move |group, node| known.may_vote_in(group, node));
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let changes = Arc::new(ChangeLogs::new(Arc::clone(&directory)));
         let watches = Arc::new(Watches::new(Arc::clone(&directory), reads.clone()));
@@ -341,12 +344,14 @@ impl Floors {
         let standing = Arc::new(Standing::new(placement));
         self.tasks.push(tokio::spawn(Arc::clone(&standing).keep_reading(self.stop.clone())));
         if self.config.own_identity || self.config.identity.is_none() {
+            let voter = Arc::clone(&self.directory_voter);
             let certificate = OwnCertificate {
                 folder: IdentityFolder::of(&self.config.data_dir),
                 mutual: Arc::clone(&self.mutual),
                 directory: Arc::clone(&self.directory),
                 peers: Arc::clone(&self.peers),
                 node: Some((node, self.incarnation.clone())),
+                with_keys: Box::new(move || voter.read().as_ref()?.committed()),
             };
             self.tasks.push(tokio::spawn(certificate.run(self.stop.clone())));
         }

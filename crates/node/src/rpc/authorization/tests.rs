@@ -159,3 +159,16 @@ fn operator_comes_by_a_token_over_tls_or_by_a_certificate_and_does_what_the_leve
     let by_certificate = over_tls(Some(claims(holder)));
     assert!(judged(&cluster, NOW, &by_certificate, None, admin).unwrap().may(Level::Admin).is_ok());
 }
+
+#[test]
+fn connection_in_the_clear_stays_until_the_transport_asks_for_tls() {
+    for (transport, stays) in
+        [(Transport::Off, true), (Transport::Prefer, true), (Transport::Require, false)]
+    {
+        let cluster = cluster(transport);
+        let judge = Judge { cluster: &cluster, own: Some(CLUSTER), now: NOW };
+        assert_eq!(judge.may_stay(None), stays, "{transport}");
+        assert!(judge.may_stay(Some(&claims(node(1)))));
+        assert!(!judge.may_stay(Some(&claims(node(99)))));
+    }
+}
