@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use meridian_drills::{ClusterError, Machine, with_causes};
+use meridian_drills::{ClusterError, Machine, Trust, with_causes};
 use meridian_proto::admin::{ShardStatus, StatusResponse};
 use meridian_types::{DatabaseId, NodeId};
 
@@ -59,22 +59,22 @@ fn done<T>(result: Result<T, ClusterError>) -> T {
 impl Cluster {
     /// Starts all nodes, and waits until the cluster is ready.
     pub async fn start(options: ClusterOptions) -> Self {
-        Self::start_with(options, false).await
+        Self::start_with(options, Trust::Files).await
     }
 
     /// The same of nodes without certificates, which talk in the clear.
     pub async fn start_open(options: ClusterOptions) -> Self {
-        Self::start_with(options, true).await
+        Self::start_with(options, Trust::Open).await
     }
 
-    async fn start_with(options: ClusterOptions, open: bool) -> Self {
+    async fn start_with(options: ClusterOptions, trust: Trust) -> Self {
         let started = meridian_drills::Cluster::start(meridian_drills::ClusterOptions {
             program: binary(),
             topology: options.topology.to_vec(),
             log_retention_mb: options.log_retention_mb,
             max_memory_mb: options.max_memory_mb,
             wan: None,
-            open,
+            trust,
         });
         Self(done(started.await))
     }

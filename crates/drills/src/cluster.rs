@@ -2,6 +2,7 @@
 
 mod configuration;
 mod error;
+mod founded;
 mod ports;
 mod process;
 
@@ -47,8 +48,19 @@ pub struct ClusterOptions {
     pub max_memory_mb: Option<u64>,
     /// Emulated links between all machines. `None`: nodes dial each other directly.
     pub wan: Option<WanPlan>,
-    /// The nodes have no certificates, and talk in the clear.
-    pub open: bool,
+    pub trust: Trust,
+}
+
+/// How the processes of a cluster come to believe each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// By files of a throw-away authority.
+    #[default]
+    Files,
+    /// By the cluster's own authority, which its first node makes; the others join by tokens.
+    Founded,
+    /// They have no certificates, and talk in the clear.
+    Open,
 }
 
 /// One process for each node, numbered from 1 through all regions, and stateless gateways beside
@@ -59,6 +71,7 @@ pub struct ClusterOptions {
 pub struct Cluster {
     program: PathBuf,
     topology: Vec<usize>,
+    trust: Trust,
     nodes: BTreeMap<NodeId, Node>,
     /// By region.
     gateways: BTreeMap<usize, Node>,
@@ -128,8 +141,15 @@ impl Cluster {
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
         for _ in 0..STARTS {
             let mut cluster = Self::configure(&options).await?;
-            cluster.start_all()?;
-            match cluster.ready().await {
+            let started = match options.trust {
+                Trust::Founded => cluster.found().await,
+                Trust::Files | Trust::Open => cluster.start_all(),
+            };
+            let ready = match started {
+                Ok(()) => cluster.ready().await,
+                Err(error) => Err(cluster.ended().map_or(error, ClusterError::Ended)),
+            };
+            match ready {
                 Err(ClusterError::Ended(log)) if log.contains("in use") => {}
                 Ok(()) => return Ok(cluster),
                 Err(error) => {
@@ -408,7 +428,7 @@ impl Cluster {
         }
         let number = u16::try_from(self.gateways.len()).unwrap_or(u16::MAX);
         let port = self.ports.gateway(number).ok_or(ClusterError::NoPorts)?;
-        let mut gateway = self.configure_gateway(region, port)?;
+        let mut gateway = self.configure_gateway(region, port).await?;
         gateway.start(&self.program)?;
         self.gateways.insert(region, gateway);
         self.machine_ready(machine).await?;

@@ -10,7 +10,7 @@ pub struct Drill {
 }
 
 /// In the order of the list.
-const SCRIPTS: [(&str, &str); 17] = [
+const SCRIPTS: [(&str, &str); 18] = [
     ("dc-loss", include_str!("../scripts/dc-loss.drill")),
     ("two-dc-loss", include_str!("../scripts/two-dc-loss.drill")),
     ("region-loss", include_str!("../scripts/region-loss.drill")),
@@ -25,6 +25,7 @@ const SCRIPTS: [(&str, &str); 17] = [
     ("failback", include_str!("../scripts/failback.drill")),
     ("directory-loss", include_str!("../scripts/directory-loss.drill")),
     ("rolling-restart", include_str!("../scripts/rolling-restart.drill")),
+    ("rotate-ca", include_str!("../scripts/rotate-ca.drill")),
     ("queue-failover", include_str!("../scripts/queue-failover.drill")),
     ("calm", include_str!("../scripts/calm.drill")),
     ("replication", include_str!("../scripts/replication.drill")),

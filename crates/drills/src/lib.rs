@@ -47,7 +47,7 @@ pub mod verdict;
 mod watch;
 pub mod workload;
 
-pub use cluster::{Cluster, ClusterError, ClusterOptions, with_causes};
+pub use cluster::{Cluster, ClusterError, ClusterOptions, Trust, with_causes};
 pub use kv_connect::{KvClient, READ_ONLY_TOKEN, TOKEN};
 pub use network::{Machine, Network};
 pub use operator::{Operator, OperatorError};

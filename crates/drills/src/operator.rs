@@ -2,6 +2,7 @@
 //! between the nodes do not blind them.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -48,10 +49,12 @@ pub struct Inspection {
     pub cluster: Cluster,
 }
 
+type Channels = BTreeMap<NodeId, OperatorChannel>;
+
 /// Channels to all nodes.
 #[derive(Clone)]
 pub struct Operator {
-    channels: BTreeMap<NodeId, OperatorChannel>,
+    channels: Arc<Mutex<Channels>>,
 }
 
 impl Operator {
@@ -63,11 +66,31 @@ impl Operator {
         addresses: &BTreeMap<NodeId, String>,
         access: &Access,
     ) -> Result<Self, OperatorError> {
+        let this = Self { channels: Arc::default() };
+        this.dial(addresses, access)?;
+        Ok(this)
+    }
+
+    /// From now on the nodes are asked in another way, by all clones of this.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn dial(
+        &self,
+        addresses: &BTreeMap<NodeId, String>,
+        access: &Access,
+    ) -> Result<(), OperatorError> {
         let timeouts = Timeouts { connect: CONNECT_TIMEOUT, call: Some(TIMEOUT) };
         let channel = |(id, address): (&NodeId, &String)| {
             Ok((*id, grpc::connect_lazily(address, access, timeouts)?))
         };
-        Ok(Self { channels: addresses.iter().map(channel).collect::<Result<_, OperatorError>>()? })
+        let channels = addresses.iter().map(channel).collect::<Result<_, OperatorError>>()?;
+        *self.channels() = channels;
+        Ok(())
+    }
+
+    fn channels(&self) -> MutexGuard<'_, Channels> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The status of a node.
@@ -80,9 +103,10 @@ impl Operator {
 
     /// The statuses of the nodes that answer within `patience`.
     pub async fn statuses(&self, patience: Duration) -> BTreeMap<NodeId, StatusResponse> {
-        let asked = self.channels.keys().map(|node| async move {
-            let status = tokio::time::timeout(patience, self.status(*node)).await.ok()?.ok()?;
-            Some((*node, status))
+        let nodes: Vec<NodeId> = self.channels().keys().copied().collect();
+        let asked = nodes.into_iter().map(|node| async move {
+            let status = tokio::time::timeout(patience, self.status(node)).await.ok()?.ok()?;
+            Some((node, status))
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
@@ -119,8 +143,9 @@ impl Operator {
     /// # Errors
     /// [`OperatorError::NoDirectory`] when no node answers, or the cluster has no directory.
     pub async fn inspect(&self, patience: Duration) -> Result<Inspection, OperatorError> {
-        let asked = self.channels.values().map(|channel| async {
-            let mut client = DirectoryClient::new(channel.clone());
+        let channels: Vec<OperatorChannel> = self.channels().values().cloned().collect();
+        let asked = channels.into_iter().map(|channel| async move {
+            let mut client = DirectoryClient::new(channel);
             match tokio::time::timeout(patience, client.inspect(InspectRequest { changes: 0 }))
                 .await
             {
@@ -151,10 +176,11 @@ impl Operator {
         let change_json = serde_json::to_vec(change)?;
         let mut seen = "there are no nodes".to_owned();
         let mut leader = None;
-        let mut nodes = self.channels.keys().copied().cycle();
+        let channels = self.channels().clone();
+        let mut nodes = channels.keys().copied().cycle();
         for _ in 0..TRIES {
             let Some(node) = leader.take().or_else(|| nodes.next()) else { break };
-            let channel = self.channels.get(&node).ok_or(OperatorError::NoSuchNode(node))?;
+            let channel = channels.get(&node).ok_or(OperatorError::NoSuchNode(node))?;
             let request =
                 ExecuteRequest { change_json: change_json.clone().into(), actor: actor.to_owned() };
             let answer = DirectoryClient::new(channel.clone()).execute(request).await;
@@ -168,7 +194,7 @@ impl Operator {
                 Ok(Some(execute_response::Result::NotLeader(other))) => {
                     seen = format!("node {node} does not lead the directory");
                     leader = node_id(other)
-                        .filter(|other| *other != node && self.channels.contains_key(other));
+                        .filter(|other| *other != node && channels.contains_key(other));
                 }
                 Ok(None) => seen = format!("node {node} answered nothing"),
                 Err(status) => seen = format!("node {node}: {}", status.message()),
@@ -181,10 +207,10 @@ impl Operator {
     }
 
     fn admin(&self, node: NodeId) -> Result<AdminClient<OperatorChannel>, tonic::Status> {
-        let channel = self.channels.get(&node);
+        let channel = self.channels().get(&node).cloned();
         let channel =
             channel.ok_or_else(|| tonic::Status::not_found(format!("there is no node {node}")))?;
-        Ok(AdminClient::new(channel.clone()))
+        Ok(AdminClient::new(channel))
     }
 }
 

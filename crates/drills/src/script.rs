@@ -18,6 +18,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::cluster::Trust;
 use crate::roles::Selector;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Script {
     pub messages: Option<u32>,
     /// The longest pause of clients between two operations, instead of the usual one.
     pub think: Option<Duration>,
+    /// The authority of the cluster's certificates.
+    pub trust: Trust,
     pub steps: Vec<Step>,
 }
 
@@ -88,6 +91,8 @@ pub enum Action {
     /// Starts the machines that are down, resumes the paused ones, heals all links.
     Heal,
     Switch(Target),
+    /// The cluster's own authority is replaced by another one.
+    RotateAuthority,
     /// Databases are created in the primary region, each in a shard of its own, until there are so
     /// many shards.
     Shards(u32),
@@ -127,7 +132,9 @@ pub struct InvalidScript {
 pub enum Fault {
     #[error("`{0}` is no duration: `10s`, `500ms` or `hold`")]
     Duration(String),
-    #[error("`{0}` is no header: title, about, hold, clients-lost, pressure, messages, think")]
+    #[error(
+        "`{0}` is no header: title, about, hold, clients-lost, pressure, messages, think, authority"
+    )]
     Header(String),
     #[error("a header behind the first step")]
     LateHeader,
@@ -165,6 +172,7 @@ impl FromStr for Script {
             pressure: None,
             messages: None,
             think: None,
+            trust: Trust::Files,
             steps: Vec::new(),
         };
         let mut lines = 0;
@@ -212,6 +220,17 @@ impl Script {
                     }
                 }
             }
+            "authority" => {
+                self.trust = match value {
+                    "own" => Trust::Founded,
+                    "throw-away" => Trust::Files,
+                    _ => {
+                        let value = value.to_owned();
+                        let expected = "own or throw-away";
+                        return Err(Fault::Value { header: "authority", value, expected });
+                    }
+                }
+            }
             "pressure" => self.pressure = Some(rate("pressure", value, "writes per second")?),
             "messages" => self.messages = Some(rate("messages", value, "messages per second")?),
             other => return Err(Fault::Header(other.to_owned())),
@@ -250,6 +269,9 @@ fn action(verb: &str, rest: &str) -> Result<Action, Fault> {
         "nothing" => nothing(Action::Nothing, "nothing", "nothing"),
         "heal" => nothing(Action::Heal, "heal", "heal"),
         "measure" => nothing(Action::Measure, "measure", "measure"),
+        "rotate-authority" => {
+            nothing(Action::RotateAuthority, "rotate-authority", "rotate-authority")
+        }
         "power-off" => Ok(Action::PowerOff(parts(rest)?)),
         "kill" => Ok(Action::Kill(parts(rest)?)),
         "stop" => Ok(Action::Stop(parts(rest)?)),
@@ -324,6 +346,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("nothing"),
+            Self::RotateAuthority => f.write_str("rotate-authority"),
             Self::PowerOff(parts) => write!(f, "power-off {}", Joined(parts)),
             Self::Kill(parts) => write!(f, "kill {}", Joined(parts)),
             Self::Stop(parts) => write!(f, "stop {}", Joined(parts)),

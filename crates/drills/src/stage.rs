@@ -120,7 +120,7 @@ impl Stage<'_> {
             log_retention_mb: None,
             max_memory_mb: None,
             wan: Some(options.wan.clone()),
-            open: false,
+            trust: drill.script.trust,
         })
         .await?;
         if options.keep {

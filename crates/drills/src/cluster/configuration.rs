@@ -12,7 +12,7 @@ use meridian_types::NodeId;
 use tempfile::TempDir;
 
 use super::ports::{NODES, PortBlock, REGIONS};
-use super::{Cluster, ClusterError, ClusterOptions, Node};
+use super::{Cluster, ClusterError, ClusterOptions, Node, Trust};
 use crate::kv_connect::{READ_ONLY_TOKEN, TOKEN};
 use crate::network::{Machine, Network, Site};
 use crate::operator::Operator;
@@ -22,6 +22,10 @@ pub(super) const CONTEXT: &str = "identities/operator.toml";
 /// The parts of a node's file that a gateway's file does not have.
 const OF_THE_NODE: [&str; 7] =
     ["node", "data_dir", "listen", "raft", "storage", "encryption", "dial"];
+
+/// The parts of a file that a process gets when it joins.
+const GOT_WITH_THE_CLUSTER: [&str; 7] =
+    ["node", "regions", "nodes", "shards", "databases", "default_database", "identity"];
 
 impl Cluster {
     pub(super) async fn configure(options: &ClusterOptions) -> Result<Self, ClusterError> {
@@ -68,13 +72,14 @@ impl Cluster {
         }
         let addresses = nodes.iter().map(|(id, node)| (*id, node.rpc.clone())).collect();
         let context = folder.path().join(CONTEXT);
-        let access = match options.open {
-            true => Access::open(),
-            false => Context::load(&context)?.access(&context)?,
+        let access = match options.trust {
+            Trust::Open => Access::open(),
+            Trust::Files | Trust::Founded => Context::load(&context)?.access(&context)?,
         };
         Ok(Self {
             program: options.program.clone(),
             topology: topology.clone(),
+            trust: options.trust,
             operator: Operator::new(&addresses, &access)?,
             nodes,
             gateways: BTreeMap::new(),
@@ -86,7 +91,12 @@ impl Cluster {
 
     /// Like `deploy/gateway.toml`: the topology and tokens of a node's file, and the gateway's own
     /// address.
-    pub(super) fn configure_gateway(&self, region: usize, port: u16) -> Result<Node, ClusterError> {
+    pub(super) async fn configure_gateway(
+        &self,
+        region: usize,
+        port: u16,
+    ) -> Result<Node, ClusterError> {
+        let name = format!("gateway-{}", region + 1);
         let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
         let mut table = read_table(&node.config)?;
         for of_the_node in OF_THE_NODE {
@@ -98,19 +108,21 @@ impl Cluster {
             "listen".to_owned(),
             toml::Table::from_iter([("kv".to_owned(), kv.clone().into())]).into(),
         );
-        let holder = Holder::Gateway(format!("gateway-{}", region + 1));
-        let identity = equip_other(self.folder(), &format!("gateway-{}", region + 1), holder)?;
-        let path = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned());
-        let files = [
-            ("certificate".to_owned(), path(&identity.certificate)),
-            ("key".to_owned(), path(&identity.key)),
-            ("authorities".to_owned(), path(&identity.authorities)),
-        ];
-        table.insert("identity".to_owned(), toml::Table::from_iter(files).into());
+        match self.trust {
+            Trust::Founded => {
+                join(&mut table, self.join_token(&["gateways", "add", &name]).await?);
+                table.insert("state_dir".to_owned(), name.clone().into());
+            }
+            Trust::Files | Trust::Open => {
+                table.insert(
+                    "identity".to_owned(),
+                    identity_of_gateway(self.folder(), &name)?.into(),
+                );
+            }
+        }
         let machine = Machine::Gateway(region);
         let dial =
             self.network.as_ref().map(|network| dial_table(network, machine)).unwrap_or_default();
-        let name = format!("gateway-{}", region + 1);
         let config = self.folder().join(format!("{name}.toml"));
         let written = fs::write(&config, format!("{table}{dial}"));
         written.map_err(|source| ClusterError::io("a gateway's configuration", source))?;
@@ -118,6 +130,24 @@ impl Cluster {
         let (rpc, metrics) = (String::new(), String::new());
         Ok(Node { name, region, kv, rpc, metrics, command: "gateway", config, log, process: None })
     }
+}
+
+/// Turns a table that describes the cluster into that of a process that joins it.
+pub(super) fn join(table: &mut toml::Table, token: String) {
+    for got in GOT_WITH_THE_CLUSTER {
+        table.remove(got);
+    }
+    table.insert("join".to_owned(), token.into());
+}
+
+fn identity_of_gateway(folder: &Path, name: &str) -> Result<toml::Table, ClusterError> {
+    let identity = equip_other(folder, name, Holder::Gateway(name.to_owned()))?;
+    let path = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned());
+    Ok(toml::Table::from_iter([
+        ("certificate".to_owned(), path(&identity.certificate)),
+        ("key".to_owned(), path(&identity.key)),
+        ("authorities".to_owned(), path(&identity.authorities)),
+    ]))
 }
 
 fn write_configurations(
@@ -135,7 +165,7 @@ fn write_configurations(
     command.args(["--port", &ports.kv().to_string(), "--rpc-port", &ports.rpc().to_string()]);
     command.args(["--metrics-port", &ports.metrics().to_string()]);
     command.arg("--dir").arg(folder);
-    if options.open {
+    if options.trust == Trust::Open {
         command.arg("--insecure");
     }
     if let Some(retention) = options.log_retention_mb {
@@ -165,7 +195,7 @@ fn read_node(folder: &Path, name: String, region: usize) -> Result<Node, Cluster
     Ok(Node { name, region, kv, rpc, metrics, command: "serve", config, log, process: None })
 }
 
-fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
+pub(super) fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
     let text = fs::read_to_string(config)
         .map_err(|source| ClusterError::io("the configuration of a node", source))?;
     text.parse()

@@ -31,6 +31,8 @@ pub enum ClusterError {
     Ended(String),
     #[error("the cluster is not ready; its logs and data are in {}", folder.display())]
     NotReady { source: Box<ClusterError>, folder: PathBuf },
+    #[error("`meridian {command}` failed: {text}")]
+    Refused { command: String, text: String },
     #[error("the cluster has no emulated network")]
     NoNetwork,
     #[error(transparent)]

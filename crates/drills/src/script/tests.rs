@@ -35,6 +35,7 @@ fn displayed_script_parses_again() {
         "nothing",
         "power-off leader + follower",
         "kill primary",
+        "rotate-authority",
         "stop replica-gateway",
         "start relay",
         "pause primary + primary-gateway",

@@ -77,6 +77,12 @@ impl Stage<'_> {
                 self.heal()
             }
             Action::Switch(target) => self.switch(*target).await,
+            Action::RotateAuthority => {
+                self.mark(MarkKind::Fault, "replace the cluster's authority".to_owned());
+                self.cluster.rotate_authority().await?;
+                self.mark(MarkKind::Phase, "the former authority is not believed".to_owned());
+                Ok(())
+            }
             Action::Shards(count) => self.make_shards(*count).await,
             Action::Await(condition) => {
                 self.wait_for(*condition).await?;
