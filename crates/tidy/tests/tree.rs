@@ -235,6 +235,23 @@ fn crates_depend_only_on_those_below_them() {
     assert_none(packages::violations(&packages, LADDER, OWNED));
 }
 
+/// An alpha promises nothing to its own parts.
+#[test]
+fn all_parts_of_openraft_are_of_the_version_that_is_named() {
+    let text = |name: &str| std::fs::read_to_string(tree::root().join(name)).unwrap();
+    let (manifest, lock) = (text("Cargo.toml"), text("Cargo.lock"));
+    let named = manifest.split_once("openraft = { version = \"=").unwrap().1;
+    let named = named.split_once('"').unwrap().0;
+    let parts = lock.split("[[package]]").filter(|part| part.contains("name = \"openraft"));
+    let others: Vec<String> = parts
+        .clone()
+        .filter(|part| !part.contains(&format!("version = \"{named}\"")))
+        .map(str::to_owned)
+        .collect();
+    assert!(parts.count() >= 4);
+    assert_none(others);
+}
+
 #[test]
 fn files_are_short_and_modules_have_names_that_say_something() {
     assert_none(rust().iter().flat_map(sources::violations).collect());
