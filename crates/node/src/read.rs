@@ -2,6 +2,7 @@
 
 pub(crate) mod execution;
 pub(crate) mod freshness;
+mod line;
 pub(crate) mod messages;
 pub(crate) mod read_index;
 pub(crate) mod refusal;

@@ -15,6 +15,7 @@ use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::watches::Watches;
+use crate::write::division::WriteBytes;
 use crate::write::proposer::{AdmitAll, WriteReply, WriteRequest};
 use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
@@ -130,7 +131,7 @@ impl OnlyVoter {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
             policy: Arc::new(AdmitAll),
-            writes: ByteBudget::new("writes", 8 << 20),
+            writes: WriteBytes::new("writes", 8 << 20),
             time: Arc::new(heard_clocks()),
             reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
             founder: true,

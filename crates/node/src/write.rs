@@ -3,6 +3,7 @@
 //! Invariant: an answer says what is committed and applied under this node's epoch lease, or that
 //! nothing is known.
 
+pub(crate) mod division;
 pub(crate) mod leader_term;
 pub(crate) mod proposer;
 pub(crate) mod shard_limits;

@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that
 /// has none.
-const COUNTERS: [(&str, &str); 25] = [
+const COUNTERS: [(&str, &str); 26] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
@@ -19,7 +19,14 @@ const COUNTERS: [(&str, &str); 25] = [
         "meridian_proposer_rpo_refusals_total",
         "Writes refused because more would be lost than may be.",
     ),
-    ("meridian_proposer_rpo_slowed_total", "Writes slowed because replication lags."),
+    (
+        "meridian_proposer_rpo_slowed_total",
+        "Writes that hold up the next of their database, because replication lags.",
+    ),
+    (
+        "meridian_proposer_share_refusals_total",
+        "Writes refused because their database has its share of what may wait.",
+    ),
     ("meridian_gateway_moved_watches_total", "How often a watch looked for another node."),
     ("meridian_proposer_swept_rows_total", "Expired rows that were deleted."),
     ("meridian_queue_delivered_messages_total", "Messages that were handed out to listeners."),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions};
 use meridian_directory::Cluster;
 use meridian_failover::ControllerConfig;
-use meridian_memory::ByteBudget;
 use meridian_storage::{GroupId, ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::{EpochHistory, Position};
 use parking_lot::RwLock;
@@ -20,6 +19,7 @@ use crate::placement::parts::PlacementParts;
 use crate::replication::progress::Followers;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::time_budget::DIRECTORY_TIMING;
+use crate::write::division::WriteBytes;
 use crate::write::proposer::AdmitAll;
 
 /// Changes of the directory that wait at this node: clients' writes do not take their room.
@@ -83,7 +83,7 @@ impl DirectoryPart {
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
             policy: Arc::new(AdmitAll),
-            writes: ByteBudget::new("changes of the directory", CHANGES_BYTES),
+            writes: WriteBytes::new("changes of the directory", CHANGES_BYTES),
             time: Arc::new(parts.clocks.clone()),
             reads: parts.reads.clone(),
             founder: new && self.founds,

@@ -18,6 +18,7 @@ use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
 use crate::replication::carry_over::CarryLimits;
 use crate::shard::table::ShardTable;
+use crate::write::division::WriteBytes;
 
 /// The parts that a node's shards are opened with.
 pub(crate) struct PlacementParts {
@@ -35,7 +36,7 @@ pub(crate) struct PlacementParts {
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) disk: Arc<DiskGuard>,
     /// For writes that wait at this node.
-    pub(crate) writes: ByteBudget,
+    pub(crate) writes: WriteBytes,
     pub(crate) clocks: Clocks,
     pub(crate) reads: Reads,
     /// For the compression of streams.

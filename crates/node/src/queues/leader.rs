@@ -295,7 +295,7 @@ impl Term<'_> {
         let shown = Arc::clone(&self.leader.parts.shown);
         self.jobs.spawn(async move {
             let state = Arc::clone(&shown.state);
-            match shown.reads.little(move || look(&state)).await {
+            match shown.reads.little(None, move || look(&state)).await {
                 Some(done) => done,
                 // The runtime ends, and all tasks with it.
                 None => std::future::pending().await,

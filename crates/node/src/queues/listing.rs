@@ -40,7 +40,8 @@ impl Queues {
             return Err(self.shown.not_leader());
         }
         let state = Arc::clone(state);
-        let page = reads.little(move || read(&state, &list, max_bytes)).await;
+        let of = Some(queue.database);
+        let page = reads.little(of, move || read(&state, &list, max_bytes)).await;
         drop(turn);
         let mut page = page.ok_or(NotListening::Unavailable("the node is stopping"))?;
 

@@ -165,7 +165,8 @@ impl Session {
             return Err(shown.not_leader());
         }
         let (state, queue) = (Arc::clone(state), self.queue.clone());
-        let read = reads.little(move || read(&state, &queue, keys)).await;
+        let read =
+            reads.little(Some(self.queue.database), move || read(&state, &queue, keys)).await;
         let Read { found, bytes, gone, left } =
             read.ok_or(NotListening::Unavailable("the node is stopping"))?;
         // Counted from now: it has waited for memory, and for its turn.

@@ -102,7 +102,7 @@ async fn verdicts(
     if settlements.iter().all(is_delivered) {
         return Some(settlements.into_iter().map(verdict).collect());
     }
-    reads.little(move || settlements.into_iter().map(verdict).collect()).await
+    reads.little(None, move || settlements.into_iter().map(verdict).collect()).await
 }
 
 fn scheduled_ms(state: &ShardState, queue: &QueueId, key: MessageKey) -> u64 {

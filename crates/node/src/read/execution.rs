@@ -1,8 +1,8 @@
 //! Carries reads out: a bounded number at a time, each in bounded turns, for no more bytes than the
-//! process may hold.
+//! process may hold. Databases have bytes and turns one after the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -12,6 +12,7 @@ use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_f
 use meridian_types::{DatabaseId, Entry, Position, ReadRange, limits};
 use tokio::sync::Semaphore;
 
+use crate::read::line::Line;
 use crate::read::messages::MessageBudget;
 use crate::read::refusal::ReadRefusal;
 
@@ -46,6 +47,9 @@ pub(crate) struct Reads {
     messages: MessageBudget,
     /// Turns at a time.
     turns: Arc<Semaphore>,
+    /// Those that wait for bytes, and those that wait for a turn: databases one after the other.
+    for_bytes: Line,
+    for_turns: Line,
 }
 
 /// Rows of one moment. Their bytes are given back to the budget when this is dropped.
@@ -66,7 +70,9 @@ impl Reads {
         let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
         let messages = (bytes.total_bytes() / MESSAGES_PART).max(MIN_MESSAGES_BYTES);
         let messages = MessageBudget::new(messages);
-        Self { bytes, small, messages, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+        let turns = Arc::new(Semaphore::new((2 * cores).clamp(4, 64)));
+        let (for_bytes, for_turns) = (Line::default(), Line::default());
+        Self { bytes, small, messages, turns, for_bytes, for_turns }
     }
 
     /// For messages on their way to listeners.
@@ -74,13 +80,14 @@ impl Reads {
         &self.messages
     }
 
-    /// Runs `work`, which reads a little, on a thread that may block, when it is its turn. `None`:
-    /// the runtime ends.
+    /// Runs `work`, which reads a little, on a thread that may block, when it is the turn of the
+    /// database, if it is for one. `None`: the runtime ends.
     pub(crate) async fn little<T: Send + 'static>(
         &self,
+        of: Option<DatabaseId>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        self.turn(move || Ok(work())).await.ok()
+        self.turn(of, move || Ok(work())).await.ok()
     }
 
     /// The bytes that all reads together may hold.
@@ -91,7 +98,8 @@ impl Reads {
     /// For the answer of another node, at once: a small one waits behind no large one.
     pub(crate) fn take_now(&self, bytes: usize) -> Option<Held> {
         let small = (bytes <= SMALL_BYTES).then(|| self.small.take(bytes, PATIENCE).now_or_never());
-        let held = small.flatten().or_else(|| self.bytes.take(bytes, PATIENCE).now_or_never());
+        let of_all = || self.bytes_for(None, bytes, PATIENCE).now_or_never();
+        let held = small.flatten().or_else(of_all);
         held.and_then(Result::ok)
     }
 
@@ -106,7 +114,28 @@ impl Reads {
         bytes: usize,
         within: Duration,
     ) -> Result<Held, Exhausted> {
-        self.bytes.take(bytes, within).await
+        self.bytes_for(None, bytes, within).await
+    }
+
+    /// Bytes, when it is the turn of the database, if they are for one. May be dropped at any await.
+    async fn bytes_for(
+        &self,
+        of: Option<DatabaseId>,
+        bytes: usize,
+        within: Duration,
+    ) -> Result<Held, Exhausted> {
+        let until = Instant::now() + within;
+        let head = match self.for_bytes.head(of).now_or_never() {
+            Some(head) => Some(head),
+            None => tokio::time::timeout_at(until.into(), self.for_bytes.head(of)).await.ok(),
+        };
+        match head {
+            // No other caller waits for bytes meanwhile.
+            Some(_head) => {
+                self.bytes.take(bytes, until.saturating_duration_since(Instant::now())).await
+            }
+            None => self.bytes.try_take(bytes),
+        }
     }
 
     /// Reads all ranges from one state, at its own time: what has expired is a matter of the
@@ -143,9 +172,11 @@ impl Reads {
         state: &Arc<ShardState>,
         keys: Vec<(DatabaseId, Bytes)>,
     ) -> Result<StoredRows, ReadRefusal> {
-        let held = self.bytes.take(keys.len().saturating_mul(MAX_ENTRY_BYTES), PATIENCE).await?;
+        let bytes = keys.len().saturating_mul(MAX_ENTRY_BYTES);
+        // Keys that changed together, of as many databases as there are.
+        let held = self.bytes_for(None, bytes, PATIENCE).await?;
         let state = Arc::clone(state);
-        match self.turn(move || state.stored(&keys)).await {
+        match self.turn(None, move || state.stored(&keys)).await {
             Ok((rows, position)) => Ok(StoredRows { rows, position, _held: held }),
             Err(Interrupted::Storage(error)) => or_fatal(Err(error)),
             Err(Interrupted::Stopping) => Err(ReadRefusal::Stopping),
@@ -160,13 +191,14 @@ impl Reads {
     ) -> Result<ReadView, ReadRefusal> {
         let entries: usize = ranges.iter().map(|range| range.limit as usize).sum();
         let needed = entries.saturating_mul(MAX_ENTRY_BYTES);
+        let of = Some(database);
         let mut allotments = ALLOTMENTS.into_iter();
         let mut allotment = allotments.next();
         while let Some(max_bytes) = allotment {
-            let taken = self.bytes.take(max_bytes.min(needed), PATIENCE).await;
-            let mut held = taken?;
+            let mut held = self.bytes_for(of, max_bytes.min(needed), PATIENCE).await?;
             let (state, ranges) = (Arc::clone(state), ranges.to_vec());
-            match self.in_turns(move || state.begin_read(database, ranges, 0), max_bytes).await {
+            let begin = move || state.begin_read(database, ranges, 0);
+            match self.in_turns(of, begin, max_bytes).await {
                 Ok(Some(read)) => {
                     held.shrink_to(read.bytes());
                     return Ok(read.into_view(held));
@@ -186,28 +218,33 @@ impl Reads {
     /// A read that has come to its end. `None`: it found more than `max_bytes`.
     async fn in_turns(
         &self,
+        of: Option<DatabaseId>,
         begin: impl FnOnce() -> Result<StateRead, StorageError> + Send + 'static,
         max_bytes: usize,
     ) -> Result<Option<StateRead>, Interrupted> {
         let turn = move |mut read: StateRead| read.turn(max_bytes).map(|turn| (read, turn));
-        let (mut read, mut ended) = self.turn(move || turn(begin()?)).await?;
+        let (mut read, mut ended) = self.turn(of, move || turn(begin()?)).await?;
         loop {
             match ended {
                 Turn::Done => return Ok(Some(read)),
                 Turn::Full => return Ok(None),
-                // In the order of asking: a long read goes to the end of the queue after each turn.
-                Turn::More => (read, ended) = self.turn(move || turn(read)).await?,
+                // A long read goes to the end of its database's queue after each turn.
+                Turn::More => (read, ended) = self.turn(of, move || turn(read)).await?,
             }
         }
     }
 
-    /// Runs `work` on a thread that may block, when it is its turn.
+    /// Runs `work` on a thread that may block, when it is its turn. A turn is bounded in work:
+    /// databases that have as many have as much.
     async fn turn<T: Send + 'static>(
         &self,
+        of: Option<DatabaseId>,
         work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, Interrupted> {
+        let head = self.for_turns.head(of).await;
         let turn =
             Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Interrupted::Stopping)?;
+        drop(head);
         let worked = tokio::task::spawn_blocking(move || {
             let result = work();
             // Here, and not where the result is awaited: a future that is dropped does not end the

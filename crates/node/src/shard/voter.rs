@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{NotLeading, RaftGroup};
-use meridian_memory::ByteBudget;
 use meridian_storage::{ReadView, ShardState, ShippedLog, or_fatal};
 use meridian_types::{DatabaseId, EpochHistory, NodeId, ReadRange};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +28,7 @@ use crate::read::read_index::{LeaderIndex, ReadGate, ReadIndex};
 use crate::read::refusal::{NotServed, ReadRefusal};
 use crate::read::shared_call::SharedCall;
 use crate::time_budget::{LEADER_TIMEOUT, READ_INDEX_TIMEOUT};
+use crate::write::division::WriteBytes;
 use crate::write::proposer::{
     AdmissionPolicy, Proposer, Reserved, WriteRefusal, WriteReply, WriteRequest,
 };
@@ -61,7 +61,7 @@ pub(crate) struct VoterParts {
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) policy: Arc<dyn AdmissionPolicy>,
-    pub(crate) writes: ByteBudget,
+    pub(crate) writes: WriteBytes,
     pub(crate) time: Arc<dyn TimeSource>,
     pub(crate) reads: Reads,
     /// Its state is that of the base: there is nothing to catch up with.

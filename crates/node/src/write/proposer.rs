@@ -1,6 +1,6 @@
 //! The write path of a shard's leader: group commit over Raft.
 //!
-//! `backlog` holds the requests that wait, `admission` says which of them may be proposed now, and
+//! `backlog` holds the requests that wait, by database, `recent` how much databases write; `admission` says which of them may be proposed now, and
 //! `refusal` why not; `room` says when a batch is full, `logged_time` what time a batch may say it
 //! is, `dropped` which databases are gone. `term` is what a leader waits for in one term, and in
 //! what order it proposes; `session` what it knows in it. `internal` is for writers that no client
@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::RaftGroup;
-use meridian_memory::{ByteBudget, Held};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, NodeId, RequestId, Transaction, WriteOutcome};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +21,7 @@ use crate::host::clocks::TimeSource;
 use crate::network::departure::Departure;
 use crate::read::read_index::ReadGate;
 use crate::time_budget::PATIENCE;
+use crate::write::division::{Division, HeldForWrite, WriteBytes};
 use crate::write::leader_term::{self, LeaderTask, Led};
 
 mod admission;
@@ -30,6 +30,7 @@ mod dropped;
 mod expiry;
 mod internal;
 mod logged_time;
+mod recent;
 mod refusal;
 mod room;
 mod session;
@@ -79,7 +80,7 @@ pub(crate) struct WriteRequest {
 /// The bytes that a request holds while it waits, and until when.
 #[derive(Clone)]
 pub(crate) struct Reserved {
-    held: Arc<Held>,
+    held: Arc<HeldForWrite>,
     pub(crate) until: Instant,
 }
 
@@ -87,9 +88,11 @@ pub(crate) struct Reserved {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Queued>,
+    /// Among the writes that wait.
+    places: Division,
     sealed: watch::Sender<bool>,
     drained: watch::Receiver<Option<u64>>,
-    budget: ByteBudget,
+    budget: WriteBytes,
     clock: ShardClock,
 }
 
@@ -102,7 +105,7 @@ pub(crate) struct ProposerParts {
     pub(crate) gate: Arc<ReadGate>,
     pub(crate) policy: Arc<dyn AdmissionPolicy>,
     /// For the writes that wait at this node, of all of its shards.
-    pub(crate) writes: ByteBudget,
+    pub(crate) writes: WriteBytes,
     pub(crate) time: Arc<dyn TimeSource>,
 }
 
@@ -115,7 +118,8 @@ impl Proposer {
         let task = Task::new(parts, requests, sealed.subscribe(), drained);
         let clock = task.time.clock();
         tokio::spawn(task.run());
-        Self { queue, sealed, drained: following, budget, clock }
+        let places = Division::new(QUEUE_REQUESTS);
+        Self { queue, places, sealed, drained: following, budget, clock }
     }
 
     /// The shard's time while this node leads, in milliseconds since the Unix epoch. `now` on the
@@ -145,15 +149,18 @@ impl Proposer {
     /// # Errors
     /// The refusal, where there is no room for it.
     pub(crate) fn reserve(&self, request: &WriteRequest) -> Result<Reserved, WriteReply> {
-        match self.budget.try_take(backlog::size(request)) {
+        match self.budget.try_take(request.database, backlog::size(request)) {
             Ok(held) => Ok(Reserved { held: Arc::new(held), until: Instant::now() + PATIENCE }),
-            Err(exhausted) => Err(WriteReply::NotCommitted(exhausted.into())),
+            Err(no_room) => Err(refused_for_room(no_room.into())),
         }
     }
 
     /// May be dropped at any await: a request that was taken is carried out all the same.
     pub(crate) async fn write(&self, request: WriteRequest, reserved: Reserved) -> WriteReply {
         let Reserved { held, until } = reserved;
+        let Some(place) = self.places.take(request.database, 1) else {
+            return refused_for_room(WriteRefusal::ShareOfQueue);
+        };
         let (reply, mut answer) = oneshot::channel();
         let departure = Arc::<Departure>::default();
         let queued = Queued {
@@ -163,6 +170,7 @@ impl Proposer {
             departure: Arc::clone(&departure),
             reply,
             held,
+            _place: place,
         };
         if let Err(refused) = self.queue.try_send(queued) {
             return WriteReply::NotCommitted(match refused {
@@ -177,6 +185,14 @@ impl Proposer {
             Err(_) => answer.await.unwrap_or(WriteReply::Unknown),
         }
     }
+}
+
+/// There is no room for a write; the part of its database is taken, most often.
+fn refused_for_room(refusal: WriteRefusal) -> WriteReply {
+    if matches!(refusal, WriteRefusal::ShareOfQueue | WriteRefusal::ShareOfMemory { .. }) {
+        metrics::counter!("meridian_proposer_share_refusals_total").increment(1);
+    }
+    WriteReply::NotCommitted(refusal)
 }
 
 struct Task {
@@ -205,7 +221,7 @@ impl Task {
         Self {
             time: LoggedTime::new(parts.state.applied().time_ms, parts.time.now()),
             parts,
-            inbox: Inbox { requests, backlog: Backlog::default() },
+            inbox: Inbox { requests, backlog: Backlog::new(Instant::now()) },
             expiry: Expiry::new(Instant::now()),
             seal,
             drained,

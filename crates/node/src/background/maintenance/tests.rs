@@ -36,6 +36,7 @@ use crate::time_budget::LEASE_LOW;
 use crate::read::execution::Reads;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::voter::VoterParts;
+use crate::write::division::WriteBytes;
 use crate::write::proposer::AdmitAll;
 
 /// The parts of the duties of a node that has no shards yet.
@@ -100,7 +101,7 @@ async fn directory(
         directory: Arc::clone(&maintenance.directory),
         peers: Arc::clone(peers),
         policy: Arc::new(AdmitAll),
-        writes: ByteBudget::new("changes of the directory", 8 << 20),
+        writes: WriteBytes::new("changes of the directory", 8 << 20),
         time: Arc::new(Clocks::default()),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
         founder: true,

@@ -32,6 +32,7 @@ use crate::replication::wire::position_to_wire;
 use crate::rpc::failover::FailoverService;
 use crate::shard::table::ShardTable;
 use crate::testing::until;
+use crate::write::division::WriteBytes;
 use crate::write::proposer::AdmissionPolicy;
 
 mod failing_disk;
@@ -76,7 +77,7 @@ fn parts(
         shards,
         disk: Arc::default(),
         clocks: Clocks::default(),
-        writes: ByteBudget::new("writes that wait", 1 << 20),
+        writes: WriteBytes::new("writes that wait", 1 << 20),
         reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
         streams: ByteBudget::new("streams", 1 << 20),
         log_cache: LogCache::default(),

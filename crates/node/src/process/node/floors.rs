@@ -62,6 +62,7 @@ use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::watches::Watches;
 use crate::webhooks::{SenderParts, Senders, Standings};
+use crate::write::division::WriteBytes;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -289,7 +290,7 @@ impl Floors {
             shards: Arc::clone(&self.shards),
             disk: Arc::clone(&self.disk),
             clocks: self.clocks.clone(),
-            writes: ByteBudget::new("writes that wait", self.shares.writes),
+            writes: WriteBytes::new("writes that wait", self.shares.writes),
             log_cache: LogCache::new(self.shares.log_cache),
             reads: self.reads.clone(),
             streams: self.streams.clone(),

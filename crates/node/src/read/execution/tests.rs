@@ -231,3 +231,57 @@ async fn a_small_answer_of_another_node_waits_behind_no_large_one() {
     let _all_of_the_small = reads.small.take(reads.small.total_bytes(), PATIENCE).await.unwrap();
     assert!(reads.take_now(SMALL_BYTES).is_some());
 }
+
+#[tokio::test]
+async fn quiet_database_has_the_next_turn_but_one_however_many_turns_another_waits_for() {
+    let reads = reads(1 << 20);
+    let all = u32::try_from(reads.turns.available_permits()).unwrap();
+    let busy = Arc::clone(&reads.turns).acquire_many_owned(all).await.unwrap();
+    let order: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let worked = |number: u8| {
+        let (reads, order) = (reads.clone(), Arc::clone(&order));
+        let work = move || order.lock().unwrap().push(number);
+        Box::pin(async move { reads.little(Some(DatabaseId([number; 16])), work).await })
+    };
+    let mut waiting: Vec<_> = (0..50).map(|_| worked(1)).collect();
+    waiting.push(worked(2));
+    for turn in &mut waiting {
+        assert!(turn.now_or_never().is_none());
+    }
+    // One at a time from now on.
+    let mut one = busy;
+    let _kept = one.split(all as usize - 1);
+    drop(one);
+    futures::future::join_all(waiting).await;
+    let order = order.lock().unwrap();
+    let waited = order.iter().position(|number| *number == 2).unwrap();
+    assert!(waited <= 2, "{waited} turns of another");
+    assert_eq!(order.len(), 51);
+}
+
+#[tokio::test]
+async fn read_of_a_quiet_database_is_next_but_one_for_bytes_and_waits_as_long_as_any() {
+    let reads = reads(1000);
+    let (flood, quiet) = (Some(DatabaseId([1; 16])), Some(DatabaseId([2; 16])));
+    let all = reads.bytes_for(flood, 1000, PATIENCE).await.unwrap();
+    let take = |of| {
+        let reads = reads.clone();
+        Box::pin(async move { reads.bytes_for(of, 900, Duration::from_secs(60)).await })
+    };
+    let mut waiting: Vec<_> = (0..50).map(|_| take(flood)).collect();
+    assert!(waiting.iter_mut().all(|read| read.now_or_never().is_none()));
+    let mut of_quiet = take(quiet);
+    assert!((&mut of_quiet).now_or_never().is_none());
+    drop(all);
+    drop(waiting.remove(0).await.unwrap());
+    // The second of the flood is at the head already.
+    let mut second = waiting.remove(0);
+    drop((&mut second).now_or_never().map(Result::unwrap));
+    drop(of_quiet.now_or_never().expect("in its turn").unwrap());
+    drop((second, waiting));
+    let all = reads.bytes_for(quiet, 1000, PATIENCE).await.unwrap();
+    let refused = reads.bytes_for(flood, 1, Duration::from_millis(5)).await.unwrap_err();
+    assert_eq!(refused.wanted, 1);
+    drop(all);
+    assert_eq!(reads.bytes.used_bytes(), 0);
+}

@@ -24,6 +24,7 @@ use crate::replication::snapshot_transfer::StateExchange;
 use crate::routing::router::Router;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::testing::no_changes;
+use crate::write::division::WriteBytes;
 use crate::write::proposer::AdmitAll;
 
 fn router(
@@ -95,7 +96,7 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
         directory,
         peers,
         policy: Arc::new(AdmitAll),
-        writes: ByteBudget::new("writes", 8 << 20),
+        writes: WriteBytes::new("writes", 8 << 20),
         time: Arc::new(Clocks::default()),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
         founder: true,

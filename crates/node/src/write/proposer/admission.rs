@@ -8,16 +8,22 @@ use std::time::Duration;
 
 use meridian_directory::{Rpo, RpoMode};
 
+use super::recent::Asks;
 use super::refusal::WriteRefusal;
 
-/// How long the next batch is held back at most, when replication lags by as much as may be lost.
+/// How long the next writes of a database are held back at most, when replication lags by as much as
+/// may be lost.
 const MAX_SLOWING: Duration = Duration::from_millis(100);
+/// The last part of what may be lost, behind the soft bound, is for databases that ask for no more
+/// than their share.
+const KEPT_PART: u64 = 4;
 
 /// A leader's decision on a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Admission {
     Now,
-    /// It goes into this batch, and the next batch waits so long: replication lags.
+    /// It goes into this batch, and its database has no part in another for so long: replication
+    /// lags.
     After(Duration),
     Refuse(WriteRefusal),
 }
@@ -58,20 +64,27 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// `rpo`: the recovery point of the write's database.
-    pub(super) fn admit(&self, only_deletes: bool, rpo: impl FnOnce() -> Rpo) -> Admission {
+    /// `rpo`: the recovery point of the write's database. `asks`: how much that writes, of all.
+    pub(super) fn admit(
+        &self,
+        only_deletes: bool,
+        rpo: impl FnOnce() -> Rpo,
+        asks: impl FnOnce() -> Asks,
+    ) -> Admission {
         let refusal = if only_deletes { &self.refusal_of_deletes } else { &self.refusal };
         match (refusal, self.lag_ms) {
             (Some(refusal), _) => Admission::Refuse(refusal.clone()),
-            (None, Some(lag_ms)) => admit_by_lag(lag_ms, rpo()),
+            (None, Some(lag_ms)) => admit_by_lag(lag_ms, rpo(), asks),
             (None, None) => Admission::Now,
         }
     }
 }
 
 /// Keeps the recovery point: nothing is committed while more would be lost than may be. Before it
-/// comes to that, batches are slowed, the more the nearer the bound is.
-fn admit_by_lag(lag_ms: u64, rpo: Rpo) -> Admission {
+/// comes to that, the databases that write most are slowed, the more the nearer the bound is; and
+/// those that write more than their share are refused a little before it, so that the others need
+/// not be.
+fn admit_by_lag(lag_ms: u64, rpo: Rpo, asks: impl FnOnce() -> Asks) -> Admission {
     let Rpo { mode, soft_ms, max_ms } = rpo;
     if mode != RpoMode::Enforce || lag_ms <= soft_ms {
         return Admission::Now;
@@ -79,8 +92,17 @@ fn admit_by_lag(lag_ms: u64, rpo: Rpo) -> Admission {
     if lag_ms > max_ms {
         return Admission::Refuse(WriteRefusal::ReplicationLags { lag_ms, max_ms });
     }
-    let part = (lag_ms - soft_ms) as f64 / (max_ms - soft_ms).max(1) as f64;
-    Admission::After(MAX_SLOWING.mul_f64(part))
+    let between_ms = max_ms - soft_ms;
+    match asks() {
+        Asks::Less => Admission::Now,
+        Asks::TooMuch if lag_ms > max_ms - between_ms / KEPT_PART => {
+            Admission::Refuse(WriteRefusal::ReplicationLagsByThis { lag_ms, max_ms })
+        }
+        Asks::ItsShare | Asks::TooMuch => {
+            let part = (lag_ms - soft_ms) as f64 / between_ms.max(1) as f64;
+            Admission::After(MAX_SLOWING.mul_f64(part))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -98,9 +120,25 @@ mod tests {
             (1000, Admission::After(MAX_SLOWING)),
             (1001, Admission::Refuse(lags)),
         ] {
-            assert_eq!(admit_by_lag(lag_ms, rpo(RpoMode::Enforce)), admission);
-            assert_eq!(admit_by_lag(lag_ms, rpo(RpoMode::Warn)), Admission::Now);
+            let asks = || Asks::ItsShare;
+            assert_eq!(admit_by_lag(lag_ms, rpo(RpoMode::Enforce), asks), admission);
+            assert_eq!(admit_by_lag(lag_ms, rpo(RpoMode::Warn), asks), Admission::Now);
         }
+    }
+
+    #[test]
+    fn lag_slows_and_refuses_the_database_that_asks_too_much_before_its_neighbours() {
+        let rpo = Rpo { mode: RpoMode::Enforce, soft_ms: 500, max_ms: 1000 };
+        let too_much = |lag_ms| admit_by_lag(lag_ms, rpo, || Asks::TooMuch);
+        let less = |lag_ms| admit_by_lag(lag_ms, rpo, || Asks::Less);
+        assert_eq!((too_much(750), less(750)), (Admission::After(MAX_SLOWING / 2), Admission::Now));
+        assert!(matches!(too_much(875), Admission::After(_)));
+        let refused = WriteRefusal::ReplicationLagsByThis { lag_ms: 876, max_ms: 1000 };
+        assert_eq!((too_much(876), less(876)), (Admission::Refuse(refused), Admission::Now));
+        assert_eq!(less(1000), Admission::Now);
+        // Of whichever database the lag is: more may not be lost.
+        let lags = WriteRefusal::ReplicationLags { lag_ms: 1001, max_ms: 1000 };
+        assert_eq!(less(1001), Admission::Refuse(lags));
     }
 
     #[test]
@@ -109,10 +147,11 @@ mod tests {
         let conditions =
             Conditions { refusal: Some(low.clone()), refusal_of_deletes: None, lag_ms: Some(2000) };
         let rpo = || Rpo { mode: RpoMode::Enforce, soft_ms: 500, max_ms: 1000 };
-        assert_eq!(conditions.admit(false, rpo), Admission::Refuse(low));
+        let asks = || Asks::ItsShare;
+        assert_eq!(conditions.admit(false, rpo, asks), Admission::Refuse(low));
         let lags = WriteRefusal::ReplicationLags { lag_ms: 2000, max_ms: 1000 };
-        assert_eq!(conditions.admit(true, rpo), Admission::Refuse(lags));
+        assert_eq!(conditions.admit(true, rpo, asks), Admission::Refuse(lags));
         let without_regions = Conditions { lag_ms: None, ..conditions };
-        assert_eq!(without_regions.admit(true, rpo), Admission::Now);
+        assert_eq!(without_regions.admit(true, rpo, asks), Admission::Now);
     }
 }

@@ -1,18 +1,26 @@
-//! Writes that wait to be evaluated, in order, within a bound of bytes.
+//! Writes that wait to be evaluated: those of each database in order, and the databases in turn.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use meridian_memory::Held;
-use meridian_types::NodeId;
+use meridian_types::{DatabaseId, NodeId};
 use tokio::sync::oneshot;
 
+use super::recent::{Asks, Recent};
+use super::room::Spent;
 use super::{WriteRefusal, WriteReply, WriteRequest};
 use crate::network::departure::Departure;
+use crate::write::division::{HeldForWrite, Part};
 
 /// Requests that wait for the proposer at most; beyond, they are refused.
 pub(super) const QUEUE_REQUESTS: usize = 8192;
+/// The part of a batch that a database has in one turn, in units of [`Spent`]: 16 small requests.
+const TURN: i64 = 32 << 10;
+/// As much of one batch is for one database while others write, too: a batch of so much commits
+/// about as soon as the smallest, so that a flood does not make the writes of others wait for long.
+const CONTENDED_PART: i64 = 256 << 10;
+
 pub(super) struct Queued {
     pub(super) request: WriteRequest,
     /// When it was handed to the proposer.
@@ -23,77 +31,203 @@ pub(super) struct Queued {
     pub(super) departure: Arc<Departure>,
     pub(super) reply: oneshot::Sender<WriteReply>,
     /// Its bytes, of the node's budget for writes, until it is answered.
-    pub(super) held: Arc<Held>,
+    pub(super) held: Arc<HeldForWrite>,
+    /// Its place among those that wait, of its database's part of them.
+    pub(super) _place: Part,
 }
 
-/// The requests that the task has taken from the queue and not evaluated yet, in order.
-#[derive(Default)]
+/// The requests that the task has taken from the queue and not evaluated yet.
+///
+/// Databases have turns by deficit round robin, where the cost of a request is known when it has
+/// been evaluated: whatever a database has had beyond its turn it pays with later ones. A request of
+/// a database with little to write waits for one turn of each other database, however much those
+/// have waiting.
 pub(super) struct Backlog {
+    lines: BTreeMap<DatabaseId, Line>,
+    /// Every line once.
+    order: VecDeque<DatabaseId>,
+    len: usize,
+    recent: Recent,
+}
+
+/// The requests of one database, in order. It stays without any for as long as it is in debt, or
+/// is to wait.
+struct Line {
     requests: VecDeque<Queued>,
+    /// The rest of its turn; below zero, its debt.
+    credit: i64,
+    /// Of the batch that is being made, and what it had of those before beyond its part.
+    in_batch: i64,
+    /// It has no turn before: replication lags.
+    paused_until: Option<Instant>,
+}
+
+impl Line {
+    /// How many they were.
+    fn leave_out_closed(&mut self) -> usize {
+        let before = self.requests.len();
+        while self.requests.front().is_some_and(|queued| queued.reply.is_closed()) {
+            self.requests.pop_front();
+        }
+        before - self.requests.len()
+    }
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
 }
 
 impl Backlog {
+    pub(super) fn new(now: Instant) -> Self {
+        let (lines, order) = (BTreeMap::new(), VecDeque::new());
+        Self { lines, order, len: 0, recent: Recent::new(now) }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.len == 0
     }
 
     pub(super) fn len(&self) -> usize {
-        self.requests.len()
+        self.len
     }
 
-    /// Since when the first of them waits.
+    /// Since when the first of them waits that may have a turn; or when one may have a turn, if
+    /// none may before.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
-        self.requests.front().map(|queued| queued.since)
+        let of_line = |line: &Line| {
+            let since = line.requests.front()?.since;
+            Some(line.paused_until.map_or(since, |until| until.max(since)))
+        };
+        self.lines.values().filter_map(of_line).min()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.requests.len() >= QUEUE_REQUESTS
+        self.len >= QUEUE_REQUESTS
     }
 
     pub(super) fn push(&mut self, queued: Queued) {
-        self.requests.push_back(queued);
+        self.line(queued.request.database).requests.push_back(queued);
+        self.len += 1;
     }
 
-    /// Puts back what was evaluated for nothing, before all others.
+    /// Puts back what was evaluated for nothing, before all others of its database.
     pub(super) fn put_back(&mut self, declined: Vec<Queued>) {
         for queued in declined.into_iter().rev() {
             queued.departure.come_back();
-            self.requests.push_front(queued);
+            self.line(queued.request.database).requests.push_front(queued);
+            self.len += 1;
         }
     }
 
-    /// The request that has waited longest. A caller that gave up is left out: nothing was done,
-    /// and nothing will be.
-    pub(super) fn next(&mut self) -> Option<Queued> {
-        while let Some(queued) = self.requests.pop_front() {
-            if !queued.reply.is_closed() && queued.departure.leave() {
-                return Some(queued);
+    fn line(&mut self, database: DatabaseId) -> &mut Line {
+        let Self { lines, order, .. } = self;
+        lines.entry(database).or_insert_with(|| {
+            order.push_back(database);
+            Line { requests: VecDeque::new(), credit: TURN, in_batch: 0, paused_until: None }
+        })
+    }
+
+    /// A batch begins.
+    pub(super) fn begin_batch(&mut self, now: Instant) {
+        self.recent.advance(now);
+        for line in self.lines.values_mut() {
+            line.in_batch = (line.in_batch - CONTENDED_PART).max(0);
+        }
+    }
+
+    /// The next request of the database whose turn it is, to be [charged](Self::charge). A caller
+    /// that gave up is left out: nothing was done, and nothing will be. `None`: of no database that
+    /// may have more of this batch.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Queued> {
+        // Lines that were passed over since one of them gained credit.
+        let mut passed = 0;
+        while passed < self.order.len() {
+            let database = *self.order.front()?;
+            let has_others = self.lines.len() > 1 || self.recent.has_others(database);
+            let line = self.lines.get_mut(&database)?;
+            self.len -= line.leave_out_closed();
+            if !has_others {
+                line.in_batch = 0;
+            }
+            let has_its_part = has_others && line.in_batch >= CONTENDED_PART;
+            let may_have_more = !line.is_paused(now) && !has_its_part;
+            if may_have_more
+                && line.credit > 0
+                && let Some(queued) = line.requests.pop_front()
+            {
+                self.len -= 1;
+                if queued.departure.leave() {
+                    return Some(queued);
+                }
+                continue;
+            }
+            // Its turn is over.
+            let is_empty = line.requests.is_empty();
+            passed = if may_have_more && !is_empty { 0 } else { passed + 1 };
+            if line.credit <= 0 && (may_have_more || is_empty) {
+                line.credit = line.credit.saturating_add(TURN);
+            }
+            self.order.pop_front();
+            if is_empty && line.credit > 0 && !line.is_paused(now) {
+                self.lines.remove(&database);
+                passed -= 1;
+            } else {
+                self.order.push_back(database);
             }
         }
         None
     }
 
+    /// The cost of a request of this database, once it is known.
+    pub(super) fn charge(&mut self, database: DatabaseId, spent: Spent) {
+        if spent.logged_bytes > 0 {
+            self.recent.add(database, spent.logged_bytes);
+        }
+        if let Some(line) = self.lines.get_mut(&database) {
+            line.credit = line.credit.saturating_sub(spent.units);
+            line.in_batch = line.in_batch.saturating_add(spent.units);
+        }
+    }
+
+    /// The database has no turn for so long.
+    pub(super) fn pause(&mut self, database: DatabaseId, now: Instant, pause: Duration) {
+        let until = now + pause;
+        let line = self.line(database);
+        line.paused_until = line.paused_until.max(Some(until));
+    }
+
+    /// How much the database writes, of all that is written.
+    pub(super) fn asks(&self, database: DatabaseId) -> Asks {
+        self.recent.asks(database)
+    }
+
     /// Refuses what has waited too long to be evaluated, as it does while no quorum answers.
     pub(super) fn give_up(&mut self) {
         let now = Instant::now();
-        while self.requests.front().is_some_and(|queued| now >= queued.until)
-            && let Some(queued) = self.requests.pop_front()
-        {
-            respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::NoQuorum));
+        for line in self.lines.values_mut() {
+            while line.requests.front().is_some_and(|queued| now >= queued.until)
+                && let Some(queued) = line.requests.pop_front()
+            {
+                self.len -= 1;
+                respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::NoQuorum));
+            }
         }
     }
 
     /// Another leads, or will: nothing was done of these.
     pub(super) fn decline(&mut self, leader: Option<NodeId>) {
-        self.requests
-            .drain(..)
-            .for_each(|queued| respond(queued.reply, WriteReply::NotLeader(leader)));
+        self.answer_all(|| WriteReply::NotLeader(leader));
     }
 
     pub(super) fn refuse_as_sealed(&mut self) {
-        for queued in self.requests.drain(..) {
-            respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::Sealed));
+        self.answer_all(|| WriteReply::NotCommitted(WriteRefusal::Sealed));
+    }
+
+    fn answer_all(&mut self, answer: impl Fn() -> WriteReply) {
+        for queued in self.lines.values_mut().flat_map(|line| line.requests.drain(..)) {
+            respond(queued.reply, answer());
         }
+        self.len = 0;
     }
 }
 
@@ -134,162 +268,4 @@ pub(super) fn size(request: &WriteRequest) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use meridian_memory::ByteBudget;
-    use meridian_types::{
-        Check, DatabaseId, Enqueue, MessageId, Mutation, MutationKind, QueueName, RequestId,
-        Settlement, SumBounds, Transaction, Value, ValueEncoding, Verdict, Versionstamp,
-        WriteOutcome,
-    };
-    use tokio::sync::{mpsc, watch};
-
-    use super::super::Proposer;
-    use super::super::logged_time::ShardClock;
-    use super::*;
-    use crate::cluster_view::epoch_lease::Fenced;
-    use crate::time_budget::PATIENCE;
-
-    fn no_quorum() -> WriteReply {
-        WriteReply::NotCommitted(WriteRefusal::NoQuorum)
-    }
-
-    fn request(transaction: Transaction) -> WriteRequest {
-        WriteRequest {
-            database: DatabaseId([1; 16]),
-            request_id: RequestId([1; 16]),
-            transaction,
-            retry: false,
-        }
-    }
-
-    /// A request that is given up then, of a budget of as many as there may be.
-    fn queued(budget: &ByteBudget, until: Instant) -> (Queued, oneshot::Receiver<WriteReply>) {
-        let (reply, answer) = oneshot::channel();
-        let (request, held) =
-            (request(Transaction::default()), Arc::new(budget.try_take(1).unwrap()));
-        (
-            Queued {
-                request,
-                since: Instant::now(),
-                until,
-                departure: Arc::default(),
-                reply,
-                held,
-            },
-            answer,
-        )
-    }
-
-    #[test]
-    fn request_given_up_is_refused_and_frees_its_memory_while_later_ones_wait_on() {
-        let budget = ByteBudget::new("writes", 9);
-        let (now, mut backlog) = (Instant::now(), Backlog::default());
-        let mut answers: Vec<_> = [now, now, now + Duration::from_secs(3600)]
-            .map(|until| {
-                let (queued, answer) = queued(&budget, until);
-                backlog.push(queued);
-                answer
-            })
-            .into();
-        backlog.give_up();
-        let answered: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().ok()).collect();
-        assert_eq!(answered, [Some(no_quorum()), Some(no_quorum()), None]);
-        assert_eq!((backlog.len(), budget.used_bytes()), (1, 1));
-    }
-
-    #[test]
-    fn backlog_is_full_with_as_many_requests_as_may_wait() {
-        let (budget, mut backlog) = (ByteBudget::new("writes", QUEUE_REQUESTS), Backlog::default());
-        let mut answers = Vec::new();
-        while backlog.len() < QUEUE_REQUESTS {
-            assert!(!backlog.is_full());
-            let (queued, answer) = queued(&budget, Instant::now());
-            backlog.push(queued);
-            answers.push(answer);
-        }
-        assert!(backlog.is_full());
-    }
-
-    #[test]
-    fn request_size_counts_keys_values_bounds_messages_and_each_part() {
-        let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
-        let mutation =
-            |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
-        let bounds = SumBounds {
-            min: vec![1; 5000].into(),
-            max: vec![2; 60_000].into(),
-            ..SumBounds::default()
-        };
-        let empty = size(&request(Transaction::default()));
-        assert!((100..1000).contains(&empty), "{empty}");
-        for (what, least) in [
-            (mutation(3, MutationKind::Delete), 3),
-            (mutation(3, MutationKind::Set(value(40))), 43),
-            (mutation(3, MutationKind::Sum { operand: value(40), bounds }), 65_043),
-        ] {
-            let transaction = Transaction { mutations: vec![what], ..Transaction::default() };
-            assert_eq!(size(&request(transaction)), least + 2 * empty);
-        }
-        let checks = vec![Check { key: vec![1; 3].into(), versionstamp: None }; 2];
-        let transaction = Transaction { checks, ..Transaction::default() };
-        assert_eq!(size(&request(transaction)), 2 * 3 + 3 * empty);
-        let queue = QueueName::UNNAMED;
-        let enqueue = Enqueue {
-            queue: queue.clone(),
-            payload: vec![1; 1000].into(),
-            due_ms: 1,
-            keys_if_undelivered: vec![vec![1; 50].into(); 2],
-            backoff_ms: Some(vec![1; 3]),
-        };
-        let settlement = Settlement {
-            queue,
-            id: MessageId { enqueued: Versionstamp([1; 10]), index: 0 },
-            due_ms: 1,
-            verdict: Verdict::Delivered,
-        };
-        let transaction = Transaction {
-            enqueues: vec![enqueue],
-            settlements: vec![settlement],
-            ..Transaction::default()
-        };
-        assert_eq!(size(&request(transaction)), 1000 + 2 * (50 + 32) + 3 * 32 + 3 * empty);
-    }
-
-    /// Its task is busy with something else, whatever that is.
-    #[tokio::test]
-    async fn request_not_evaluated_in_time_is_refused_and_an_evaluated_one_is_answered() {
-        let (queue, mut requests) = mpsc::channel(9);
-        let budget = ByteBudget::new("writes", 1 << 20);
-        let drained = watch::Sender::new(None).subscribe();
-        let (sealed, clock) = (watch::Sender::new(false), ShardClock::default());
-        let proposer = Proposer { queue, sealed, drained, budget: budget.clone(), clock };
-        let write = || {
-            let proposer = proposer.clone();
-            tokio::spawn(async move {
-                let request = request(Transaction::default());
-                let reserved = proposer.reserve(&request).unwrap();
-                proposer.write(request, reserved).await
-            })
-        };
-        let (refused, mut backlog) = (write(), Backlog::default());
-        backlog.push(requests.recv().await.unwrap());
-        let refused = tokio::time::timeout(Duration::from_secs(60), refused).await;
-        assert_eq!(refused.unwrap().unwrap(), no_quorum());
-        assert!(backlog.next().is_none());
-        let answered = write();
-        backlog.push(requests.recv().await.unwrap());
-        let taken = backlog.next().unwrap();
-        tokio::time::sleep(PATIENCE + Duration::from_millis(50)).await;
-        assert!(!answered.is_finished());
-        // A request that was evaluated for nothing is evaluated again, or refused.
-        backlog.put_back(vec![taken]);
-        let taken = backlog.next().unwrap();
-        let outcome = WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![1])));
-        respond(taken.reply, outcome.clone());
-        assert_eq!(answered.await.unwrap(), outcome);
-        drop(taken.held);
-        assert_eq!(budget.used_bytes(), 0);
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use meridian_memory::Exhausted;
 use meridian_types::ShardId;
 
 use super::backlog::QUEUE_REQUESTS;
+use crate::write::division::NoRoom;
 
 /// Why a write was not committed by this call, now or later.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,12 +23,24 @@ pub(crate) enum WriteRefusal {
         "replication to the other regions is {lag_ms} ms behind, more than the {max_ms} ms that may be lost"
     )]
     ReplicationLags { lag_ms: u64, max_ms: u64 },
+    #[error(
+        "replication to the other regions is {lag_ms} ms behind, of the {max_ms} ms that may be lost, and this database writes more than its share"
+    )]
+    ReplicationLagsByThis { lag_ms: u64, max_ms: u64 },
     #[error("the leader of shard {0} knows of no such database")]
     UnknownDatabase(ShardId),
     #[error("the shard's leader gets no answer from a quorum")]
     NoQuorum,
     #[error("more than {QUEUE_REQUESTS} writes are waiting")]
     QueueFull,
+    #[error(
+        "this database has its share of the {QUEUE_REQUESTS} writes that may wait for its shard's leader"
+    )]
+    ShareOfQueue,
+    #[error(
+        "this database has its share of the {total_bytes} bytes for writes that wait at its leader"
+    )]
+    ShareOfMemory { total_bytes: usize },
     #[error(transparent)]
     OutOfMemory(#[from] Exhausted),
     #[error(
@@ -38,4 +51,13 @@ pub(crate) enum WriteRefusal {
     Expired,
     #[error("the node is stopping")]
     Stopping,
+}
+
+impl From<NoRoom> for WriteRefusal {
+    fn from(no_room: NoRoom) -> Self {
+        match no_room {
+            NoRoom::All(exhausted) => Self::OutOfMemory(exhausted),
+            NoRoom::OfDatabase { total_bytes } => Self::ShareOfMemory { total_bytes },
+        }
+    }
 }

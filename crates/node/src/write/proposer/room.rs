@@ -25,6 +25,17 @@ pub(super) struct Room {
     requests: usize,
     bytes: usize,
     read_bytes: Cell<usize>,
+    /// The units and bytes that [`Room::spent`] has told.
+    told: (usize, usize),
+}
+
+/// The cost of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spent {
+    /// Bytes, if its effects are all that it cost: a batch is full with [`BATCH_BYTES`] of them.
+    pub(super) units: i64,
+    /// The bytes that are logged for it.
+    pub(super) logged_bytes: u64,
 }
 
 impl Room {
@@ -40,6 +51,18 @@ impl Room {
 
     pub(super) fn count_effects(&mut self, transaction: &CommittedTransaction) {
         self.bytes += transaction.size();
+    }
+
+    /// Since it was last asked.
+    pub(super) fn spent(&mut self) -> Spent {
+        let units = self.requests * (BATCH_BYTES / BATCH_REQUESTS)
+            + self.bytes
+            + self.read_bytes.get() / (BATCH_READ_BYTES / BATCH_BYTES);
+        let (told_units, told_bytes) = std::mem::replace(&mut self.told, (units, self.bytes));
+        Spent {
+            units: i64::try_from(units - told_units).unwrap_or(i64::MAX),
+            logged_bytes: (self.bytes - told_bytes) as u64,
+        }
     }
 
     /// A view through which reading is counted.
@@ -170,6 +193,19 @@ mod tests {
             bytes += transaction.size();
         }
         assert!((BATCH_BYTES..BATCH_BYTES + transaction.size()).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn full_batch_is_as_many_units_whatever_fills_it() {
+        let full = i64::try_from(BATCH_BYTES).unwrap();
+        let mut requests = Room::default();
+        (0..BATCH_REQUESTS).for_each(|_| requests.count_request());
+        assert_eq!(requests.spent(), Spent { units: full, logged_bytes: 0 });
+        assert_eq!(requests.spent(), Spent { units: 0, logged_bytes: 0 });
+        let mut bytes = Room { bytes: BATCH_BYTES, ..Room::default() };
+        assert_eq!(bytes.spent(), Spent { units: full, logged_bytes: BATCH_BYTES as u64 });
+        let mut reads = Room { read_bytes: Cell::new(BATCH_READ_BYTES), ..Room::default() };
+        assert_eq!(reads.spent(), Spent { units: full, logged_bytes: 0 });
     }
 
     #[test]

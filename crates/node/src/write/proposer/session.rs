@@ -3,13 +3,12 @@
 mod drops;
 mod internal_batches;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{Proposal, ProposalFailure};
-use meridian_memory::Held;
 use meridian_proto::encode_batch;
 use meridian_storage::{StorageError, or_fatal};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
@@ -23,9 +22,11 @@ use super::admission::{Admission, Conditions};
 use super::backlog::{Backlog, Queued, respond};
 use super::dropped::Dropped;
 use super::logged_time::LoggedTime;
+use super::recent::Asks;
 use super::room::Room;
 use super::{ProposerParts, WriteRefusal, WriteReply, WriteRequest};
 use crate::cluster_view::epoch_lease::EpochLease;
+use crate::write::division::HeldForWrite;
 
 /// How leading in a term ended.
 pub(super) enum TermEnd {
@@ -52,7 +53,7 @@ const EVALUATION_TURN: Duration = Duration::from_millis(2);
 struct Waiter {
     reply: oneshot::Sender<WriteReply>,
     outcome: WriteOutcome,
-    _held: Arc<Held>,
+    _held: Arc<HeldForWrite>,
 }
 
 impl From<(Queued, WriteOutcome)> for Waiter {
@@ -77,7 +78,7 @@ pub(super) struct Session<'a> {
     term: u64,
     /// The newest position given out.
     last: Position,
-    /// The next batch waits so long: replication lags.
+    /// The next batch waits so long: the one before was refused.
     pub(super) not_before: Instant,
     /// Of the newest batch. Transactions are evaluated at this time and not at a later one: what
     /// they find expired is so for every state that has applied what they saw, also when they leave
@@ -193,8 +194,8 @@ impl<'a> Session<'a> {
         end
     }
 
-    /// Evaluates requests in order, as many as one batch has room for, and proposes what commits as
-    /// one batch. The others stay where they are.
+    /// Evaluates requests, as many as one batch has room for, and proposes what commits as one
+    /// batch. The others stay where they are.
     pub(super) async fn propose(&mut self, backlog: &mut Backlog) -> Result<(), ProposalFailure> {
         let conditions = Conditions {
             refusal: self.refusal(false),
@@ -202,14 +203,17 @@ impl<'a> Session<'a> {
             lag_ms: self.parts.policy.replication_lag_ms(),
         };
         let mut batch = self.next_batch();
-        let mut evaluated = Vec::new();
+        let (mut evaluated, mut slowed) = (Vec::new(), BTreeMap::new());
         let mut room = Room::default();
         let mut turn = Instant::now();
+        backlog.begin_batch(turn);
+        let began = turn;
         while room.is_left()
-            && let Some(queued) = backlog.next()
+            && let Some(queued) = backlog.next(began)
         {
             room.count_request();
-            match self.next_step(&conditions, &queued.request) {
+            let database = queued.request.database;
+            match self.next_step(&conditions, &queued.request, || backlog.asks(database)) {
                 NextStep::Answer(reply) => respond(queued.reply, reply),
                 // A request twice in one round: one batch answers both.
                 NextStep::Join(position, outcome) if position == batch.position => {
@@ -218,16 +222,20 @@ impl<'a> Session<'a> {
                 NextStep::Join(position, outcome) => {
                     self.attach(position, (queued, outcome).into());
                 }
-                NextStep::Evaluate => {
+                NextStep::Evaluate { pause } => {
+                    slowed.extend(pause.map(|pause| (database, pause)));
                     let outcome = or_fatal(self.evaluate(&queued.request, &mut batch, &mut room));
                     evaluated.push((queued, outcome));
                 }
             }
+            backlog.charge(database, room.spent());
             if turn.elapsed() >= EVALUATION_TURN {
                 tokio::task::yield_now().await;
                 turn = Instant::now();
             }
         }
+        let now = Instant::now();
+        slowed.into_iter().for_each(|(database, pause)| backlog.pause(database, now, pause));
         if batch.transactions.is_empty() {
             self.answer_without_batch(evaluated).await
         } else {
@@ -235,7 +243,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn next_step(&mut self, conditions: &Conditions, request: &WriteRequest) -> NextStep {
+    fn next_step(
+        &mut self,
+        conditions: &Conditions,
+        request: &WriteRequest,
+        asks: impl FnOnce() -> Asks,
+    ) -> NextStep {
         if let Some((position, outcome)) = self.by_request.get(&request.request_id) {
             return NextStep::Join(*position, outcome.clone());
         }
@@ -246,15 +259,18 @@ impl<'a> Session<'a> {
             return NextStep::Answer(reply);
         }
         let rpo = || self.parts.directory.rpo(request.database);
-        match conditions.admit(only_deletes(&request.transaction), rpo) {
-            Admission::Now => NextStep::Evaluate,
+        match conditions.admit(only_deletes(&request.transaction), rpo, asks) {
+            Admission::Now => NextStep::Evaluate { pause: None },
             Admission::After(pause) => {
                 metrics::counter!("meridian_proposer_rpo_slowed_total").increment(1);
-                self.not_before = self.not_before.max(Instant::now() + pause);
-                NextStep::Evaluate
+                NextStep::Evaluate { pause: Some(pause) }
             }
             Admission::Refuse(refusal) => {
-                if matches!(refusal, WriteRefusal::ReplicationLags { .. }) {
+                if matches!(
+                    refusal,
+                    WriteRefusal::ReplicationLags { .. }
+                        | WriteRefusal::ReplicationLagsByThis { .. }
+                ) {
                     metrics::counter!("meridian_proposer_rpo_refusals_total").increment(1);
                 }
                 NextStep::Answer(WriteReply::NotCommitted(refusal))
@@ -412,7 +428,8 @@ enum NextStep {
     Answer(WriteReply),
     /// It came before, and is in flight: answered when the batch at this position has committed.
     Join(Position, WriteOutcome),
-    Evaluate,
+    /// And its database has no turn for so long afterwards.
+    Evaluate { pause: Option<Duration> },
 }
 
 /// Whether it can only make room.

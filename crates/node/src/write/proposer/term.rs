@@ -52,6 +52,7 @@ pub(super) struct Term<'a> {
 }
 
 /// The events that a term waits for.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Event {
     /// The oldest batch in flight was applied, or failed.
     Completed(Result<(), ProposalFailure>),

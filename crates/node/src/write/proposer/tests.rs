@@ -19,6 +19,7 @@ use super::*;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Reading;
+use crate::write::division::WriteBytes;
 
 mod dropped;
 
@@ -60,7 +61,7 @@ struct Leader {
     proposed: Arc<AtomicU64>,
     /// How often requests were evaluated, all that waited together counted once.
     evaluations: Arc<AtomicU64>,
-    writes: ByteBudget,
+    writes: WriteBytes,
     time: Arc<TestTime>,
 }
 
@@ -127,7 +128,7 @@ impl Leader {
         let lag_ms = Arc::new(AtomicU64::new(0));
         let disk_is_low = Arc::new(AtomicBool::new(false));
         let (proposed, evaluations) = (Arc::default(), Arc::default());
-        let writes = ByteBudget::new("writes that wait", 8 << 20);
+        let writes = WriteBytes::new("writes that wait", 8 << 20);
         let time = Arc::new(time);
         let parts = ProposerParts {
             group: group.clone(),
@@ -228,6 +229,7 @@ impl Leader {
                 departure: Arc::default(),
                 reply,
                 held,
+                _place: self.proposer.places.take(DATABASE, 1).unwrap(),
             },
             answer,
         )

@@ -13,7 +13,7 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn of(leader: &'a Leader) -> Self {
-        Self { leader, backlog: Backlog::default() }
+        Self { leader, backlog: Backlog::new(Instant::now()) }
     }
 
     fn add(&mut self, request_id: RequestId) -> (Instant, oneshot::Receiver<WriteReply>) {
@@ -104,7 +104,7 @@ async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait(
 }
 
 #[tokio::test]
-async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() {
+async fn database_is_slowed_the_more_the_nearer_replication_lags_to_the_bound() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("first", "v")).await;
     let (term, mut time) = left_to_the_test(&leader).await;
@@ -116,14 +116,26 @@ async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() 
         session.propose(&mut waiting.backlog).await.unwrap();
         let (least, most) = (asked, Instant::now());
         let slowed = Duration::from_millis(slowed_ms);
-        let until = session.not_before;
+        complete_one(&mut session).await;
+        assert!(is_committed(&answer.try_recv().unwrap()), "not more than may be lost");
+        let (next, mut answer) = waiting.add(new_request_id());
+        let until = session.begins_at(&waiting.backlog).unwrap();
         assert!(
-            until <= most + slowed && (lag_ms == 500 || until >= least + slowed),
+            until <= (most + slowed).max(next) && (lag_ms == 500 || until >= least + slowed),
             "{lag_ms} ms: {:?}",
             until - least
         );
+        // Nor does a batch of others have it before.
+        if Instant::now() + TICK / 10 < until {
+            session.propose(&mut waiting.backlog).await.unwrap();
+            assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+            assert!(session.is_idle());
+        }
+        leader.lag_ms.store(0, Ordering::Relaxed);
+        tokio::time::sleep_until(until.into()).await;
+        session.propose(&mut waiting.backlog).await.unwrap();
         complete_one(&mut session).await;
-        assert!(is_committed(&answer.try_recv().unwrap()), "not more than may be lost");
+        assert!(is_committed(&answer.try_recv().unwrap()));
     }
     leader.lag_ms.store(1001, Ordering::Relaxed);
     let (_, mut answer) = waiting.add(new_request_id());

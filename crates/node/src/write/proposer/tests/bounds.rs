@@ -106,7 +106,7 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     let many = Transaction { checks: (0..100).map(check).collect(), ..set("k", "v") };
     let before = leader.state.position().sequence;
     // 300 at a time would be 30,000 look-ups; 16,384 of them are one batch.
-    let small = ByteBudget::new("nothing", 1 << 30);
+    let small = WriteBytes::new("nothing", 1 << 30);
     let proposer = Proposer { budget: small, ..leader.proposer.clone() };
     let write = || {
         let (proposer, transaction) = (proposer.clone(), many.clone());
@@ -159,10 +159,10 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
         _ => None,
     });
     let refused: Vec<_> = refused.collect();
-    // All are asked for before any is evaluated: ten fit.
-    assert_eq!(refused.len(), 90);
+    // All are asked for before any is evaluated: of the ten that fit, the last are for others.
+    assert_eq!(refused.len(), 93);
     assert!(
-        refused.iter().all(|why| matches!(why, WriteRefusal::OutOfMemory(budget) if budget.purpose == "writes that wait")),
+        refused.iter().all(|why| matches!(why, WriteRefusal::ShareOfMemory { total_bytes } if *total_bytes == 8 << 20)),
         "{:?}",
         refused.last()
     );

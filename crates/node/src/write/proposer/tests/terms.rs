@@ -51,7 +51,7 @@ async fn a_refusal_is_told_in_the_term_that_it_was_evaluated_in_and_in_no_other(
         }
         let mut session = Session::new(&leader.parts, &mut time, evaluated_in, Instant::now());
         let (queued, mut answer) = leader.queued(only_if_absent("k", set("k", "late")));
-        let mut backlog = Backlog::default();
+        let mut backlog = Backlog::new(Instant::now());
         backlog.push(queued);
         let proposed = session.propose(&mut backlog).await;
         if leads && evaluated_in == term {
@@ -88,7 +88,7 @@ async fn value_is_there_for_every_write_until_the_log_says_that_it_expired() {
         checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }],
         ..set("other", "since")
     });
-    let mut backlog = Backlog::default();
+    let mut backlog = Backlog::new(Instant::now());
     backlog.push(queued);
     session.propose(&mut backlog).await.unwrap();
     assert!(!session.is_idle(), "it was refused: {answer:?}");
