@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use meridian_gateway::TrustedProxies;
+use meridian_gateway::{AuditSettings, Sample, TrustedProxies, WhenFull};
 use meridian_pki::Holder;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 use meridian_types::{NodeId, ShardId};
 
 use crate::cluster::{Address, ClusterSpec, DatabaseSpec, NodeSpec, ShardSpec};
-use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
+use crate::file::{
+    AuditTable, DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable,
+    WhenFullWord,
+};
 use crate::joining::{IdentityFolder, Joined, Joining};
 use crate::{
     CertificateFiles, GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig,
@@ -360,6 +363,27 @@ fn gateway_settings(table: GatewayTable, folder: &Path) -> Result<GatewaySetting
         max_watches,
         max_change_feeds,
         request_deadline_ms,
+        audit: table.audit.map(|table| audit(table, folder)).transpose()?,
+    })
+}
+
+fn audit(table: AuditTable, folder: &Path) -> Result<AuditSettings, InvalidConfig> {
+    if table.file.as_os_str().is_empty() {
+        return Err(InvalidConfig::EmptyAuditFile);
+    }
+    if table.values && !table.keys {
+        return Err(InvalidConfig::AuditedValuesWithoutKeys);
+    }
+    let part = table.sample.unwrap_or(1.0);
+    Ok(AuditSettings {
+        file: folder.join(table.file),
+        sample: Sample::new(part).ok_or_else(|| InvalidConfig::AuditSample(part.to_string()))?,
+        keys: table.keys,
+        values: table.values,
+        when_full: match table.when_full {
+            None | Some(WhenFullWord::Drop) => WhenFull::Drop,
+            Some(WhenFullWord::Refuse) => WhenFull::Refuse,
+        },
     })
 }
 

@@ -109,6 +109,12 @@ pub enum InvalidConfig {
         "gateway.insecure says that clients come in the clear, and [[gateway.certificates]] is for HTTPS"
     )]
     InsecureWithCertificates,
+    #[error("gateway.audit.file is empty")]
+    EmptyAuditFile,
+    #[error("gateway.audit.sample is {0}: it must lie between 0 and 1")]
+    AuditSample(String),
+    #[error("gateway.audit.values is for lines that have keys: set gateway.audit.keys, too")]
+    AuditedValuesWithoutKeys,
     #[error("there are no access tokens: at least one [[tokens]] is needed")]
     NoTokens,
     /// `number` counts from 1, in the order of the file.

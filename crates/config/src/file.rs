@@ -117,6 +117,26 @@ pub(crate) struct GatewayTable {
     pub(crate) max_watches: Option<u64>,
     pub(crate) max_change_feeds: Option<u64>,
     pub(crate) request_deadline_ms: Option<u64>,
+    pub(crate) audit: Option<AuditTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuditTable {
+    pub(crate) file: PathBuf,
+    pub(crate) sample: Option<f64>,
+    #[serde(default)]
+    pub(crate) keys: bool,
+    #[serde(default)]
+    pub(crate) values: bool,
+    pub(crate) when_full: Option<WhenFullWord>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WhenFullWord {
+    Drop,
+    Refuse,
 }
 
 #[derive(Deserialize)]

@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::{Cluster, FailoverMode, Node};
-use meridian_gateway::{Options, PublicUrl, TrustedProxies};
+use meridian_gateway::{AuditSettings, Options, PublicUrl, TrustedProxies};
 use meridian_types::NodeId;
 use meridian_vault::EncryptionSettings;
 use serde::Deserialize;
@@ -206,6 +206,8 @@ pub struct GatewaySettings {
     /// How long a request may take inside, retries included. Well below the time for which request
     /// ids are remembered, or a late retry could be applied twice.
     pub request_deadline_ms: u64,
+    /// `None`: there is no audit log.
+    pub audit: Option<AuditSettings>,
 }
 
 impl Default for GatewaySettings {
@@ -219,6 +221,7 @@ impl Default for GatewaySettings {
             max_watches: Options::DEFAULT_MAX_WATCHES,
             max_change_feeds: Options::DEFAULT_MAX_CHANGE_FEEDS,
             request_deadline_ms: 10_000,
+            audit: None,
         }
     }
 }

@@ -1,3 +1,4 @@
+mod audit;
 mod encryption;
 mod https;
 mod tokens;
@@ -103,7 +104,8 @@ fn defaults_fill_what_is_left_out() {
             max_connections: 8192,
             max_watches: 20_000,
             max_change_feeds: 1000,
-            request_deadline_ms: 10_000
+            request_deadline_ms: 10_000,
+            audit: None
         }
     );
     assert_eq!(config.tokens.len(), 1);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use meridian_directory::Cluster;
-use meridian_gateway::Databases;
+use meridian_gateway::{Databases, WhenFull};
 use meridian_types::{KeyPrefix, NodeId, Permissions};
 use meridian_values::Key;
 use meridian_vault::{EncryptionSettings, KeySource};
@@ -164,6 +164,23 @@ fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
         out.table("[[gateway.certificates]]", "For HTTPS.");
         out.text("certificate", &files.certificate.to_string_lossy());
         out.text("key", &files.key.to_string_lossy());
+    }
+    if let Some(audit) = &gateway.audit {
+        out.table(
+            "[gateway.audit]",
+            "A line of JSON for each request. docs/audit.md has its fields.",
+        );
+        out.text("file", &audit.file.to_string_lossy());
+        out.field("sample", audit.sample.part());
+        out.field("keys", audit.keys);
+        out.field("values", audit.values);
+        out.text(
+            "when_full",
+            match audit.when_full {
+                WhenFull::Drop => "drop",
+                WhenFull::Refuse => "refuse",
+            },
+        );
     }
 }
 

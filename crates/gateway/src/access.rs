@@ -126,11 +126,20 @@ pub struct Expiring {
     pub expires_at_ms: Option<u64>,
     /// The place where uses of the token are noted.
     pub used: Option<Arc<LastUsed>>,
+    /// Of a token that has one.
+    pub name: Option<Arc<TokenName>>,
+}
+
+/// The name of a token, by which operators know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenName {
+    pub id: u64,
+    pub label: String,
 }
 
 impl From<Grant> for Expiring {
     fn from(grant: Grant) -> Self {
-        Self { grant, expires_at_ms: None, used: None }
+        Self { grant, expires_at_ms: None, used: None, name: None }
     }
 }
 
@@ -198,6 +207,11 @@ impl Access {
         }
     }
 
+    /// The name of the token with this digest, also of one that has expired.
+    pub fn name(&self, sha256: &[u8; 32]) -> Option<Arc<TokenName>> {
+        self.grants.get(sha256)?.name.clone()
+    }
+
     /// `None`: the token is not known, or has expired by `now_ms`.
     pub fn authorize(&self, bearer: &str, now_ms: u64) -> Option<Grant> {
         let found = self.grants.get(&digest(bearer))?;
@@ -260,7 +274,8 @@ mod tests {
     fn a_token_ends_when_it_expires_and_its_uses_are_noted_until_then() {
         let (grant, used) = (Grant::new(Databases::All, Permissions::ALL), Arc::default());
         let (expires_at_ms, noted) = (Some(100_000), Some(Arc::clone(&used)));
-        let soon = Expiring { grant, expires_at_ms, used: noted };
+        let name = Some(Arc::new(TokenName { id: 7, label: "ci".to_owned() }));
+        let soon = Expiring { grant, expires_at_ms, used: noted, name: name.clone() };
         let access = Access::from_expiring([(digest("soon"), soon)]);
         assert_eq!(LastUsed::ms(&used), 0);
         for (now_ms, noted_ms) in [(60_000, 60_000), (99_999, 60_000)] {
@@ -271,6 +286,7 @@ mod tests {
         assert_eq!(access.authorize("soon", 200_000), None);
         assert_eq!(used.ms(), 60_000, "a refused token is not used");
         assert_eq!(access.denial("soon"), Denial::Expired);
+        assert_eq!((access.name(&digest("soon")), access.name(&digest("sooner"))), (name, None));
         assert_eq!(access.denial("sooner"), Denial::Unknown);
     }
 

@@ -1,8 +1,10 @@
 //! The cluster's list of databases and tokens, as the gateway asks for it.
 
+use std::sync::Arc;
+
 use meridian_types::{DatabaseId, ShardId, V8Format};
 
-use crate::{Denial, Grant};
+use crate::{Denial, Grant, TokenName};
 
 /// Which databases exist and which tokens open them. Asked on every request: an implementation
 /// answers from memory.
@@ -14,6 +16,11 @@ pub trait Catalogue: Send + Sync + 'static {
     /// path, undecoded.
     fn by_name(&self, name: &str) -> Option<DatabaseId>;
 
+    /// The name of a database, for logs.
+    fn name(&self, _database: DatabaseId) -> Option<String> {
+        None
+    }
+
     /// The shard that a database lives in. The databases of a shard become unavailable together.
     /// `None`: the database does not exist.
     fn shard(&self, database: DatabaseId) -> Option<ShardId>;
@@ -23,6 +30,11 @@ pub trait Catalogue: Send + Sync + 'static {
 
     /// `None`: the token is unknown or was removed.
     fn authorize(&self, bearer: &str) -> Option<Grant>;
+
+    /// The name of a token, by the SHA-256 of its secret, for logs.
+    fn token_name(&self, _sha256: &[u8; 32]) -> Option<Arc<TokenName>> {
+        None
+    }
 
     /// Why a token that was not authorized opens nothing, as far as it is known. Asked when it is
     /// refused.

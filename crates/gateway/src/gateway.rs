@@ -25,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::answer::{self, Answer, AnswerBody};
+use crate::audit::{self, Asked, Audited, Noted};
 use crate::database::{Database, Read, Unavailable, Watch, Write, WriteFailure};
+use crate::forwarded::Way;
 use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
 use crate::order::{self, Place};
@@ -150,18 +152,25 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         B: Body<Data = Bytes>,
     {
         let start = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let route = match parts.method {
             Method::POST => Route::of(parts.uri.path()),
             Method::GET => Route::of_get(parts.uri.path()),
             _ => None,
         };
+        let address = parts.extensions.get().map(|way: &Way| way.address);
+        let asked = Asked { route, headers: &parts.headers, address, began: start };
+        let audited = Audited::begin(self.options.audit.as_ref(), asked, &*self.catalogue);
+        if let Some(entry) = audited.entry() {
+            parts.extensions.insert(Arc::clone(entry));
+        }
         let mut body = pin!(body);
         let answer = match self.route(route, &parts, body.as_mut()).await {
-            Ok(answer) => Ok(answer),
+            Ok(answer) => Ok(audited.answered(answer)),
             Err(Failure::Refused(refusal)) => {
                 let failed = (refusal.status() == StatusCode::UNAUTHORIZED)
                     .then(|| self.failed_authentication(&parts.headers, &refusal));
+                audited.refused(&refusal, failed);
                 // Over HTTP/2 a refused stream ends by itself. A client that sent `Expect:
                 // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
@@ -175,7 +184,10 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
                 }
                 Ok(answer)
             }
-            Err(Failure::Unanswered) => Err(Unanswered),
+            Err(Failure::Unanswered) => {
+                audited.unanswered();
+                Err(Unanswered)
+            }
         };
         self.telemetry.record(route, answer.as_ref().ok().map(|answer| answer.status()), start);
         answer
@@ -228,8 +240,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let exchange = self.exchanges.take(self.holder(token, None), 1);
         let _exchange = exchange.ok_or_else(|| self.overloaded(Overload::Metadata))?;
         let consistency = head::consistency(&parts.uri)?;
+        audit::of(parts).opened(database, consistency, &*self.catalogue);
+        audit::of(parts).admit()?;
         let max_bytes = self.options.max_body_bytes.min(MAX_EXCHANGE_BYTES);
         let body = body::collect_small(body, max_bytes, self.options.body_timeout).await?;
+        audit::of(parts).body(&body);
         let own_url;
         let expires_at = metadata::expiry(Utc::now(), self.options.token_lifetime);
         let path = parts.uri.path();
@@ -259,14 +274,17 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let _request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
         let (body, _share) = self.body(holder, body, max_bytes).await?;
+        audit::of(parts).body(&body);
         let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
+        audit::of(parts).read(&ranges)?;
         rights::check_ranges(&grant, &ranges)?;
         let output = self
             .database
             .read(Read { database, consistency, ranges })
             .await
             .map_err(Refusal::from)?;
+        audit::of(parts).found(&output);
         let output = answer::read(output, consistency);
         // Taken before the result is encoded: a refused answer allocates nothing.
         let share = self.answers.take(self.holder(token, None), output.encoded_len() as u64);
@@ -296,8 +314,10 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let open = open.ok_or_else(|| self.overloaded(Overload::Watches))?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
+        audit::of(parts).body(&body);
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
+        audit::of(parts).watch(&keys)?;
         rights::check_watched(grant, &keys)?;
         drop(share);
         if keys.is_empty() {
@@ -331,16 +351,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Some(place) => place.complete(body).await,
             None => body.await,
         }?;
+        audit::of(parts).body(&body);
         let message = validation::decode_write(body.clone())?;
         let valid = validation::write(message, self.catalogue.v8_format(database), now_ms());
         let (transaction, reserved) = valid.map_err(Refusal::from)?;
+        audit::of(parts).write(&transaction)?;
         rights::check_write(&grant, &transaction)?;
         let may_come_again = reserved.has_request_id;
         let request_id =
             if may_come_again { request_id_of(database, &body) } else { new_request_id() };
         drop(body);
         let write = Write { database, request_id, may_come_again, transaction };
-        match self.carry_out(write, place, (request, share)).await? {
+        match self.carry_out(write, place, (request, share), audit::of(parts)).await? {
             WriteOutcome::Committed(versionstamp) => Ok(answer::committed(versionstamp)),
             WriteOutcome::CheckFailed(failed) => Ok(answer::check_failed(failed)),
             WriteOutcome::Rejected(text) => Err(Refusal::Rejected(text).into()),
@@ -355,11 +377,13 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         write: Write,
         place: Option<&Arc<Place>>,
         shares: (Share, Share),
+        noted: Noted<'_>,
     ) -> Result<WriteOutcome, Failure> {
         let Write { request_id, database, .. } = write;
-        let service = Arc::clone(&self.database);
+        let (service, entry) = (Arc::clone(&self.database), noted.entry());
         let mut running = Box::pin(async move {
             let outcome = service.write(write).await;
+            audit::written(entry, &outcome);
             drop(shares);
             outcome
         });

@@ -28,6 +28,7 @@
 //! | `room` | room for what is kept for one client, as the database counts it, too |
 //! | `options` | settings and limits |
 //! | `telemetry` | metrics |
+//! | `audit` | the audit log: a line of JSON for each request, in a file |
 //!
 //! Invariants:
 //! - A 5xx to a write says that it did not commit and never will. A write whose outcome is unknown
@@ -37,7 +38,8 @@
 //!   path and false on the eventual one.
 //! - No 429, and no `DISABLED` status: clients give up on them. The [`Database`] holds an operation
 //!   that cannot be served yet, and the gateway then refuses it with 503.
-//! - Keys, values and tokens are in no log line, no metric and no error text.
+//! - Keys, values and tokens are in no log line, no metric and no error text. Keys and values are in
+//!   the audit log where operators ask for them, tokens never.
 //!
 //! Absent on purpose: certificates and their files (the caller makes a `tls::Server` of them, and
 //! changes it), routing to leaders, retries and evaluation (the [`Database`]'s), which listener gets
@@ -45,6 +47,7 @@
 
 mod access;
 mod answer;
+mod audit;
 mod body;
 mod catalogue;
 mod change_lines;
@@ -78,9 +81,11 @@ mod watch_stream;
 mod watched_value;
 
 pub use access::{
-    Access, AccessToken, Databases, Denial, Expiring, Grant, InvalidAccess, LastUsed, digest,
+    Access, AccessToken, Databases, Denial, Expiring, Grant, InvalidAccess, LastUsed, TokenName,
+    digest,
 };
 pub use answer::{Answer, AnswerBody, Interrupted};
+pub use audit::{Audit, AuditSettings, Sample, UnusableAuditLog, WhenFull};
 pub use catalogue::Catalogue;
 pub use changes::{Change, Changed, ChangedTransaction, ChangesWanted};
 pub use database::{

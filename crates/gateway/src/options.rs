@@ -8,6 +8,7 @@ use hyper::Uri;
 use meridian_net::http::HTTP1_BUFFER_BYTES;
 use meridian_net::tls;
 
+use crate::audit::Audit;
 use crate::forwarded::TrustedProxies;
 
 /// The settings of a gateway. The limits hold for each gateway, not for the cluster.
@@ -20,6 +21,8 @@ pub struct Options {
     pub handshakes: HandshakeLimits,
     /// The proxies that are believed in which client a request is of.
     pub trusted_proxies: TrustedProxies,
+    /// A line for each request. `None`: there is no such log.
+    pub audit: Option<Audit>,
     /// The region of this gateway, for logs.
     pub region: String,
     /// How long clients may keep metadata; between [`Options::MIN_TOKEN_LIFETIME`] and a year.
@@ -89,6 +92,7 @@ impl Default for Options {
             tls: None,
             handshakes: HandshakeLimits::default(),
             trusted_proxies: TrustedProxies::default(),
+            audit: None,
             region: String::new(),
             token_lifetime: Self::MIN_TOKEN_LIFETIME,
             max_body_bytes: 1024 * 1024,

@@ -84,6 +84,8 @@ pub(crate) enum Refusal {
     Overloaded { what: Overload, limit: u64 },
     #[error("This gateway is stopping.")]
     Stopping,
+    #[error("This gateway writes an audit log, and has no room for the line of this request.")]
+    Unaudited,
     /// The text is the database's.
     #[error("{0}")]
     Unavailable(String),
@@ -163,6 +165,38 @@ impl Refusal {
         }
     }
 
+    /// The reason in an audit log, which says nothing that the client sent.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Self::MalformedAuthorization | Self::UnknownToken | Self::OtherDatabase => "token",
+            Self::Forbidden(_) => "forbidden",
+            Self::UnknownPath => "path",
+            Self::NoDefaultDatabase
+            | Self::NoSuchDatabase
+            | Self::DatabaseId
+            | Self::UnknownDatabase => "database",
+            Self::MetadataBody
+            | Self::NoCommonVersion
+            | Self::ConsistencyParameter
+            | Self::UnknownHost
+            | Self::ProtocolVersion
+            | Self::BodyUnreadable
+            | Self::Invalid(_)
+            | Self::InvalidQueueRequest(_)
+            | Self::ChangesQuery
+            | Self::NoChanges(NoChanges::Ahead { .. }) => "invalid",
+            Self::BodyTooLarge { .. } => "too_large",
+            Self::BodyTimeout { .. } => "late",
+            Self::Rejected(_) => "rejected",
+            Self::NoChanges(NoChanges::Gone { .. } | NoChanges::NotOfHistory) => "gone",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Stopping => "stopping",
+            Self::Unaudited => "audit",
+            Self::Unavailable(_) | Self::NoChanges(NoChanges::Unavailable(_)) => "unavailable",
+            Self::NotCurrent => "not_current",
+        }
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::MalformedAuthorization | Self::UnknownToken | Self::OtherDatabase => {
@@ -190,6 +224,7 @@ impl Refusal {
             Self::BodyTimeout { .. }
             | Self::Overloaded { .. }
             | Self::Stopping
+            | Self::Unaudited
             | Self::Unavailable(_)
             | Self::NoChanges(NoChanges::Unavailable(_))
             | Self::NotCurrent => StatusCode::SERVICE_UNAVAILABLE,
@@ -207,6 +242,16 @@ mod tests {
 
     const DOCUMENT: &str = include_str!("../../../docs/kv-connect.md");
     const OF_FEEDS: &str = include_str!("../../../docs/changes.md");
+
+    const OVERLOADS: [(Overload, u64); 7] = [
+        (Overload::Requests, 8192),
+        (Overload::Metadata, 512),
+        (Overload::Bodies, 268_435_456),
+        (Overload::Answers, 16_777_216),
+        (Overload::Watches, 20_000),
+        (Overload::Listeners, 10_000),
+        (Overload::ChangeFeeds, 1000),
+    ];
 
     /// A refusal of every kind, with the figures of the documentation's examples. A new kind does
     /// not compile before it is listed here.
@@ -234,20 +279,12 @@ mod tests {
             | Refusal::BodyTimeout { .. }
             | Refusal::Overloaded { .. }
             | Refusal::Stopping
+            | Refusal::Unaudited
             | Refusal::Unavailable(_)
             | Refusal::ChangesQuery
             | Refusal::NoChanges(_)
             | Refusal::NotCurrent => refusal,
         };
-        let overloads = [
-            (Overload::Requests, 8192),
-            (Overload::Metadata, 512),
-            (Overload::Bodies, 268_435_456),
-            (Overload::Answers, 16_777_216),
-            (Overload::Watches, 20_000),
-            (Overload::Listeners, 10_000),
-            (Overload::ChangeFeeds, 1000),
-        ];
         let stamp = |sequence| Versionstamp::behind(Position::new(Epoch(1), sequence));
         let mut all: Vec<Refusal> = [
             Refusal::MalformedAuthorization,
@@ -267,6 +304,7 @@ mod tests {
             Refusal::BodyUnreadable,
             Refusal::BodyTimeout { timeout: Duration::from_secs(30) },
             Refusal::Stopping,
+            Refusal::Unaudited,
             Refusal::NotCurrent,
             Refusal::ChangesQuery,
             Refusal::NoChanges(NoChanges::Gone { floor: stamp(0x2a) }),
@@ -275,7 +313,7 @@ mod tests {
         ]
         .map(listed)
         .into();
-        all.extend(overloads.map(|(what, limit)| Refusal::Overloaded { what, limit }));
+        all.extend(OVERLOADS.map(|(what, limit)| Refusal::Overloaded { what, limit }));
         all.extend(forbidden_of_every_kind().map(Refusal::Forbidden));
         all.extend(invalid_of_every_kind().into_iter().map(Refusal::Invalid));
         all.extend(invalid_about_queues().into_iter().map(Refusal::InvalidQueueRequest));

@@ -101,6 +101,9 @@ pub async fn serve<D, C>(
         warn!(address, connections, "gateway stops with requests in progress");
     }
     connections.open.shutdown().await;
+    if let Some(audit) = &gateway.options().audit {
+        audit.flush().await;
+    }
 }
 
 /// The open connections of a server, and the sockets that wait for room.
@@ -331,14 +334,18 @@ impl<G: Handle> Connection<G> {
     ) -> Origin {
         let way = direct.behind(&self.shared.gateway.options().trusted_proxies, request.headers());
         let origin = Origin::of(way.address);
+        let (is_http2, route) =
+            (request.version() == Version::HTTP_2, Route::of(request.uri().path()));
+        let is_ordered = is_http2 && matches!(route, Some(Route::AtomicWrite));
+        let tells_way = matches!(route, Some(Route::Metadata(_)))
+            || self.shared.gateway.options().audit.is_some();
         // Done here, where requests come in the order of their heads; later each request has a task
         // of its own. Over HTTP/1.1 a request ends before the next begins.
-        match Route::of(request.uri().path()) {
-            Some(Route::AtomicWrite) if request.version() == Version::HTTP_2 => {
-                request.extensions_mut().insert(Arc::new(arrivals.enter()));
-            }
-            Some(Route::Metadata(_)) => drop(request.extensions_mut().insert(way)),
-            _ => {}
+        if is_ordered {
+            request.extensions_mut().insert(Arc::new(arrivals.enter()));
+        }
+        if tells_way {
+            request.extensions_mut().insert(way);
         }
         origin
     }

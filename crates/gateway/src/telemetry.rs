@@ -8,6 +8,7 @@ use metrics::{
     gauge, histogram,
 };
 
+use crate::audit;
 use crate::failed_authentication::Reason;
 use crate::refusal::Overload;
 use crate::route::Route;
@@ -65,6 +66,8 @@ impl Telemetry {
         describe_counter!(EVICTED, "Connections closed to make room for others.");
         describe_gauge!(FEEDS, "Change feeds whose answers stream at present.");
         describe_gauge!(WATCHES, "Watches whose answers stream at present.");
+        // Also where there is no audit log.
+        drop(audit::Counters::new());
         let overloaded = |what: Overload| counter!(OVERLOADED, "of" => what.label());
         Self {
             metadata: Operation::new("metadata"),

@@ -1,5 +1,6 @@
 //! Written files read back as the same configuration: of nodes, gateways and development clusters.
 
+use meridian_gateway::{Sample, WhenFull};
 use meridian_types::{KeyPrefix, Permission, Permissions};
 
 use super::*;
@@ -42,6 +43,13 @@ fn what_is_written_is_read_again() {
             key: format!("/srv/{name}.key").into(),
         });
     }
+    config.gateway.audit = Some(AuditSettings {
+        file: "/var/log/meridian/audit.jsonl".into(),
+        sample: Sample::new(0.25).unwrap(),
+        keys: true,
+        values: true,
+        when_full: WhenFull::Refuse,
+    });
     config.cluster.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();
         shard.preferred_leader = Some(NodeId(2));

@@ -10,7 +10,7 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::body::{Body, Frame};
 use meridian_conformance::{Catalogue, DATABASE, Meridian, WRITER_TOKEN, whole};
-use meridian_gateway::{Answer, Options, Unanswered};
+use meridian_gateway::{Answer, Audit, AuditSettings, Options, Sample, Unanswered, WhenFull};
 use meridian_kv_client::message::{range, set};
 use meridian_proto::kv_connect as pb;
 use prost::Message;
@@ -93,6 +93,7 @@ pub(crate) async fn answers() -> Vec<Answered> {
         listeners().await,
         unread_answers().await,
         stopping().await,
+        full_audit_log().await,
         late_body().await,
     ]
 }
@@ -147,6 +148,24 @@ async fn stopping() -> Answered {
     drop(in_progress);
     draining.await;
     answered("a gateway that is stopping", answer)
+}
+
+async fn full_audit_log() -> Answered {
+    let settings = AuditSettings {
+        file: "/dev/full".into(),
+        sample: Sample::ALL,
+        keys: false,
+        values: false,
+        when_full: WhenFull::Refuse,
+    };
+    let audit = Audit::open(settings, "a").unwrap();
+    while audit.warning().is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let options = Options { audit: Some(audit), ..Options::default() };
+    let meridian = Meridian::new(options, Catalogue::default()).unwrap();
+    let answer = meridian.gateway.handle(request(READ, &Bytes::new())).await;
+    answered("no room in an audit log without which nothing is to be done", answer)
 }
 
 async fn late_body() -> Answered {

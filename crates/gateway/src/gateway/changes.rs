@@ -15,7 +15,7 @@ use crate::change_stream::{self, ChangeFeed, Open, Rooms};
 use crate::database::{Database, NoChanges};
 use crate::refusal::{Overload, Refusal};
 use crate::route::Route;
-use crate::{Catalogue, rights};
+use crate::{Catalogue, audit, rights};
 
 impl From<NoChanges> for Refusal {
     fn from(why: NoChanges) -> Self {
@@ -35,6 +35,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let Authorized { token, ref grant, database, shard } = authorized;
         let ChangeQuery { prefix, after, follow, form } =
             ChangeQuery::parse(&parts.uri, &parts.headers)?;
+        audit::of(parts).follow(&prefix)?;
         rights::check_feed(grant, &prefix).map_err(Refusal::from)?;
         let _request = self.begin(self.holder(token, Some(shard)))?;
         let holder = self.holder(token, None);

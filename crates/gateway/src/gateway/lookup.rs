@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 use crate::rights::Needed;
 use crate::route::{Route, Target};
 use crate::server::Caller;
-use crate::{Catalogue, Grant, head};
+use crate::{Catalogue, Grant, audit, head};
 
 /// Between two looks whether the cluster is known.
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
@@ -136,6 +136,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     ) -> Result<Authorized<'a>, Refusal> {
         let authorized = self.looked_up(|| self.on_data_path(parts))?;
         Needed::of(route).map_or(Ok(()), |needed| needed.check(&authorized.grant))?;
+        audit::of(parts).admit()?;
         Ok(authorized)
     }
 

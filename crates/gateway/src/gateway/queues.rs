@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::lookup::Authorized;
 use super::{Failure, Gateway};
 use crate::answer::{self, Answer, AnswerBody};
+use crate::audit::Noted;
 use crate::database::{Database, Heard, Listen, Listened, QueuedMessage, Reports, Write};
 use crate::listen_stream::ListenStream;
 use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
 use crate::route::{QueueRoute, Route};
 use crate::shares::Share;
-use crate::{Catalogue, queue_json, rights};
+use crate::{Catalogue, audit, queue_json, rights};
 
 /// The answer to a poll has no more messages behind so many bytes.
 const MAX_POLLED_BYTES: usize = 2 << 20;
@@ -38,6 +39,7 @@ struct Asked<'a> {
     body: Bytes,
     /// Of a request in progress, and of its body.
     shares: (Share, Share),
+    noted: Noted<'a>,
 }
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
@@ -55,7 +57,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
-        let asked = Asked { authorized, body, shares: (request, share) };
+        let noted = audit::of(parts);
+        noted.body(&body);
+        let asked = Asked { authorized, body, shares: (request, share), noted };
         match route {
             QueueRoute::Listen => self.listen(asked),
             QueueRoute::Poll => self.poll(asked, parts).await,
@@ -73,10 +77,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     fn listen(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { authorized, body, .. } = asked;
+        let Asked { authorized, body, noted, .. } = asked;
         let Authorized { token, database, .. } = authorized;
         let queue_json::ListenRequest { queue: name, listener, credits, held } =
             queue_json::listen(&body).map_err(Refusal::from)?;
+        noted.queue(&name)?;
         let share = self.listener(token)?;
         let of_held = (held.len() * HELD_KEY_BYTES) as u64;
         let of_held = self.answers.take(self.holder(token, None), of_held);
@@ -95,10 +100,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// Messages that the client does not get, since it has left, may not have them any more, or came
     /// too late for them, go back. When the gateway stops, the poll ends with those that are there.
     async fn poll(&self, asked: Asked<'_>, parts: &Parts) -> Result<Answer, Failure> {
-        let Asked { authorized, body, shares } = asked;
+        let Asked { authorized, body, shares, noted } = asked;
         let Authorized { token, database, .. } = authorized;
         let queue_json::PollRequest { queue: name, max, wait, lease } =
             queue_json::poll(&body).map_err(Refusal::from)?;
+        noted.queue(&name)?;
         let _open = self.listener(token)?;
         // A long poll is no request in progress: it would take their places for as long as it waits.
         drop(shares);
@@ -113,6 +119,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             // Says why.
             self.authorize(parts, Route::Queue(QueueRoute::Poll))?;
         }
+        noted.count("messages", messages.len());
         let answer = queue_json::polled(listener, &messages);
         let share = self.answers.take(self.holder(token, None), answer.len() as u64);
         let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
@@ -122,9 +129,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     async fn report(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { authorized: Authorized { database, .. }, body, .. } = &asked;
+        let Asked { authorized: Authorized { database, .. }, body, noted, .. } = &asked;
         let queue_json::ReportRequest { queue: name, listener, reports } =
             queue_json::reports(body).map_err(Refusal::from)?;
+        noted.count("messages", reports.len());
+        noted.queue(&name)?;
         let queue = QueueId { database: *database, name };
         let reports = Reports { queue, listener, reports };
         let answers = self.database.report(reports).await.map_err(Refusal::from)?;
@@ -133,36 +142,40 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     /// Has room for the largest page before it is asked for: so pages are bounded in number, too.
     async fn list(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { authorized, body, shares: _shares } = asked;
+        let Asked { authorized, body, shares: _shares, noted } = asked;
         let Authorized { token, database, .. } = authorized;
         let list = queue_json::list(database, &body).map_err(Refusal::from)?;
+        noted.queue(&list.queue.name)?;
         let share = self.answers.take(self.holder(token, None), queue_json::MAX_PAGE_BYTES as u64);
         let mut share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
         let page = self.database.list_queue(list).await.map_err(Refusal::from)?;
+        noted.count("messages", page.messages.len() + page.dead_letters.len());
         let answer = queue_json::page(&page);
         share.resize(answer.len() as u64);
         Ok(answer::json(answer).map(|body| body.map_whole(|bytes| share.held_with(bytes))))
     }
 
     async fn change(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { authorized: Authorized { database, .. }, body, shares } = asked;
+        let Asked { authorized: Authorized { database, .. }, body, shares, noted } = asked;
         let transaction = queue_json::change(&body).map_err(Refusal::from)?;
+        noted.write(&transaction)?;
         let (request_id, may_come_again) = (new_request_id(), false);
         let write = Write { database, request_id, may_come_again, transaction };
-        let versionstamp = committed(self.carry_out(write, None, shares).await?)?;
+        let versionstamp = committed(self.carry_out(write, None, shares, noted).await?)?;
         Ok(answer::json(queue_json::changed(versionstamp)))
     }
 
     async fn enqueue(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
-        let Asked { authorized: Authorized { database, grant, .. }, body, shares } = asked;
+        let Asked { authorized: Authorized { database, grant, .. }, body, shares, noted } = asked;
         let format = self.catalogue.v8_format(database);
         let enqueue = queue_json::enqueue(&body, format, super::now_ms()).map_err(Refusal::from)?;
         let queue_json::EnqueueRequest { transaction, id } = enqueue.map_err(Refusal::from)?;
+        noted.write(&transaction)?;
         rights::check_write(&grant, &transaction).map_err(Refusal::from)?;
         let may_come_again = id.is_some();
         let request_id = id.map_or_else(new_request_id, |id| request_id_of(database, &id));
         let write = Write { database, request_id, may_come_again, transaction };
-        let versionstamp = committed(self.carry_out(write, None, shares).await?)?;
+        let versionstamp = committed(self.carry_out(write, None, shares, noted).await?)?;
         Ok(answer::json(queue_json::enqueued(versionstamp)))
     }
 }

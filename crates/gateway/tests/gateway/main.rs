@@ -8,6 +8,7 @@
     reason = "these are tests"
 )]
 
+mod audit;
 mod changes;
 mod connections;
 mod data_path;

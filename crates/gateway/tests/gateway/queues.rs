@@ -50,6 +50,10 @@ impl Queues {
         Listened { heard, enough }
     }
 
+    pub(crate) fn is_listened_to(&self) -> bool {
+        !self.listeners.lock().unwrap().is_empty()
+    }
+
     pub(crate) fn list(&self, list: QueueList) -> QueuePage {
         self.lists.lock().unwrap().push(list);
         self.page.lock().unwrap().clone()

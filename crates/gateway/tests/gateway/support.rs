@@ -13,8 +13,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
     Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Grant, Listen,
-    Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports, Unavailable,
-    Watch, Write, WriteFailure, serve,
+    Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports, TokenName,
+    Unavailable, Watch, Write, WriteFailure, digest, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
@@ -209,6 +209,15 @@ impl Catalogue for TwoDatabases {
             "other" => Some(OTHER),
             _ => None,
         }
+    }
+
+    fn name(&self, database: DatabaseId) -> Option<String> {
+        (database == MAIN).then(|| "main".to_owned())
+    }
+
+    fn token_name(&self, sha256: &[u8; 32]) -> Option<Arc<TokenName>> {
+        let name = TokenName { id: 7, label: "a\nreader".to_owned() };
+        (*sha256 == digest(READER)).then(|| Arc::new(name))
     }
 
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {

@@ -12,7 +12,9 @@ use std::time::Duration;
 use meridian_config::TokenSecret;
 use meridian_directory::{Cluster, PreviousSecret, Rpo, Shard, Token, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
-use meridian_gateway::{Access, Catalogue, Databases, Denial, Expiring, Grant, LastUsed, digest};
+use meridian_gateway::{
+    Access, Catalogue, Databases, Denial, Expiring, Grant, LastUsed, TokenName, digest,
+};
 use meridian_storage::GroupId;
 use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
 use parking_lot::Mutex;
@@ -38,7 +40,7 @@ impl Known {
         let tokens = cluster.tokens.iter();
         // Two tokens of the same secret are refused when they are made.
         let access =
-            Access::from_expiring(tokens.flat_map(|(id, token)| secrets(token, uses.get(id))));
+            Access::from_expiring(tokens.flat_map(|(id, token)| secrets(*id, token, uses.get(id))));
         Self { cluster, access }
     }
 
@@ -50,6 +52,7 @@ impl Known {
 
 /// The digests of a token's secrets, the grant of each, and when it ends.
 fn secrets(
+    id: u64,
     token: &Token,
     used: Option<&Arc<LastUsed>>,
 ) -> impl Iterator<Item = ([u8; 32], Expiring)> {
@@ -64,9 +67,10 @@ fn secrets(
     };
     let present = (token.sha256.clone(), token.expires_at_ms);
     let all = [Some(present), token.previous.as_ref().map(of_previous)];
-    let used = used.cloned();
+    let (used, name) = (used.cloned(), Arc::new(TokenName { id, label: token.label.clone() }));
     all.into_iter().flatten().filter_map(move |(sha256, expires_at_ms)| {
-        let expiring = Expiring { grant: grant.clone(), expires_at_ms, used: used.clone() };
+        let (grant, used, name) = (grant.clone(), used.clone(), Some(Arc::clone(&name)));
+        let expiring = Expiring { grant, expires_at_ms, used, name };
         Some((TokenSecret::digest(&sha256).ok()?.sha256(), expiring))
     })
 }
@@ -370,6 +374,15 @@ impl Catalogue for Directory {
             .iter()
             .find(|(_, database)| database.name == name)
             .map(|(id, _)| *id)
+    }
+
+    fn name(&self, database: DatabaseId) -> Option<String> {
+        let known = self.known.borrow();
+        known.cluster.databases.get(&database).map(|database| database.name.clone())
+    }
+
+    fn token_name(&self, sha256: &[u8; 32]) -> Option<Arc<TokenName>> {
+        self.known.borrow().access.name(sha256)
     }
 
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {

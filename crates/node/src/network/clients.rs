@@ -1,5 +1,5 @@
 //! The security of connections of clients to the gateway of this process: certificates from files,
-//! which may change, and what operators should know of them.
+//! which may change, its audit log, and what operators should know of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian_config::GatewaySettings;
-use meridian_gateway::Options;
+use meridian_gateway::{Audit, Options};
 use meridian_net::tls::{self, Files, Identity, PemFile, Versions};
 use parking_lot::Mutex;
 
@@ -25,6 +25,7 @@ pub(crate) struct ClientSecurity {
     /// The certificates that are shown at present.
     shown: Mutex<Vec<Shown>>,
     files: Option<Files>,
+    audit: Option<Audit>,
 }
 
 /// A certificate as operators know it.
@@ -35,14 +36,21 @@ struct Shown {
 }
 
 impl ClientSecurity {
-    /// Reads the certificates. `address`: where clients are listened for.
+    /// Opens the audit log, and reads the certificates. `address`: where clients are listened for.
+    /// `name`: of the gateway, in its audit log.
     ///
     /// # Errors
     /// The file that is of no use, and why.
-    pub(crate) fn new(settings: &GatewaySettings, address: SocketAddr) -> Result<Self, String> {
+    pub(crate) fn new(
+        settings: &GatewaySettings,
+        address: SocketAddr,
+        name: &str,
+    ) -> Result<Self, String> {
         let named = |error: &dyn std::fmt::Display| format!("[[gateway.certificates]]: {error}");
+        let audit = settings.audit.clone().map(|settings| Audit::open(settings, name));
+        let audit = audit.transpose().map_err(|error| format!("[gateway.audit]: {error}"))?;
         let mut security =
-            Self { tls: None, in_the_clear: None, shown: Mutex::default(), files: None };
+            Self { tls: None, in_the_clear: None, shown: Mutex::default(), files: None, audit };
         if settings.certificates.is_empty() {
             security.in_the_clear = in_the_clear(settings, address);
             if let Some(warning) = security.in_the_clear.as_ref().filter(|_| !settings.insecure) {
@@ -98,6 +106,10 @@ impl ClientSecurity {
         self.tls.clone()
     }
 
+    pub(crate) fn audit(&self) -> Option<Audit> {
+        self.audit.clone()
+    }
+
     /// The memory of a connection before its client is known.
     pub(crate) fn connection_bytes(&self) -> usize {
         let of_tls = self.tls.as_ref().map_or(0, |_| tls::CONNECTION_BYTES);
@@ -108,7 +120,8 @@ impl ClientSecurity {
     pub(crate) fn warnings(&self, now: SystemTime) -> Vec<String> {
         let of_certificates = self.shown.lock();
         let of_certificates = of_certificates.iter().filter_map(|shown| shown.warning(now));
-        self.in_the_clear.iter().cloned().chain(of_certificates).collect()
+        let of_audit = self.audit.as_ref().and_then(Audit::warning);
+        self.in_the_clear.iter().cloned().chain(of_certificates).chain(of_audit).collect()
     }
 }
 
@@ -159,7 +172,7 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use meridian_gateway::TrustedProxies;
+    use meridian_gateway::{AuditSettings, Sample, TrustedProxies, WhenFull};
 
     use super::*;
 
@@ -167,7 +180,7 @@ mod tests {
         let trusted: Vec<_> = trusted.iter().map(|text| (*text).to_owned()).collect();
         let trusted_proxies = TrustedProxies::parse(&trusted).unwrap();
         let settings = GatewaySettings { insecure, trusted_proxies, ..GatewaySettings::default() };
-        let security = ClientSecurity::new(&settings, address.parse().unwrap()).unwrap();
+        let security = ClientSecurity::new(&settings, address.parse().unwrap(), "a").unwrap();
         assert!(security.server().is_none());
         security.warnings(SystemTime::now())
     }
@@ -188,6 +201,30 @@ mod tests {
         {
             assert_eq!(plain(address, false, trusted), Vec::<String>::new(), "{address}");
         }
+    }
+
+    #[test]
+    fn audit_log_without_a_place_keeps_the_gateway_from_starting_and_a_full_disk_is_warned_of() {
+        let with = |file: &str| {
+            let file = file.into();
+            let (sample, when_full) = (Sample::ALL, WhenFull::Drop);
+            let audit = AuditSettings { file, sample, keys: false, values: false, when_full };
+            let settings = GatewaySettings { audit: Some(audit), ..GatewaySettings::default() };
+            ClientSecurity::new(&settings, ([127, 0, 0, 1], 1).into(), "a")
+        };
+        let refused = with("/none/audit.jsonl").map(drop).unwrap_err();
+        assert!(
+            refused.starts_with(
+                "[gateway.audit]: the audit log /none/audit.jsonl cannot be written: "
+            ),
+            "{refused}"
+        );
+        let full = with("/dev/full").unwrap();
+        while full.warnings(SystemTime::now()).is_empty() {
+            std::thread::yield_now();
+        }
+        let warning = full.warnings(SystemTime::now()).remove(0);
+        assert!(warning.starts_with("the audit log /dev/full cannot be written"), "{warning}");
     }
 
     #[test]

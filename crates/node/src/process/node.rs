@@ -74,7 +74,7 @@ impl Node {
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let (rpc_address, kv_address) = (local_address(&rpc)?, local_address(&kv)?);
-        let clients = client_security(&config.gateway, kv_address)?;
+        let clients = client_security(&config.gateway, kv_address, &config.node.name)?;
         let mut floors = Floors::open(config, clients, dial, engine).await?;
         let rpc = floors.answer_nodes(rpc)?;
         let placement = floors.placement();

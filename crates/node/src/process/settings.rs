@@ -34,12 +34,14 @@ pub(crate) fn local_address(listener: &Listener) -> Result<SocketAddr, StartErro
     listener.local_address().map_err(|error| StartError::Invalid(error.to_string()))
 }
 
-/// Reads the certificates that clients are shown. `address`: where they are listened for.
+/// Reads the certificates that clients are shown, and opens the audit log. `address`: where clients
+/// are listened for. `name`: of the gateway.
 pub(crate) fn client_security(
     settings: &GatewaySettings,
     address: SocketAddr,
+    name: &str,
 ) -> Result<Arc<ClientSecurity>, StartError> {
-    ClientSecurity::new(settings, address).map(Arc::new).map_err(StartError::Invalid)
+    ClientSecurity::new(settings, address, name).map(Arc::new).map_err(StartError::Invalid)
 }
 
 /// `dial` goes before what the configuration says.
@@ -93,6 +95,7 @@ pub(crate) fn gateway_options(
         public_url: settings.public_url.clone(),
         tls: clients.server(),
         trusted_proxies: settings.trusted_proxies.clone(),
+        audit: clients.audit(),
         region: region.to_owned(),
         max_connections: capacity::client_connections(
             capacity::connections_within_memory(

@@ -25,7 +25,8 @@ use crate::watches::Watches;
 use meridian_config::{GatewayConfig, IdentityFolder, ListenPurpose};
 use meridian_gateway::Options;
 use meridian_memory::{ByteBudget, Shares};
-use meridian_net::{Listener, capacity};
+use meridian_net::{Listener, Mutual, capacity};
+use meridian_pki::Holder;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -51,10 +52,11 @@ impl StandaloneGateway {
         let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
         let kv_address = local_address(&kv)?;
-        let clients = client_security(&config.gateway, kv_address)?;
         let stop = CancellationToken::new();
         let follow_until = (!config.own_identity).then_some(&stop);
         let mutual = credentials::read(config.identity.as_ref(), follow_until)?;
+        let name = name(&mutual, kv_address);
+        let clients = client_security(&config.gateway, kv_address, &name)?;
         let cluster = first_cluster(config.cluster, &mutual);
         let peers = peer_channels(&cluster, dial, &config.dial, None, Arc::clone(&mutual))?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
@@ -148,6 +150,14 @@ impl StandaloneGateway {
     }
 }
 
+/// In the audit log: as its certificate names it, or else where it listens.
+fn name(mutual: &Mutual, kv_address: SocketAddr) -> String {
+    match mutual.own().map(|own| own.subject.holder.clone()) {
+        Some(Holder::Gateway(name)) => name,
+        _ => kv_address.to_string(),
+    }
+}
+
 fn serve(
     listener: Listener,
     router: &Arc<Router>,
@@ -187,7 +197,7 @@ mod tests {
     use std::time::Instant;
 
     use meridian_config::{DevLayout, GatewayListen, GatewaySettings, TokenConfig, TokenSecret};
-    use meridian_gateway::Databases;
+    use meridian_gateway::{AuditSettings, Databases, Sample, WhenFull};
     use meridian_types::Permissions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -214,11 +224,20 @@ mod tests {
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let secret = TokenSecret::Plain(TOKEN.to_owned());
+        let folder = tempfile::tempdir().unwrap();
+        let (file, sample, when_full) =
+            (folder.path().join("audit.jsonl"), Sample::ALL, WhenFull::Refuse);
+        let audit =
+            AuditSettings { file: file.clone(), sample, keys: false, values: false, when_full };
         let config = GatewayConfig {
             region: "region-1".to_owned(),
             max_memory_mb: None,
             listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
-            gateway: GatewaySettings { request_deadline_ms: 200, ..GatewaySettings::default() },
+            gateway: GatewaySettings {
+                request_deadline_ms: 200,
+                audit: Some(audit),
+                ..GatewaySettings::default()
+            },
             cluster: founded,
             tokens: vec![TokenConfig::new(secret, Databases::All, Permissions::ALL)],
             dial: BTreeMap::new(),
@@ -235,6 +254,17 @@ mod tests {
         // A program opens its database, though no leader of anything is known.
         let answer = metadata(&gateway, TOKEN).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("endpoints"), "{answer}");
+        let name = gateway.kv_address().to_string();
         gateway.stop().await;
+        // A gateway that has stopped has every line in its file.
+        let lines = std::fs::read_to_string(file).unwrap();
+        let [_, refused, opened] = &lines.lines().collect::<Vec<_>>()[..] else {
+            panic!("{lines}")
+        };
+        assert!(
+            refused.contains(r#""reason":"not_current""#) && opened.contains(r#""status":200"#)
+        );
+        assert!(opened.contains(&name) && opened.contains(r#""database":"default""#), "{opened}");
+        assert!(!lines.contains(TOKEN) && !lines.contains("a-token-of-the-directory"), "{lines}");
     }
 }

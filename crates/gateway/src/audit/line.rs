@@ -1,0 +1,135 @@
+//! A line of the log: names and what stands for each, in the order in which they were set.
+
+use chrono::{SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+/// A line, or a part of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Line(Vec<(&'static str, Field)>);
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum Field {
+    Word(&'static str),
+    Text(String),
+    Number(u64),
+    Part(f64),
+    Truth(bool),
+    Json(Value),
+    Lines(Vec<Line>),
+}
+
+fn now() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+impl Line {
+    /// Of a gateway, and of now.
+    pub(super) fn begun(gateway: &str) -> Self {
+        let mut line = Self(Vec::with_capacity(24));
+        line.set("time", now());
+        line.set("gateway", gateway.to_owned());
+        line
+    }
+
+    pub(super) fn set(&mut self, name: &'static str, field: impl Into<Field>) {
+        let field = field.into();
+        match self.0.iter_mut().find(|(set, _)| *set == name) {
+            Some((_, set)) => *set = field,
+            None => self.0.push((name, field)),
+        }
+    }
+
+    /// Sets another word, where this one is.
+    pub(super) fn replace(&mut self, name: &str, word: &str, by: &'static str) {
+        let found = self.0.iter_mut().find(|(set, _)| *set == name);
+        if let Some((_, Field::Word(set))) = found
+            && *set == word
+        {
+            *set = by;
+        }
+    }
+
+    /// Is of now.
+    pub(super) fn happens(&mut self) {
+        self.set("time", now());
+    }
+
+    /// The same without these, to be kept for long.
+    pub(super) fn without(&self, names: &[&str]) -> Self {
+        let kept = self.0.iter().filter(|(set, _)| !names.contains(set));
+        let mut line = Self(kept.cloned().collect());
+        line.0.shrink_to_fit();
+        line
+    }
+
+    /// With its end.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        // No map here has keys that are not texts, and memory does not refuse to be written.
+        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes.shrink_to_fit();
+        bytes
+    }
+}
+
+impl Serialize for Line {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, field)| (name, field)))
+    }
+}
+
+impl From<&'static str> for Field {
+    fn from(word: &'static str) -> Self {
+        Self::Word(word)
+    }
+}
+
+impl From<String> for Field {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u64> for Field {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<usize> for Field {
+    fn from(number: usize) -> Self {
+        Self::Number(number as u64)
+    }
+}
+
+impl From<f64> for Field {
+    fn from(part: f64) -> Self {
+        Self::Part(part)
+    }
+}
+
+impl From<bool> for Field {
+    fn from(truth: bool) -> Self {
+        Self::Truth(truth)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_that_is_set_again_keeps_its_place_and_no_text_ends_the_line() {
+        let mut line = Line::default();
+        line.set("outcome", "abandoned");
+        line.set("database", "a\n\"b\u{7}".to_owned());
+        line.replace("outcome", "ok", "refused");
+        line.replace("outcome", "abandoned", "committed");
+        line.set("bytes", 3u64);
+        let line = line.without(&["bytes"]);
+        let golden = b"{\"outcome\":\"committed\",\"database\":\"a\\n\\\"b\\u0007\"}\n";
+        assert_eq!(line.encode(), golden);
+    }
+}
