@@ -207,7 +207,7 @@ impl Access {
         }
     }
 
-    /// The name of the token with this digest, also of one that has expired.
+    /// The name of the token with this digest, also of an expired one.
     pub fn name(&self, sha256: &[u8; 32]) -> Option<Arc<TokenName>> {
         self.grants.get(sha256)?.name.clone()
     }

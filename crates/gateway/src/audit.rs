@@ -81,7 +81,7 @@ impl Sample {
     }
 }
 
-/// What becomes of requests while there is no room for their lines.
+/// The fate of requests while there is no room for their lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WhenFull {
     /// They are served, and their lines left out and counted.

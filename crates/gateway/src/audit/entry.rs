@@ -1,4 +1,4 @@
-//! What is known of one request. The line is written when the last part of the program that knows of
+//! The entry of one request: all that is known of it. The line is written when the last part of the program that knows of
 //! the request is done with it: a write whose client has left has its outcome all the same.
 
 use std::net::IpAddr;
@@ -102,7 +102,16 @@ impl<'a, C: Catalogue> Audited<'a, C> {
         }
         drop(open);
         answer.map(|body| match body {
-            AnswerBody::Frames(frames) => AuditedStream::over(frames, entry.end_of_stream()),
+            AnswerBody::Frames(frames) => {
+                let end = entry.end_of_stream();
+                AuditedStream::over(frames, move |has_ended, bytes| {
+                    end.note(|line| {
+                        line.happens();
+                        line.set("outcome", if has_ended { "ended" } else { "closed" });
+                        line.set("bytes_out", bytes);
+                    });
+                })
+            }
             whole @ AnswerBody::Whole(_) => whole,
         })
     }

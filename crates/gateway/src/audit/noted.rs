@@ -1,4 +1,4 @@
-//! What the steps of a request add to its entry: nothing, where it has none.
+//! Additions of the steps of a request to its entry: none, where it has no entry.
 
 use std::sync::Arc;
 

@@ -238,7 +238,7 @@ mod tests {
         let mut places: Vec<Place> =
             std::iter::from_fn(|| Queue::take(&queue, LINE_BYTES)).take(100_000).collect();
         assert_eq!(places.len(), TOTAL_BYTES / LINE_BYTES);
-        // A line that fits into its place has room, and one that does not has none.
+        // A line that fits into its place has room, and a longer one has none.
         assert!(places.pop().unwrap().fill(vec![b'x'; LINE_BYTES]));
         assert!(!places.pop().unwrap().fill(vec![b'x'; 2 * LINE_BYTES + 1]));
         let mut last = places.pop().unwrap();

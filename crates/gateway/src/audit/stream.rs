@@ -1,7 +1,6 @@
 //! An answer that streams: its end has a line, too.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -9,22 +8,27 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::entry::Entry;
 use crate::answer::{AnswerBody, Interrupted};
 
 type Frames = UnsyncBoxBody<Bytes, Interrupted>;
+
+/// Told whether the gateway has ended the stream, and its bytes.
+type Done = Box<dyn FnOnce(bool, u64) + Send>;
 
 pub(super) struct AuditedStream {
     frames: Frames,
     bytes: u64,
     /// The gateway has ended it, and not the client or its connection.
     has_ended: bool,
-    entry: Arc<Entry>,
+    done: Option<Done>,
 }
 
 impl AuditedStream {
-    pub(super) fn over(frames: Frames, entry: Arc<Entry>) -> AnswerBody {
-        let stream = Self { frames, bytes: 0, has_ended: false, entry };
+    pub(super) fn over(
+        frames: Frames,
+        done: impl FnOnce(bool, u64) + Send + 'static,
+    ) -> AnswerBody {
+        let stream = Self { frames, bytes: 0, has_ended: false, done: Some(Box::new(done)) };
         AnswerBody::Frames(stream.boxed_unsync())
     }
 }
@@ -56,10 +60,8 @@ impl Body for AuditedStream {
 
 impl Drop for AuditedStream {
     fn drop(&mut self) {
-        self.entry.note(|line| {
-            line.happens();
-            line.set("outcome", if self.has_ended { "ended" } else { "closed" });
-            line.set("bytes_out", self.bytes);
-        });
+        if let Some(done) = self.done.take() {
+            done(self.has_ended, self.bytes);
+        }
     }
 }

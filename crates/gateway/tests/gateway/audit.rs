@@ -430,7 +430,8 @@ async fn file_that_is_renamed_while_requests_come_loses_no_line() {
     server.serving.await.unwrap();
     let text = |path: &PathBuf| {
         let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.ends_with('\n'), "{text}");
+        // It may be renamed before anything is written to it.
+        assert!(text.is_empty() || text.ends_with('\n'), "{text}");
         text
     };
     let all: String = rotated.iter().chain([&path]).map(text).collect();

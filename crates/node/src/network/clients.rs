@@ -172,7 +172,7 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use meridian_gateway::{AuditSettings, Sample, TrustedProxies, WhenFull};
+    use meridian_gateway::TrustedProxies;
 
     use super::*;
 
@@ -201,30 +201,6 @@ mod tests {
         {
             assert_eq!(plain(address, false, trusted), Vec::<String>::new(), "{address}");
         }
-    }
-
-    #[test]
-    fn audit_log_without_a_place_keeps_the_gateway_from_starting_and_a_full_disk_is_warned_of() {
-        let with = |file: &str| {
-            let file = file.into();
-            let (sample, when_full) = (Sample::ALL, WhenFull::Drop);
-            let audit = AuditSettings { file, sample, keys: false, values: false, when_full };
-            let settings = GatewaySettings { audit: Some(audit), ..GatewaySettings::default() };
-            ClientSecurity::new(&settings, ([127, 0, 0, 1], 1).into(), "a")
-        };
-        let refused = with("/none/audit.jsonl").map(drop).unwrap_err();
-        assert!(
-            refused.starts_with(
-                "[gateway.audit]: the audit log /none/audit.jsonl cannot be written: "
-            ),
-            "{refused}"
-        );
-        let full = with("/dev/full").unwrap();
-        while full.warnings(SystemTime::now()).is_empty() {
-            std::thread::yield_now();
-        }
-        let warning = full.warnings(SystemTime::now()).remove(0);
-        assert!(warning.starts_with("the audit log /dev/full cannot be written"), "{warning}");
     }
 
     #[test]
