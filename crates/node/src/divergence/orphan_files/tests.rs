@@ -454,7 +454,7 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
     let held = OrphanWriter::create(&data_dir, ShardId(9), EPOCH, BASE).unwrap();
     vault.rotate_data_key().unwrap();
     let mut damaged = fs::read(&first).unwrap();
-    damaged[5000] ^= 1;
+    *damaged.last_mut().unwrap() ^= 1;
     fs::write(&first, &damaged).unwrap();
     let (rewritten, _) = rewrite(vault);
     assert!(matches!(rewritten, Err(StorageError::Corruption { .. })));
