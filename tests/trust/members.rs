@@ -33,7 +33,7 @@ async fn claims(mut client: Client, group: raft::Group, own: u64) -> [Result<(),
     let append = raft::AppendRequest { group, vote, ..Default::default() };
     let wiped = raft::JoinRequest { group, node_id: 2, incarnation: "another".into() };
     [
-        client.pre_vote(candidacy.clone()).await.map(drop),
+        client.pre_vote(candidacy).await.map(drop),
         client.vote(candidacy).await.map(drop),
         client.append(append).await.map(drop),
         client.join(wiped).await.map(drop),

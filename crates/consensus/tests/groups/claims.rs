@@ -35,7 +35,7 @@ async fn claim(
         leadership_transfer: true,
         ..Default::default()
     };
-    answers.push(client.vote(request.clone()).await.map(drop));
+    answers.push(client.vote(request).await.map(drop));
     answers.push(client.pre_vote(request).await.map(drop));
     let install = raft::InstallSnapshotRequest { group, vote: vote(true), ..Default::default() };
     answers.push(client.install_snapshot(install).await.map(drop));

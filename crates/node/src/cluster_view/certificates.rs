@@ -253,7 +253,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = Duration::from_millis(wall_ms());
         let authority = Authority::new("ab", now.saturating_sub(age)).unwrap();
-        let mut cluster = DevLayout::new(&[3]).found(|_| "127.0.0.1:9".into(), |_| None).unwrap();
+        let mut cluster =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         cluster.id = Some("ab".to_owned());
         cluster.trust.transport = Transport::Require;
         cluster.trust.authorities = vec![directory::Authority {

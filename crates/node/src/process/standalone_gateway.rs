@@ -85,8 +85,7 @@ impl StandaloneGateway {
             node: None,
         };
         tokio::spawn(follower.run(stop.clone()));
-        let known = Arc::clone(&directory);
-        tokio::spawn(end_refused(known, Arc::clone(&mutual), stop.clone()));
+        tokio::spawn(end_refused(Arc::clone(&directory), Arc::clone(&mutual), stop.clone()));
         let telling = TokenUseTelling {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),

@@ -222,7 +222,8 @@ fn twice_the_load_leaves_nothing_behind_when_it_is_over() {
             assert!(world.commits().await);
             slowest = slowest.max(time.now() - at);
         }
-        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        // Mostly at once; where the load left its mark, requests would wait for their deadline.
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
         time.sleep(Duration::from_secs(6)).await;
         assert!(begun.into_iter().all(|write| write.now_or_never().is_some()), "some wait still");
         assert_eq!(voters.in_flight(), 0);
