@@ -245,6 +245,7 @@ mod tests {
 
     use super::*;
 
+    const CLUSTER: &str = "00ff00ff00ff00ff";
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     /// Node 1, with a certificate that is so old, in a cluster of which nothing answers. `has_key`:
@@ -252,10 +253,10 @@ mod tests {
     fn alone(age: Duration, has_key: bool) -> (OwnCertificate, Cluster, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let now = Duration::from_millis(wall_ms());
-        let authority = Authority::new("ab", now.saturating_sub(age)).unwrap();
+        let authority = Authority::new(CLUSTER, now.saturating_sub(age)).unwrap();
         let mut cluster =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        cluster.id = Some("ab".to_owned());
+        cluster.id = Some(CLUSTER.to_owned());
         cluster.trust.transport = Transport::Require;
         cluster.trust.authorities = vec![directory::Authority {
             certificate_pem: authority.certificate_pem().to_owned(),
@@ -264,7 +265,7 @@ mod tests {
         }];
         let with_keys = cluster.clone();
         let asked = KeyAndRequest::new().unwrap();
-        let subject = Subject { cluster: "ab".to_owned(), holder: Holder::Node(NodeId(1)) };
+        let subject = Subject { cluster: CLUSTER.to_owned(), holder: Holder::Node(NodeId(1)) };
         let (issued_at, life) = (now.saturating_sub(age), CERTIFICATE_LIFETIME);
         let issued = authority.issue(&asked.request, &subject, issued_at, life).unwrap();
         let identity = issued.chain_pem + &asked.key_pem;
