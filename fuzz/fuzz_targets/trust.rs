@@ -14,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest, Sha256};
 
+const CLUSTER: &str = "00ff00ff00ff00ff";
 /// Since the Unix epoch.
 const NOW: Duration = Duration::from_secs(1_800_000_000);
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -21,7 +22,7 @@ const MAX_BYTES: usize = 256 << 10;
 
 fn authority() -> &'static Authority {
     static AUTHORITY: OnceLock<Authority> = OnceLock::new();
-    AUTHORITY.get_or_init(|| Authority::new("00ff", NOW).expect("an authority is made"))
+    AUTHORITY.get_or_init(|| Authority::new(CLUSTER, NOW).expect("an authority is made"))
 }
 
 fn join_token(text: &str) {
@@ -39,7 +40,7 @@ fn certificate(der: &[u8]) {
 
 /// Whatever the request says, the certificate is of the holder that is meant.
 fn request(der: &[u8]) {
-    let subject = Subject { cluster: "00ff".to_owned(), holder: Holder::Node(NodeId(7)) };
+    let subject = Subject { cluster: CLUSTER.to_owned(), holder: Holder::Node(NodeId(7)) };
     let authority = authority();
     let issued =
         within(times(64, der.len()) + MAX_BYTES, || authority.issue(der, &subject, NOW, LIFE));
