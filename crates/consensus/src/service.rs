@@ -169,25 +169,19 @@ impl RaftService {
     ) -> Result<(), Status> {
         let Some(vote) = vote else { return Ok(()) };
         speaks_for(caller, vote.node_id)?;
-        match caller.get::<CallingNode>() {
-            Some(CallingNode(node)) => self.may_vote(group.id(), *node),
-            None => Ok(()),
-        }
+        self.must_vote(caller, group.id(), Some(group))
     }
 
-    /// A member that is to join makes itself known, or the group's leader does. A node that does not
-    /// vote could take the vote from a member, by another incarnation of it.
-    fn may_introduce(&self, caller: &Extensions, id: GroupId) -> Result<(), Status> {
-        match caller.get::<CallingNode>() {
-            Some(CallingNode(caller)) => self.may_vote(id, *caller),
-            None => Ok(()),
-        }
-    }
-
-    /// Of a node that has proved itself.
-    fn may_vote(&self, id: GroupId, node: NodeId) -> Result<(), Status> {
-        let group = self.groups.read().get(&id).cloned();
-        if group.is_some_and(|group| group.may_have_voter(node)) || (self.may_vote)(id, node) {
+    /// Whether a call comes from a voter of the group, which may not be here; or over a transport that
+    /// asks for no proof.
+    fn must_vote(
+        &self,
+        caller: &Extensions,
+        id: GroupId,
+        group: Option<&RaftGroup>,
+    ) -> Result<(), Status> {
+        let Some(CallingNode(node)) = caller.get::<CallingNode>() else { return Ok(()) };
+        if group.is_some_and(|group| group.may_have_voter(*node)) || (self.may_vote)(id, *node) {
             return Ok(());
         }
         let this = self.node_id;
@@ -415,7 +409,10 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<raft::JoinResponse>, Status> {
         let (_, caller, request) = request.into_parts();
         let id = self.group_id(request.group)?;
-        self.may_introduce(&caller, id)?;
+        // A member that is to join makes itself known, or the group's leader does. A node that does not
+        // vote could take the vote from a member, by another incarnation of it.
+        let group = self.groups.read().get(&id).cloned();
+        self.must_vote(&caller, id, group.as_ref())?;
         let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
         let joined = move || {
             let _one_at_a_time = joins.lock();
