@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
-use futures::future::join_all;
 use meridian_directory::{Cluster, Node};
 use meridian_net::grpc::Access;
 use meridian_proto::admin::{
-    EncryptionStatus, RotateKeysRequest, StatusRequest, admin_client::AdminClient,
+    EncryptionStatus, RotateKeysRequest, StatusRequest, StatusResponse, admin_client::AdminClient,
 };
 use meridian_types::NodeId;
 use serde::Serialize;
 
-use super::operator::{Connect, Directory, Table, connect, format, print, print_json, resolve};
+use super::operator::{
+    Connect, Directory, Table, connect, every_node, format, print, print_json, resolve,
+};
 
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// A command that tells the key may take 30 s, at the node.
 const ROTATION: Duration = Duration::from_secs(40);
 
@@ -105,34 +105,16 @@ impl Encryption {
     }
 }
 
-/// Of all nodes that answer. The others are reported on the standard error.
+/// Of all nodes that answer.
 async fn statuses(cluster: &Cluster, access: &Access) -> Result<Vec<Shown>> {
-    let ask = |(id, node): (NodeId, &'_ Node)| {
-        let (name, address, node) = (node.name.clone(), node.rpc_address.clone(), node.clone());
-        async move {
-            let asked = async {
-                let mut client = AdminClient::new(connect(&address, access).await?);
-                Ok::<_, tonic::Status>(client.status(StatusRequest {}).await?.into_inner())
-            };
-            let answer = tokio::time::timeout(TIMEOUT, asked).await;
-            match answer.map_err(|_| "no answer".to_owned()) {
-                Ok(Ok(status)) => {
-                    let encryption = status.encryption.unwrap_or_default();
-                    Some(Shown::of(id, &node, encryption))
-                }
-                Ok(Err(status)) => unanswered(&name, status.message()),
-                Err(reason) => unanswered(&name, &reason),
-            }
-        }
+    let answers = every_node(cluster, "ask", async |node| {
+        let mut client = AdminClient::new(connect(&node.rpc_address, access).await?);
+        Ok(client.status(StatusRequest {}).await?.into_inner())
+    });
+    let shown = |(id, node, status): (_, _, StatusResponse)| {
+        Shown::of(id, node, status.encryption.unwrap_or_default())
     };
-    let answers = join_all(cluster.present_nodes().map(ask)).await;
-    let nodes: Vec<Shown> = answers.into_iter().flatten().collect();
-    if nodes.is_empty() { bail!("no node of the cluster answers") } else { Ok(nodes) }
-}
-
-fn unanswered(node: &str, reason: &str) -> Option<Shown> {
-    eprintln!("meridian: cannot ask {node}: {reason}");
-    None
+    Ok(answers.await?.into_iter().map(shown).collect())
 }
 
 fn table(nodes: &[Shown]) -> String {

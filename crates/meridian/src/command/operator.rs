@@ -7,6 +7,7 @@
 mod connect;
 pub(crate) mod contexts;
 mod directory;
+mod every_node;
 pub(crate) mod format;
 mod output;
 pub(crate) mod resolve;
@@ -18,6 +19,7 @@ pub(crate) mod samples;
 
 pub(crate) use connect::{Connect, Target};
 pub(crate) use directory::{Directory, actor, connect, no_leader};
+pub(crate) use every_node::every_node;
 pub(crate) use output::{print, print_json};
 pub(crate) use table::Table;
 pub(crate) use view::{View, is_fresh};

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use futures::stream::{FuturesOrdered, StreamExt};
 use meridian_directory::{Cluster, Node};
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_net::grpc::{Access, OperatorChannel};
@@ -21,7 +20,9 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 use tonic::Streaming;
 
-use super::operator::{Connect, Directory, Table, connect, format, print, print_json, resolve};
+use super::operator::{
+    Connect, Directory, Table, connect, every_node, format, print, print_json, resolve,
+};
 use batch::Orphaned;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,36 +144,17 @@ async fn admin(
         .max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// The files of all nodes that were not removed. Nodes that do not answer are reported on the
-/// standard error.
+/// The files of all nodes that answer.
 async fn list(cluster: &Cluster, access: &Access) -> Result<Vec<Listed>> {
-    let live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
-    let mut asked: FuturesOrdered<_> = live
-        .map(|(id, node)| async move {
-            let asked = async {
-                let mut client = admin(&node.rpc_address, access).await?;
-                Ok::<_, tonic::Status>(
-                    client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner(),
-                )
-            };
-            let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
-            (*id, node, tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(late))
-        })
-        .collect();
+    let answers = every_node(cluster, "list the files of", async |node| {
+        let mut client = admin(&node.rpc_address, access).await?;
+        Ok(client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner())
+    });
     let mut files = Vec::new();
-    let mut answered = false;
-    while let Some((id, node, answer)) = asked.next().await {
-        match answer {
-            Ok(list) => {
-                answered = true;
-                files.extend(list.files.into_iter().map(|file| Listed::of(id, node, file)));
-            }
-            Err(status) => {
-                eprintln!("meridian: cannot list the files of {}: {}", node.name, status.message())
-            }
-        }
+    for (id, node, list) in answers.await? {
+        files.extend(list.files.into_iter().map(|file| Listed::of(id, node, file)));
     }
-    if answered { Ok(files) } else { bail!("no node of the cluster answers") }
+    Ok(files)
 }
 
 fn table(files: &[Listed]) -> String {
