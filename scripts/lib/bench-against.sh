@@ -9,12 +9,12 @@
 # This build is as scripts/dist builds it. BINARY should be, too, if it is the code that is to be compared: what the
 # linker optimises alone changes the ratios.
 rounds=6
-connections=(1 16 64 256)
+numbers=(1 16 64 256)
 options=()
 against=
 while [[ $# -gt 0 ]]; do
   case $1 in
-    --quick) connections=(1 64) ;;
+    --quick) numbers=(1 64) ;;
     --against | --rounds)
       [[ $# -ge 2 ]] || fail "$1 needs a value"
       if [[ $1 == --against ]]; then against=$2; else rounds=$2; fi

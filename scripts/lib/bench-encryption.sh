@@ -5,35 +5,18 @@
 # database, in turn, seven times, with the CPU time for each operation. Then a cluster whose nodes encrypt their files, and one whose nodes do not, in turn, as
 # --https does it. Prints medians, and the median of the ratios of the pairs, encrypted by plain. --engine: the first
 # part alone, which takes three minutes once it is built.
-rounds=6
-connections=(1 16 64 256)
-engine_alone=
-options=()
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --encryption) ;;
-    --engine) engine_alone=yes ;;
-    --quick) connections=(1 64) ;;
-    --rounds)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      rounds=$2
-      shift
-      ;;
-    *) options+=("$1") ;;
-  esac
-  shift
-done
-[[ $rounds =~ ^[1-9][0-9]*$ ]] || fail "--rounds needs a whole number above 0"
 
 # shellcheck source=scripts/lib/bench.sh
 . "$MERIDIAN_ROOT/scripts/lib/bench.sh"
+
+comparison_options "--encryption --engine" "$@"
 
 need_to_build
 use_folder
 # Of the whole workspace, so that dependencies are compiled as for all else.
 cargo bench --quiet --manifest-path "$MERIDIAN_ROOT/Cargo.toml" --profile dist --workspace --bench encryption_cost \
   "${CARGO_FLAGS[@]}" -- "$folder"
-[[ -z $engine_alone ]] || exit 0
+[[ " $* " != *" --engine "* ]] || exit 0
 
 build_for_bench
 start_cluster "$meridian" plain

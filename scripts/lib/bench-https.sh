@@ -5,27 +5,12 @@
 # all is in the clear. Both are up, of the same build, and each cell is measured at one and the other in turn, N times [6].
 # Prints medians, and the median of the ratios of the pairs, TLS by none: of throughput, and of the CPU time of all six nodes
 # for an operation. Connections are kept, as clients keep them. The client encrypts on the same cores.
-rounds=6
-connections=(1 16 64 256)
-options=()
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --https) ;;
-    --quick) connections=(1 64) ;;
-    --rounds)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      rounds=$2
-      shift
-      ;;
-    *) options+=("$1") ;;
-  esac
-  shift
-done
-[[ $rounds =~ ^[1-9][0-9]*$ ]] || fail "--rounds needs a whole number above 0"
-have openssl || fail "openssl is missing: it makes the certificate"
 
 # shellcheck source=scripts/lib/bench.sh
 . "$MERIDIAN_ROOT/scripts/lib/bench.sh"
+
+comparison_options --https "$@"
+have openssl || fail "openssl is missing: it makes the certificate"
 
 build_for_bench
 use_folder

@@ -11,6 +11,30 @@ build_for_bench() {
   bench=$(dist_dir)/meridian-bench
 }
 
+# comparison_options FLAGS ARGUMENT...: sets $rounds, $numbers (of connections) and $options, those for meridian-bench, by the arguments
+# of a comparison of two clusters. FLAGS, with spaces between, are the way's own and left out.
+# shellcheck disable=SC2034 # Used by those who source this.
+comparison_options() {
+  local own=" $1 "
+  shift
+  rounds=6
+  numbers=(1 16 64 256)
+  options=()
+  while [[ $# -gt 0 ]]; do
+    case $1 in
+      --quick) numbers=(1 64) ;;
+      --rounds)
+        [[ $# -ge 2 ]] || fail "$1 needs a value"
+        rounds=$2
+        shift
+        ;;
+      *) [[ $own == *" $1 "* ]] || options+=("$1") ;;
+    esac
+    shift
+  done
+  [[ $rounds =~ ^[1-9][0-9]*$ ]] || fail "--rounds needs a whole number above 0"
+}
+
 # Makes $folder, and removes it at the end together with the clusters and processes that run in it.
 clusters=()
 processes=()
@@ -78,9 +102,9 @@ cpu_ns() { awk '{ns += $1} END {printf "%.0f", ns}' $(printf '/proc/%s/task/*/sc
 median() { sort -g | awk '{v[NR] = $1} END {printf "%.3f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2}'; }
 
 # Measures two clusters in turn, each cell $rounds times in short pieces, so that both meet the same minutes of the machine:
-# those of $urls and, in the same order, $clusters. $connections are the numbers of connections, $options are those of
+# those of $urls and, in the same order, $clusters. $numbers are those of connections, $options are those of
 # meridian-bench. Prints medians, and the median of the ratios of the pairs, the second by the first.
-# shellcheck disable=SC2154 # The caller sets urls, connections, options and rounds.
+# shellcheck disable=SC2154 # The caller sets urls, numbers, options and rounds.
 compare() {
   local which operation http count round pair
   for which in 0 1; do
@@ -91,7 +115,7 @@ compare() {
   printf '|---|---|---|---|---|---|---|---|---|---|---|\n'
   for operation in write strong-read eventual-read range; do
     for http in h1 h2; do
-      for count in "${connections[@]}"; do
+      for count in "${numbers[@]}"; do
         : >"$folder/samples"
         for ((round = 0; round < rounds; round++)); do
           # Who is first may have the quieter moment.
