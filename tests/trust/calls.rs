@@ -53,7 +53,7 @@ fn expected(service: &str, method: &str) -> [bool; 7] {
         | ("Directory", "Follow" | "TellTokenUses")
         | ("Membership", "Certify") => [false, true, true, false, false, false, false],
         ("Admin", "Status") => [false, true, false, true, true, true, true],
-        ("Directory", "Inspect") | ("Admin", "ListOrphans") => {
+        ("Directory", "Inspect") | ("Admin", "ListOrphans" | "Usage") => {
             [false, false, false, false, true, true, true]
         }
         ("Directory", "Execute") | ("Admin", "TransferLeadership") => {

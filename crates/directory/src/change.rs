@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
+use meridian_types::{DatabaseId, Epoch, NodeId, Quota, Quotas, ShardId, V8Format};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Node};
@@ -17,6 +17,7 @@ use crate::webhook::WebhookSettings;
 mod databases;
 mod names;
 mod nodes;
+mod quotas;
 mod shards;
 mod tokens;
 mod trust;
@@ -147,6 +148,13 @@ pub enum Change {
         #[serde(default)]
         queue_paused: Option<bool>,
     },
+    /// Sets these quotas, and removes those; others stay. The directory's leader of a version without
+    /// quotas knows no such change, and refuses it.
+    SetQuotas {
+        of: QuotaOwner,
+        set: Quotas,
+        remove: BTreeSet<Quota>,
+    },
     /// Sets the webhook of a queue, or what is said of it. The directory's leader of a version
     /// without webhooks knows no such change, and refuses it.
     SetWebhook {
@@ -219,6 +227,13 @@ pub enum Change {
         id: u64,
         request: String,
     },
+}
+
+/// The database or token that quotas bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QuotaOwner {
+    Database(DatabaseId),
+    Token(u64),
 }
 
 impl Change {
@@ -403,6 +418,7 @@ impl Cluster {
                 let region = primary_region.as_deref();
                 self.set_database(*id, *failover, *rpo, region, *v8_format, *queue_paused)
             }
+            Change::SetQuotas { of, set, remove } => self.set_quotas(*of, set, remove),
             Change::SetWebhook { id, queue, settings } => self.set_webhook(*id, queue, settings),
             Change::RotateWebhookKey { id, queue } => self.rotate_webhook_key(*id, queue),
             Change::RemoveWebhook { id, queue } => self.remove_webhook(*id, queue),

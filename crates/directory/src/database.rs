@@ -1,6 +1,6 @@
 //! Databases, how they fail over, and how far their replicas may lag.
 
-use meridian_types::{ShardId, V8Format};
+use meridian_types::{Quotas, ShardId, V8Format};
 use serde::{Deserialize, Serialize};
 
 use crate::webhook::Webhook;
@@ -23,6 +23,8 @@ pub struct Database {
     /// One a queue at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<Webhook>,
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
 }
 
 /// A database that is being deleted.

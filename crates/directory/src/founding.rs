@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, Quotas, ShardId, V8Format};
 
 use crate::cluster::{Cluster, Node};
 use crate::database::{Database, FailoverMode, Rpo, RpoMode};
@@ -79,6 +79,7 @@ impl Cluster {
                 v8_format: V8Format::default(),
                 queue_paused: false,
                 webhooks: Vec::new(),
+                quotas: Quotas::default(),
             };
             (id, database)
         };

@@ -34,7 +34,7 @@ mod trust;
 mod voters;
 mod webhook;
 
-pub use change::Change;
+pub use change::{Change, QuotaOwner};
 pub use cluster::{Cluster, Node};
 pub use database::{Database, Deletion, FailoverMode, Rpo, RpoMode};
 pub use founding::Founding;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, Quotas, ShardId, V8Format};
 
 use crate::cluster::{Cluster, Node};
 use crate::database::{Database, FailoverMode, Rpo};
@@ -39,6 +39,7 @@ pub fn database(name: &str, region: &str) -> Database {
         v8_format: V8Format::default(),
         queue_paused: false,
         webhooks: Vec::new(),
+        quotas: Quotas::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions};
+use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions, Quotas};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,7 @@ pub struct Token {
     pub created_at_ms: u64,
     /// The secret before the present one, as long as it is valid, too.
     pub previous: Option<PreviousSecret>,
+    pub quotas: Quotas,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,7 @@ impl Token {
             expires_at_ms: None,
             created_at_ms: 0,
             previous: None,
+            quotas: Quotas::default(),
         }
     }
 
@@ -94,6 +96,8 @@ struct StoredToken {
     created_at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     previous: Option<PreviousSecret>,
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    quotas: Quotas,
 }
 
 impl From<StoredToken> for Token {
@@ -108,6 +112,7 @@ impl From<StoredToken> for Token {
             expires_at_ms: stored.expires_at_ms,
             created_at_ms: stored.created_at_ms,
             previous: stored.previous,
+            quotas: stored.quotas,
         }
     }
 }
@@ -125,6 +130,7 @@ impl From<Token> for StoredToken {
             expires_at_ms: token.expires_at_ms,
             created_at_ms: token.created_at_ms,
             previous: token.previous,
+            quotas: token.quotas,
         }
     }
 }

@@ -5,8 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions};
+use meridian_types::{DatabaseId, KeyPrefix, Permission, Permissions, Quotas};
 use sha2::{Digest, Sha256};
+
+use crate::usage::Account;
 
 /// The databases that a token opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub struct Grant {
     permissions: Permissions,
     /// `None`: every key.
     prefixes: Option<Arc<[KeyPrefix]>>,
+    /// Where uses of the token are counted.
+    pub(crate) account: Account,
+    pub(crate) quotas: Quotas,
 }
 
 impl Grant {
@@ -50,7 +55,8 @@ impl Grant {
                 Some(ids.into())
             }
         };
-        Self { databases, permissions, prefixes: None }
+        let (account, quotas) = (Account::ConfiguredTokens, Quotas::default());
+        Self { databases, permissions, prefixes: None, account, quotas }
     }
 
     /// The same for these keys alone; without any prefix for all keys.
@@ -58,6 +64,12 @@ impl Grant {
     pub fn within(self, prefixes: impl IntoIterator<Item = KeyPrefix>) -> Self {
         let prefixes: Arc<[KeyPrefix]> = prefixes.into_iter().collect();
         Self { prefixes: (!prefixes.is_empty()).then_some(prefixes), ..self }
+    }
+
+    /// The same of a token of the cluster, by its id, with the quotas on it.
+    #[must_use]
+    pub fn of_token(self, id: u64, quotas: Quotas) -> Self {
+        Self { account: Account::Token(id), quotas, ..self }
     }
 
     pub fn allows(&self, database: DatabaseId) -> bool {

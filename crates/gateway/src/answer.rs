@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{Consistency, Versionstamp};
@@ -107,6 +107,9 @@ pub(crate) fn check_failed(failed_checks: Vec<u32>) -> Answer {
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         let mut answer = refused(&refusal, refusal.status());
+        if let Some(after) = refusal.retry_after() {
+            answer.headers_mut().insert(RETRY_AFTER, after.as_secs().saturating_add(1).into());
+        }
         if refusal.is_to_a_stranger() {
             answer.extensions_mut().insert(ToStranger);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meridian_types::{DatabaseId, ShardId, V8Format};
+use meridian_types::{DatabaseId, Quotas, ShardId, V8Format};
 
 use crate::{Denial, Grant, TokenName};
 
@@ -27,6 +27,11 @@ pub trait Catalogue: Send + Sync + 'static {
 
     /// How the V8 values that a database is sent are stored.
     fn v8_format(&self, database: DatabaseId) -> V8Format;
+
+    /// The quotas on a database.
+    fn quotas(&self, _database: DatabaseId) -> Quotas {
+        Quotas::default()
+    }
 
     /// `None`: the token is unknown or was removed.
     fn authorize(&self, bearer: &str) -> Option<Grant>;

@@ -4,8 +4,10 @@
 mod changes;
 mod lookup;
 mod queues;
+mod quotas;
 
 use self::lookup::Authorized;
+use self::quotas::{Slot, metered};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use crate::shares::{Holder, Share, Shares};
 use crate::stream_access::StreamAccess;
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
+use crate::usage::Opened;
 use crate::watch_stream::{Counted, WatchStream};
 use crate::watched_value::{self, PING};
 use crate::{Catalogue, body, head, rights, validation};
@@ -164,9 +167,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         if let Some(entry) = audited.entry() {
             parts.extensions.insert(Arc::clone(entry));
         }
+        parts.extensions.insert(Slot::default());
         let mut body = pin!(body);
         let answer = match self.route(route, &parts, body.as_mut()).await {
-            Ok(answer) => Ok(audited.answered(answer)),
+            Ok(mut answer) => {
+                if let Some(metered) = metered(&parts) {
+                    answer.extensions_mut().insert(metered.clone());
+                }
+                Ok(audited.answered(answer))
+            }
             Err(Failure::Refused(refusal)) => {
                 let failed = (refusal.status() == StatusCode::UNAUTHORIZED)
                     .then(|| self.failed_authentication(&parts.headers, &refusal));
@@ -268,17 +277,17 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let Authorized { token, grant, database, shard } =
-            self.authorize(parts, Route::SnapshotRead(consistency))?;
+        let authorized = self.authorize(parts, Route::SnapshotRead(consistency))?;
+        let Authorized { token, ref grant, database, shard } = authorized;
         let holder = self.holder(token, Some(shard));
-        let _request = self.begin(holder)?;
+        let _request = self.begin(&authorized, parts).await?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
-        let (body, _share) = self.body(holder, body, max_bytes).await?;
+        let (body, _share) = self.body(holder, parts, body, max_bytes).await?;
         audit::of(parts).body(&body);
         let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
         audit::of(parts).read(&ranges)?;
-        rights::check_ranges(&grant, &ranges)?;
+        rights::check_ranges(grant, &ranges)?;
         let output = self
             .database
             .read(Read { database, consistency, ranges })
@@ -309,11 +318,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let authorized = self.authorize(parts, Route::Watch(consistency))?;
         let Authorized { token, ref grant, database, shard } = authorized;
         let holder = self.holder(token, Some(shard));
-        let _request = self.begin(holder)?;
+        let _request = self.begin(&authorized, parts).await?;
         let open = self.watches.take(self.holder(token, None), 1);
         let open = open.ok_or_else(|| self.overloaded(Overload::Watches))?;
+        let open = self.count_open(parts, Opened::Watch, open)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
-        let (body, share) = self.body(holder, body, max_bytes).await?;
+        let (body, share) = self.body(holder, parts, body, max_bytes).await?;
         audit::of(parts).body(&body);
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
@@ -341,12 +351,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let Authorized { token, grant, database, shard } =
-            self.authorize(parts, Route::AtomicWrite)?;
+        let authorized = self.authorize(parts, Route::AtomicWrite)?;
+        let Authorized { token, ref grant, database, shard } = authorized;
         let holder = self.holder(token, Some(shard));
-        let request = self.begin(holder)?;
+        let request = self.begin(&authorized, parts).await?;
         let place = parts.extensions.get::<Arc<Place>>();
-        let body = self.body(holder, body, self.options.max_body_bytes);
+        let body = self.body(holder, parts, body, self.options.max_body_bytes);
         let (body, share) = match place {
             Some(place) => place.complete(body).await,
             None => body.await,
@@ -356,7 +366,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let valid = validation::write(message, self.catalogue.v8_format(database), now_ms());
         let (transaction, reserved) = valid.map_err(Refusal::from)?;
         audit::of(parts).write(&transaction)?;
-        rights::check_write(&grant, &transaction)?;
+        rights::check_write(grant, &transaction)?;
         let may_come_again = reserved.has_request_id;
         let request_id =
             if may_come_again { request_id_of(database, &body) } else { new_request_id() };
@@ -422,14 +432,19 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Holder { token: self.holders.hash_one(token), shard }
     }
 
-    /// Counts a request as one in progress.
-    fn begin(&self, holder: Holder) -> Result<Share, Refusal> {
-        self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
+    /// Counts a request as one in progress, and waits for its turn under quotas.
+    async fn begin(&self, authorized: &Authorized<'_>, parts: &Parts) -> Result<Share, Refusal> {
+        let holder = self.holder(authorized.token, Some(authorized.shard));
+        let share = self.requests.take(holder, 1);
+        let share = share.ok_or_else(|| self.overloaded(Overload::Requests))?;
+        self.take_turn(authorized, parts).await?;
+        Ok(share)
     }
 
     async fn body<B>(
         &self,
         holder: Holder,
+        parts: &Parts,
         body: B,
         max_bytes: usize,
     ) -> Result<(Bytes, Share), Refusal>
@@ -438,11 +453,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
         let collected = body::collect(body, share, max_bytes, self.options.body_timeout).await;
-        collected.inspect_err(|refusal| {
-            if let Refusal::Overloaded { what, .. } = refusal {
-                self.telemetry.overloaded(*what);
-            }
-        })
+        match &collected {
+            Ok((body, _)) => self.count_body(parts, body.len()),
+            Err(Refusal::Overloaded { what, .. }) => self.telemetry.overloaded(*what),
+            Err(_) => {}
+        }
+        collected
     }
 
     /// Why a share of `what` was not to be had.

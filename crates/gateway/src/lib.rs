@@ -25,6 +25,7 @@
 //! | `failed_authentication` | why a request showed no token that opens its database, for operators |
 //! | `rights`, `forbidden` | the rights that each request needs, and the refusal for want of one |
 //! | `shares` | requests and bytes in progress, divided among tokens |
+//! | `usage` | who uses how much, and quotas on that |
 //! | `room` | room for what is kept for one client, as the database counts it, too |
 //! | `options` | settings and limits |
 //! | `telemetry` | metrics |
@@ -76,6 +77,7 @@ mod shares;
 mod stream_access;
 mod telemetry;
 mod unabandoned;
+mod usage;
 mod validation;
 mod watch_stream;
 mod watched_value;
@@ -100,4 +102,5 @@ pub use request_id::new_request_id;
 pub use room::{Kept, NoRoom, Room};
 pub use route::{EVENTUAL_PATH, STRONG_PATH};
 pub use server::serve;
+pub use usage::{Account, Usage, Used};
 pub use watched_value::{WatchNews, WatchedValue, size_of_news};

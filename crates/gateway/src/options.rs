@@ -10,6 +10,7 @@ use meridian_net::tls;
 
 use crate::audit::Audit;
 use crate::forwarded::TrustedProxies;
+use crate::usage::Usage;
 
 /// The settings of a gateway. The limits hold for each gateway, not for the cluster.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Options {
     pub trusted_proxies: TrustedProxies,
     /// A line for each request. `None`: there is no such log.
     pub audit: Option<Audit>,
+    /// Where it is counted who uses how much.
+    pub usage: Usage,
     /// The region of this gateway, for logs.
     pub region: String,
     /// How long clients may keep metadata; between [`Options::MIN_TOKEN_LIFETIME`] and a year.
@@ -93,6 +96,7 @@ impl Default for Options {
             handshakes: HandshakeLimits::default(),
             trusted_proxies: TrustedProxies::default(),
             audit: None,
+            usage: Usage::default(),
             region: String::new(),
             token_lifetime: Self::MIN_TOKEN_LIFETIME,
             max_body_bytes: 1024 * 1024,

@@ -8,6 +8,7 @@ use hyper::StatusCode;
 use crate::database::NoChanges;
 use crate::forbidden::Forbidden;
 use crate::queue_json::InvalidQueueRequest;
+use crate::usage::{Account, Exceeded};
 use crate::validation::Invalid;
 
 /// Every answer that is not a result. Displayed as the plain-text body.
@@ -82,6 +83,8 @@ pub(crate) enum Refusal {
         "Too many {what} are in progress: this gateway takes {limit} at a time, of which no access token gets all."
     )]
     Overloaded { what: Overload, limit: u64 },
+    #[error("{0}")]
+    OverQuota(#[from] OverQuota),
     #[error("This gateway is stopping.")]
     Stopping,
     #[error("This gateway writes an audit log, and has no room for the line of this request.")]
@@ -93,6 +96,34 @@ pub(crate) enum Refusal {
     #[error("This server has not heard from its cluster yet.")]
     NotCurrent,
 }
+
+/// A quota that is used up, and who can change it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OverQuota {
+    pub(crate) exceeded: Exceeded,
+    /// Of the database, if it is known.
+    pub(crate) database: Option<String>,
+}
+
+impl fmt::Display for OverQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { exceeded: Exceeded { quota, value, of, .. }, database } = self;
+        let (owner, command) = match (of, database) {
+            (Account::Database(id), None) => (format!("The database {id}"), "databases"),
+            (Account::Database(_), Some(name)) => (format!("The database {name}"), "databases"),
+            (Account::Token(_) | Account::ConfiguredTokens, _) => {
+                ("This access token".to_owned(), "tokens")
+            }
+        };
+        write!(
+            f,
+            "{owner} has used up its quota {quota} of {value} at this gateway. An operator of the \
+             cluster can change it: meridian {command} set-quotas."
+        )
+    }
+}
+
+impl std::error::Error for OverQuota {}
 
 /// The resource that a gateway has run out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +171,14 @@ impl Refusal {
     pub(crate) fn is_to_a_stranger(&self) -> bool {
         matches!(self.status(), StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
             || matches!(self, Self::NotCurrent)
+    }
+
+    /// When the same request may be taken, where that is known.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::OverQuota(over) => over.exceeded.room_in,
+            _ => None,
+        }
     }
 
     /// Whether the rest of the request's body is read before the refusal is sent. A body that
@@ -190,6 +229,7 @@ impl Refusal {
             Self::Rejected(_) => "rejected",
             Self::NoChanges(NoChanges::Gone { .. } | NoChanges::NotOfHistory) => "gone",
             Self::Overloaded { .. } => "overloaded",
+            Self::OverQuota(_) => "quota",
             Self::Stopping => "stopping",
             Self::Unaudited => "audit",
             Self::Unavailable(_) | Self::NoChanges(NoChanges::Unavailable(_)) => "unavailable",
@@ -223,6 +263,7 @@ impl Refusal {
             Self::NoChanges(NoChanges::Gone { .. } | NoChanges::NotOfHistory) => StatusCode::GONE,
             Self::BodyTimeout { .. }
             | Self::Overloaded { .. }
+            | Self::OverQuota(_)
             | Self::Stopping
             | Self::Unaudited
             | Self::Unavailable(_)
@@ -235,7 +276,9 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use meridian_types::{Epoch, InvalidQueueName, Permission, Position, Versionstamp};
+    use meridian_types::{
+        DatabaseId, Epoch, InvalidQueueName, Permission, Position, Quota, Versionstamp,
+    };
 
     use super::*;
     use crate::validation::{decode_read, decode_write};
@@ -278,6 +321,7 @@ mod tests {
             | Refusal::Rejected(_)
             | Refusal::BodyTimeout { .. }
             | Refusal::Overloaded { .. }
+            | Refusal::OverQuota(_)
             | Refusal::Stopping
             | Refusal::Unaudited
             | Refusal::Unavailable(_)
@@ -303,6 +347,8 @@ mod tests {
             Refusal::BodyTooLarge { max_bytes: 1_048_576 },
             Refusal::BodyUnreadable,
             Refusal::BodyTimeout { timeout: Duration::from_secs(30) },
+            over_quota(Quota::RequestsPerSecond, 100, Account::Database(DatabaseId([1; 16]))),
+            over_quota(Quota::Watches, 20, Account::Token(7)),
             Refusal::Stopping,
             Refusal::Unaudited,
             Refusal::NotCurrent,
@@ -318,6 +364,12 @@ mod tests {
         all.extend(invalid_of_every_kind().into_iter().map(Refusal::Invalid));
         all.extend(invalid_about_queues().into_iter().map(Refusal::InvalidQueueRequest));
         all
+    }
+
+    fn over_quota(quota: Quota, value: u64, of: Account) -> Refusal {
+        let exceeded = Exceeded { quota, value, of, room_in: None };
+        let database = Some("main".to_owned());
+        Refusal::OverQuota(OverQuota { exceeded, database })
     }
 
     fn forbidden_of_every_kind() -> [Forbidden; 3] {

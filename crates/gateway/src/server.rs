@@ -43,6 +43,7 @@ use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
 use crate::shares::{Holder, Shares};
+use crate::usage::{Metered, MeteredConnection};
 use crate::{Catalogue, Database, Gateway, Options, Unanswered};
 
 /// The time for an evicted connection to say goodbye; after it, another connection may be evicted.
@@ -357,16 +358,21 @@ impl<G: Handle> Connection<G> {
         let Some(stream) = self.secured(stream, &mut stopping).await else { return };
         let direct = Way::direct(self.peer, stream.has_tls());
         let arrivals = Arc::new(Arrivals::default());
+        let metered = Arc::<MeteredConnection>::default();
         let service = service_fn(|mut request| {
             let origin = self.note_way(&mut request, direct.clone(), &arrivals);
+            request.extensions_mut().insert(Arc::clone(&metered));
             let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&self.activity));
             let begun = self.begin(&request);
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.
             Box::pin(async move {
                 let idle_timeout = shared.gateway.options().idle_timeout;
-                let send = |answer: Answer, busy, room| {
-                    answer.map(|body| Sending::new(body, busy, &activity, idle_timeout, room))
+                let send = |mut answer: Answer, busy, room| {
+                    let metered = answer.extensions_mut().remove::<Metered>();
+                    answer.map(|body| {
+                        Sending::new(body, busy, &activity, idle_timeout, room).metered(metered)
+                    })
                 };
                 let (busy, room) = match begun {
                     Ok(begun) => begun,

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use meridian_types::ShardId;
 use tokio::sync::Notify;
 
+use crate::usage::OpenCounts;
+
 /// The holder of a share: an access token, by its hash, and the shard that the share is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
@@ -57,7 +59,7 @@ impl Shares {
 
     /// `None`: too much is taken, by this holder or by all of them together.
     pub(crate) fn take(&self, holder: Holder, amount: u64) -> Option<Share> {
-        let mut share = Share { inner: Arc::clone(&self.0), holder, amount: 0 };
+        let mut share = Share { inner: Arc::clone(&self.0), holder, amount: 0, _open: None };
         share.grow(amount).then_some(share)
     }
 
@@ -95,9 +97,17 @@ pub(crate) struct Share {
     inner: Arc<Inner>,
     holder: Holder,
     amount: u64,
+    /// What else counts as open for as long.
+    _open: Option<OpenCounts>,
 }
 
 impl Share {
+    /// The same, for something that quotas count as open.
+    pub(crate) fn of_open(mut self, open: OpenCounts) -> Self {
+        self._open = Some(open);
+        self
+    }
+
     /// The bytes that the share was taken for; it is given back with the last of them.
     pub(crate) fn held_with(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Held { bytes, _share: self })

@@ -8,6 +8,8 @@ use metrics::{
     gauge, histogram,
 };
 
+use meridian_types::Quota;
+
 use crate::audit;
 use crate::failed_authentication::Reason;
 use crate::refusal::Overload;
@@ -16,6 +18,7 @@ use crate::route::Route;
 const REQUESTS: &str = "meridian_gateway_requests_total";
 const UNAUTHORIZED: &str = "meridian_gateway_authentication_failures_total";
 const OVERLOADED: &str = "meridian_gateway_overloads_total";
+const OVER_QUOTA: &str = "meridian_gateway_quota_refusals_total";
 const EVICTED: &str = "meridian_gateway_evicted_connections_total";
 const WATCHES: &str = "meridian_gateway_open_watches";
 const FEEDS: &str = "meridian_gateway_open_change_feeds";
@@ -41,6 +44,7 @@ pub(crate) struct Telemetry {
     too_many_listeners: Counter,
     too_many_feeds: Counter,
     evicted: Counter,
+    over_quota: [Counter; Quota::EVERY.len()],
     open_watches: Gauge,
     open_feeds: Gauge,
 }
@@ -63,6 +67,7 @@ impl Telemetry {
             "Requests without a token that opens their database, by reason."
         );
         describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
+        describe_counter!(OVER_QUOTA, "Requests refused since a quota is used up, by quota.");
         describe_counter!(EVICTED, "Connections closed to make room for others.");
         describe_gauge!(FEEDS, "Change feeds whose answers stream at present.");
         describe_gauge!(WATCHES, "Watches whose answers stream at present.");
@@ -88,6 +93,7 @@ impl Telemetry {
             too_many_listeners: overloaded(Overload::Listeners),
             too_many_feeds: overloaded(Overload::ChangeFeeds),
             evicted: counter!(EVICTED),
+            over_quota: Quota::EVERY.map(|quota| counter!(OVER_QUOTA, "quota" => quota.name())),
             open_watches: gauge!(WATCHES),
             open_feeds: gauge!(FEEDS),
         }
@@ -111,6 +117,10 @@ impl Telemetry {
             Overload::ChangeFeeds => &self.too_many_feeds,
         }
         .increment(1);
+    }
+
+    pub(crate) fn over_quota(&self, quota: Quota) {
+        self.over_quota.get(quota as usize).inspect(|counter| counter.increment(1));
     }
 
     pub(crate) fn open_watches(&self) -> &Gauge {

@@ -20,6 +20,7 @@ pub(crate) mod operators;
 pub(crate) mod orphans;
 mod pieces;
 pub(crate) mod queue;
+mod quotas;
 pub(crate) mod regions;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -28,6 +29,7 @@ pub(crate) mod status;
 pub(crate) mod switchover;
 mod throw_away;
 pub(crate) mod tokens;
+mod top;
 
 /// The reaction of a process to SIGHUP, which it gets when its terminal is closed, or from an
 /// operator expecting it to reload its configuration.

@@ -8,6 +8,7 @@ pub(crate) mod encryption;
 pub(crate) mod gauges;
 pub(crate) mod maintenance;
 pub(crate) mod marks;
+pub(crate) mod measuring;
 pub(crate) mod parts;
 pub(crate) mod purge;
 pub(crate) mod queue_gauges;

@@ -7,3 +7,4 @@ pub(crate) mod division;
 pub(crate) mod leader_term;
 pub(crate) mod proposer;
 pub(crate) mod shard_limits;
+pub(crate) mod stored_sizes;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meridian_directory::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId, V8Format};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, Quotas, ShardId, V8Format};
 
 use crate::rng::Rng;
 
@@ -53,6 +53,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         v8_format: V8Format::default(),
         queue_paused: false,
         webhooks: Vec::new(),
+        quotas: Quotas::default(),
     };
     let mut cluster = Cluster {
         version: 1,

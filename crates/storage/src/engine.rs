@@ -144,6 +144,17 @@ pub trait Engine: Send + Sync + 'static {
 
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
 
+    /// As [`Engine::scan`], of rows that will not be asked for again soon: what else is in memory is
+    /// not crowded out.
+    fn scan_past_cache(
+        &self,
+        family: &str,
+        scan: Scan<'_>,
+        visit: Visit<'_>,
+    ) -> Result<(), StorageError> {
+        self.scan(family, scan, visit)
+    }
+
     /// Atomic, and readable on return. An unlogged write waits where there is no room in memory for
     /// it, which may be for as long as a flush takes: it is for threads that may block. A logged
     /// one waits for no disk.

@@ -60,7 +60,7 @@ pub use rocks::{RocksEngine, RocksOptions};
 pub use schema::{GroupId, LogMark, RecordKind};
 pub use shard_state::{
     Applied, AppliedMark, Expired, LogSubscription, QueuedMessage, RaftApplied, Replace,
-    RequestsSoFar, ShardState, StateAt, StateChange,
+    RequestsSoFar, ShardState, StateAt, StateChange, StoredSize,
 };
 pub use shipped_log::{ShippedLog, StoredBatch, decode_batch};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};

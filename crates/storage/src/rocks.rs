@@ -250,6 +250,17 @@ impl Engine for RocksEngine {
         scan_with(&self.db, ReadOptions::default(), family, scan, visit).map(drop)
     }
 
+    fn scan_past_cache(
+        &self,
+        family: &str,
+        scan: Scan<'_>,
+        visit: Visit<'_>,
+    ) -> Result<(), StorageError> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        scan_with(&self.db, options, family, scan, visit).map(drop)
+    }
+
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
         let mut writes = rocksdb::WriteBatch::default();
         // Looked up once where one follows another of the same family.

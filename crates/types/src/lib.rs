@@ -15,6 +15,7 @@ mod permissions;
 mod position;
 mod queue;
 mod queue_name;
+mod quotas;
 mod read;
 mod shard_report;
 mod transaction;
@@ -31,6 +32,7 @@ pub use queue::{
     Settlement, Verdict,
 };
 pub use queue_name::{InvalidQueueName, QueueId, QueueName};
+pub use quotas::{Quota, Quotas, UnknownQuota};
 pub use read::{Consistency, Entry, ReadRange};
 pub use shard_report::{CommitProgress, ShardReport};
 pub use transaction::{

@@ -8,6 +8,7 @@ use crate::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 
 mod bounds;
 mod golden;
+mod quotas;
 mod shards;
 mod trust;
 mod webhooks;

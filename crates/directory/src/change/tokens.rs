@@ -2,6 +2,7 @@
 
 use meridian_types::Permission;
 
+use crate::change::quotas::check_of_token;
 use crate::cluster::Cluster;
 use crate::refused::{Refused, ensure};
 use crate::token::{PreviousSecret, Token, TokenScope};
@@ -16,6 +17,7 @@ impl Cluster {
             format!("a label has at most {MAX_LABEL_BYTES} bytes")
         })?;
         self.check_new_hash(&token.sha256)?;
+        check_of_token(&token.quotas)?;
         ensure(token.previous.is_none(), || "a new token has one secret".to_owned())?;
         ensure(!token.permissions.is_empty(), || {
             "a token without permissions is of no use".to_owned()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_directory::{Change, Database, FailoverMode, Phase, Rpo, Shard};
-use meridian_types::{DatabaseId, V8Format};
+use meridian_types::{DatabaseId, Quotas, V8Format};
 use uuid::Uuid;
 
 use super::{PATIENCE, Stage, StageError};
@@ -238,6 +238,7 @@ impl Stage<'_> {
                 v8_format: V8Format::default(),
                 queue_paused: false,
                 webhooks: Vec::new(),
+                quotas: Quotas::default(),
             };
             let id = DatabaseId(Uuid::new_v4().into_bytes());
             let change = Change::CreateDatabase { id, database, own_shard: true };

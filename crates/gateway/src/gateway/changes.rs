@@ -15,6 +15,7 @@ use crate::change_stream::{self, ChangeFeed, Open, Rooms};
 use crate::database::{Database, NoChanges};
 use crate::refusal::{Overload, Refusal};
 use crate::route::Route;
+use crate::usage::Opened;
 use crate::{Catalogue, audit, rights};
 
 impl From<NoChanges> for Refusal {
@@ -32,15 +33,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// progress like others.
     pub(super) async fn changes(&self, parts: &Parts) -> Result<Answer, Failure> {
         let authorized = self.authorize(parts, Route::Changes)?;
-        let Authorized { token, ref grant, database, shard } = authorized;
+        let Authorized { token, ref grant, database, .. } = authorized;
         let ChangeQuery { prefix, after, follow, form } =
             ChangeQuery::parse(&parts.uri, &parts.headers)?;
         audit::of(parts).follow(&prefix)?;
         rights::check_feed(grant, &prefix).map_err(Refusal::from)?;
-        let _request = self.begin(self.holder(token, Some(shard)))?;
+        let _request = self.begin(&authorized, parts).await?;
         let holder = self.holder(token, None);
         let feed = self.feeds.take(holder, 1);
         let feed = feed.ok_or_else(|| self.overloaded(Overload::ChangeFeeds))?;
+        let feed = self.count_open(parts, Opened::Watch, feed)?;
         let now = || self.database.changes(change_stream::first(database, &prefix, None));
         let through = match follow {
             true => None,

@@ -23,6 +23,7 @@ use crate::refusal::{Overload, Refusal};
 use crate::request_id::{new_request_id, request_id_of};
 use crate::route::{QueueRoute, Route};
 use crate::shares::Share;
+use crate::usage::Opened;
 use crate::{Catalogue, audit, queue_json, rights};
 
 /// The answer to a poll has no more messages behind so many bytes.
@@ -54,14 +55,14 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let authorized = self.authorize(parts, Route::Queue(route))?;
         let holder = self.holder(authorized.token, Some(authorized.shard));
-        let request = self.begin(holder)?;
+        let request = self.begin(&authorized, parts).await?;
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
-        let (body, share) = self.body(holder, body, max_bytes).await?;
+        let (body, share) = self.body(holder, parts, body, max_bytes).await?;
         let noted = audit::of(parts);
         noted.body(&body);
         let asked = Asked { authorized, body, shares: (request, share), noted };
         match route {
-            QueueRoute::Listen => self.listen(asked),
+            QueueRoute::Listen => self.listen(asked, parts),
             QueueRoute::Poll => self.poll(asked, parts).await,
             QueueRoute::Report => self.report(asked).await,
             QueueRoute::Enqueue => self.enqueue(asked).await,
@@ -71,18 +72,19 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     /// A share of the listeners that may be open.
-    fn listener(&self, token: &str) -> Result<Share, Refusal> {
+    fn listener(&self, token: &str, parts: &Parts) -> Result<Share, Refusal> {
         let share = self.listeners.take(self.holder(token, None), 1);
-        share.ok_or_else(|| self.overloaded(Overload::Listeners))
+        let share = share.ok_or_else(|| self.overloaded(Overload::Listeners))?;
+        self.count_open(parts, Opened::Listener, share)
     }
 
-    fn listen(&self, asked: Asked<'_>) -> Result<Answer, Failure> {
+    fn listen(&self, asked: Asked<'_>, parts: &Parts) -> Result<Answer, Failure> {
         let Asked { authorized, body, noted, .. } = asked;
         let Authorized { token, database, .. } = authorized;
         let queue_json::ListenRequest { queue: name, listener, credits, held } =
             queue_json::listen(&body).map_err(Refusal::from)?;
         noted.queue(&name)?;
-        let share = self.listener(token)?;
+        let share = self.listener(token, parts)?;
         let of_held = (held.len() * HELD_KEY_BYTES) as u64;
         let of_held = self.answers.take(self.holder(token, None), of_held);
         let of_held = of_held.ok_or_else(|| self.overloaded(Overload::Answers))?;
@@ -105,7 +107,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let queue_json::PollRequest { queue: name, max, wait, lease } =
             queue_json::poll(&body).map_err(Refusal::from)?;
         noted.queue(&name)?;
-        let _open = self.listener(token)?;
+        let _open = self.listener(token, parts)?;
         // A long poll is no request in progress: it would take their places for as long as it waits.
         drop(shares);
         let listener = queue_json::new_listener();

@@ -15,10 +15,12 @@ use bytes::Bytes;
 use http_body_util::Full;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::activity::{Activity, Busy, StreamRoom, Untaken};
 use crate::answer::{AnswerBody, Interrupted};
+use crate::usage::Metered;
 
 pub(super) enum Sending {
     Whole(Full<Bytes>),
@@ -35,6 +37,8 @@ pub(super) struct Stream {
     untaken: Option<Untaken>,
     /// The request is in progress until its last frame.
     _busy: Option<Busy>,
+    /// The accounts that its bytes count for.
+    metered: Option<Metered>,
 }
 
 impl Sending {
@@ -58,8 +62,21 @@ impl Sending {
                 // Until the first frame is asked for, the head is.
                 untaken: Some(activity.untaken(0, idle)),
                 _busy: busy.map(Busy::streams),
+                metered: None,
             })),
         }
+    }
+
+    /// The same, whose bytes are counted: of a whole answer now, of a stream as they are sent.
+    pub(super) fn metered(mut self, metered: Option<Metered>) -> Self {
+        match &mut self {
+            Self::Whole(whole) => {
+                let bytes = whole.size_hint().exact().unwrap_or(0);
+                metered.inspect(|metered| metered.answered(bytes, Instant::now()));
+            }
+            Self::Frames(stream) => stream.metered = metered,
+        }
+        self
     }
 }
 
@@ -76,6 +93,9 @@ impl Stream {
         if let Some(Ok(frame)) = &frame {
             let length = frame.data_ref().map_or(0, Bytes::len);
             self.untaken = Some(self.activity.untaken(length, self.idle));
+            if let Some(metered) = &self.metered {
+                metered.answered(length as u64, Instant::now());
+            }
         }
         Poll::Ready(frame)
     }

@@ -18,6 +18,7 @@ mod logged;
 mod metadata;
 mod order;
 mod queues;
+mod quotas;
 mod reply;
 mod rights;
 mod support;

@@ -20,8 +20,8 @@ use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
 use meridian_queue::Answer;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, Permissions, RequestId, ShardId, V8Format, Value, Versionstamp,
-    WriteOutcome,
+    Consistency, DatabaseId, Entry, Permissions, Quotas, RequestId, ShardId, V8Format, Value,
+    Versionstamp, WriteOutcome,
 };
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -180,6 +180,8 @@ pub(crate) struct Server {
     pub(crate) hearing: Arc<Hearing>,
     /// Whether the tokens of the reader and of the second writer are no more.
     pub(crate) revoked: Arc<AtomicBool>,
+    /// Of the main database.
+    pub(crate) quotas: Arc<Mutex<Quotas>>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) serving: JoinHandle<()>,
 }
@@ -189,6 +191,7 @@ struct TwoDatabases {
     access: Access,
     hearing: Arc<Hearing>,
     revoked: Arc<AtomicBool>,
+    quotas: Arc<Mutex<Quotas>>,
 }
 
 /// The catalogue's knowledge of its cluster.
@@ -228,6 +231,10 @@ impl Catalogue for TwoDatabases {
 
     fn v8_format(&self, _: DatabaseId) -> V8Format {
         V8Format::default()
+    }
+
+    fn quotas(&self, database: DatabaseId) -> Quotas {
+        if database == MAIN { *self.quotas.lock().unwrap() } else { Quotas::default() }
     }
 
     fn is_current(&self) -> bool {
@@ -282,10 +289,12 @@ impl Server {
         let hearing =
             Arc::new(Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) });
         let revoked = Arc::<AtomicBool>::default();
+        let quotas = Arc::<Mutex<Quotas>>::default();
         let catalogue = TwoDatabases {
             access: access.unwrap(),
             hearing: Arc::clone(&hearing),
             revoked: Arc::clone(&revoked),
+            quotas: Arc::clone(&quotas),
         };
         let memory = Arc::new(Memory::new());
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
@@ -299,7 +308,7 @@ impl Server {
             options,
             shutdown,
         ));
-        Self { address, memory, hearing, revoked, stop: Some(stop), serving }
+        Self { address, memory, hearing, revoked, quotas, stop: Some(stop), serving }
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {

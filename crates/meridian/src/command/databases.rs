@@ -3,14 +3,16 @@
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use meridian_directory::{
-    Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope,
+    Change, Cluster, Database, Deletion, FailoverMode, QuotaOwner, Rpo, RpoMode, TokenScope,
 };
-use meridian_types::{DatabaseId, ShardId, V8Format};
+use meridian_types::{DatabaseId, Quotas, ShardId, V8Format};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::cluster::change_text;
 use super::operator::{Connect, Directory, Table, View, format, print, print_json, resolve};
+use super::quotas::{self, SetQuotas, SetStoredQuotas};
+use super::top::Top;
 
 #[derive(Args)]
 pub(crate) struct Databases {
@@ -48,6 +50,21 @@ enum Command {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Sets quotas of a database, or removes them; those that are not named stay.
+    SetQuotas {
+        /// Name or id of the database.
+        #[arg(value_name = "DATABASE")]
+        database: String,
+        #[command(flatten)]
+        quotas: SetQuotas,
+        #[command(flatten)]
+        stored: SetStoredQuotas,
+    },
+    /// Shows what databases ask of the gateways of all nodes, and what they store, live.
+    ///
+    /// Gateways without a node of their own are not asked. What is stored is measured for databases
+    /// that have a quota on it.
+    Top(Top),
     /// Deletes a database with all its data, in all regions.
     ///
     /// When the command returns, clients can no longer use the database. Nodes that are up drop its
@@ -236,6 +253,7 @@ impl Databases {
                     v8_format: settings.v8_format().unwrap_or_default(),
                     queue_paused: false,
                     webhooks: Vec::new(),
+                    quotas: Quotas::default(),
                 };
                 let cluster =
                     directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
@@ -270,6 +288,12 @@ impl Databases {
                 let cluster = directory.execute(&change).await?;
                 show(&cluster, id, "set", json)
             }
+            Command::SetQuotas { database, quotas, stored } => {
+                let view = directory.inspect_leader(0).await?;
+                let of = QuotaOwner::Database(resolve::database(&view.cluster, &database)?);
+                quotas.run(&mut directory, of, Some(stored), json).await
+            }
+            Command::Top(top) => top.run(&mut directory, json).await,
             Command::Delete { database, yes_delete_all_data } => {
                 let view = directory.inspect_leader(0).await?;
                 let id = resolve::database(&view.cluster, &database)?;
@@ -325,8 +349,17 @@ fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()>
 }
 
 fn table(databases: &[Listed<'_>]) -> Table {
-    let mut table =
-        Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO", "V8 FORMAT", "QUEUE"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "ID",
+        ">SHARD",
+        "PRIMARY",
+        "FAILOVER",
+        "RPO",
+        "V8 FORMAT",
+        "QUEUE",
+        "QUOTAS",
+    ]);
     for Listed { id, is_default, present_region, database } in databases {
         let primary = match present_region {
             Some(present) if *present != database.primary_region => {
@@ -347,6 +380,7 @@ fn table(databases: &[Listed<'_>]) -> Table {
             change_text::rpo(&database.rpo),
             change_text::v8_format(database.v8_format).to_owned(),
             change_text::queue(database),
+            quotas::text(&database.quotas),
         ]);
     }
     table

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use meridian_directory::{Change, Cluster, Token, TokenScope};
+use meridian_directory::{Change, Cluster, QuotaOwner, Token, TokenScope};
 use meridian_types::{KeyPrefix, Permission, Permissions};
 
 pub(crate) use self::listed::access;
@@ -18,6 +18,7 @@ use self::listed::{Listed, details, table};
 use self::secret::Secret;
 use super::kv::key_of_text;
 use super::operator::{Connect, Directory, format, print, print_json, resolve};
+use super::quotas::SetQuotas;
 
 #[derive(Args)]
 pub(crate) struct Tokens {
@@ -43,6 +44,13 @@ enum Command {
     /// secret before it goes on to work for the overlap, so that clients can be changed one after the
     /// other; a secret from before that ends at once, and so do the streams that use it.
     Rotate(Rotate),
+    /// Sets quotas of a token, or removes them; those that are not named stay.
+    SetQuotas {
+        /// Id or label.
+        token: String,
+        #[command(flatten)]
+        quotas: SetQuotas,
+    },
     /// Revokes a token with all its secrets. Nodes and gateways refuse it as soon as they receive the
     /// change, and end its watches, listeners and change feeds.
     Revoke {
@@ -121,6 +129,11 @@ impl Tokens {
             }
             Command::Create(create) => create.run(&mut directory, json).await,
             Command::Rotate(rotate) => rotate.run(&mut directory, json).await,
+            Command::SetQuotas { token, quotas } => {
+                let view = directory.inspect_leader(0).await?;
+                let of = QuotaOwner::Token(find(&view.cluster, &token)?.0);
+                quotas.run(&mut directory, of, None, json).await
+            }
             Command::Revoke { token } => {
                 let view = directory.inspect_leader(0).await?;
                 let (id, token) = find(&view.cluster, &token)?;

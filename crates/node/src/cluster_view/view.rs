@@ -16,7 +16,7 @@ use meridian_gateway::{
     Access, Catalogue, Databases, Denial, Expiring, Grant, LastUsed, TokenName, digest,
 };
 use meridian_storage::GroupId;
-use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId, V8Format};
+use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, Quotas, ShardId, V8Format};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -61,6 +61,7 @@ fn secrets(
         TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
     };
     let grant = Grant::new(databases, token.permissions).within(token.prefixes.iter().cloned());
+    let grant = grant.of_token(id, token.quotas);
     let of_previous = |previous: &PreviousSecret| {
         let until = token.expires_at_ms.map_or(previous.until_ms, |end| end.min(previous.until_ms));
         (previous.sha256.clone(), Some(until))
@@ -254,6 +255,15 @@ impl Directory {
         paused.map(|(id, _)| *id).collect()
     }
 
+    /// The databases with quotas on what they store, and their shards.
+    pub(crate) fn with_stored_quotas(&self) -> Vec<(ShardId, DatabaseId)> {
+        let known = self.known.borrow();
+        let has_one = |quotas: &Quotas| quotas.iter().any(|(quota, _)| quota.is_stored());
+        let databases = known.cluster.databases.iter();
+        let found = databases.filter(|(_, known)| has_one(&known.quotas));
+        found.map(|(id, known)| (known.shard, *id)).collect()
+    }
+
     /// The databases of the shard that are being deleted.
     pub(crate) fn deleting(&self, shard: ShardId) -> Vec<DatabaseId> {
         let known = self.known.borrow();
@@ -392,6 +402,11 @@ impl Catalogue for Directory {
     fn v8_format(&self, database: DatabaseId) -> V8Format {
         let known = self.known.borrow();
         known.cluster.databases.get(&database).map(|known| known.v8_format).unwrap_or_default()
+    }
+
+    fn quotas(&self, database: DatabaseId) -> Quotas {
+        let known = self.known.borrow();
+        known.cluster.databases.get(&database).map(|known| known.quotas).unwrap_or_default()
     }
 
     fn is_current(&self) -> bool {

@@ -1,5 +1,5 @@
 //! The security of connections of clients to the gateway of this process: certificates from files,
-//! which may change, its audit log, and what operators should know of them.
+//! which may change, its audit log, who uses how much, and what operators should know of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian_config::GatewaySettings;
-use meridian_gateway::{Audit, Options};
+use meridian_gateway::{Audit, Options, Usage};
 use meridian_net::tls::{self, Files, Identity, PemFile, Versions};
 use parking_lot::Mutex;
 
@@ -26,6 +26,7 @@ pub(crate) struct ClientSecurity {
     shown: Mutex<Vec<Shown>>,
     files: Option<Files>,
     audit: Option<Audit>,
+    usage: Usage,
 }
 
 /// A certificate as operators know it.
@@ -49,8 +50,8 @@ impl ClientSecurity {
         let named = |error: &dyn std::fmt::Display| format!("[[gateway.certificates]]: {error}");
         let audit = settings.audit.clone().map(|settings| Audit::open(settings, name));
         let audit = audit.transpose().map_err(|error| format!("[gateway.audit]: {error}"))?;
-        let mut security =
-            Self { tls: None, in_the_clear: None, shown: Mutex::default(), files: None, audit };
+        let (shown, usage) = Default::default();
+        let mut security = Self { tls: None, in_the_clear: None, shown, files: None, audit, usage };
         if settings.certificates.is_empty() {
             security.in_the_clear = in_the_clear(settings, address);
             if let Some(warning) = security.in_the_clear.as_ref().filter(|_| !settings.insecure) {
@@ -104,6 +105,11 @@ impl ClientSecurity {
 
     pub(crate) fn server(&self) -> Option<tls::Server> {
         self.tls.clone()
+    }
+
+    /// Who uses how much.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage.clone()
     }
 
     pub(crate) fn audit(&self) -> Option<Audit> {

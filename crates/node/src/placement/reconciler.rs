@@ -323,6 +323,7 @@ impl Reconciler {
                 directory: Arc::clone(&self.parts.directory),
                 followers: Arc::clone(&self.followers),
                 disk: Arc::clone(&self.parts.disk),
+                stored: Arc::clone(self.parts.shards.stored()),
             }),
             writes: self.parts.writes.clone(),
             time: Arc::new(self.parts.clocks.clone()),

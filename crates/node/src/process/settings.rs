@@ -96,6 +96,7 @@ pub(crate) fn gateway_options(
         tls: clients.server(),
         trusted_proxies: settings.trusted_proxies.clone(),
         audit: clients.audit(),
+        usage: clients.usage(),
         region: region.to_owned(),
         max_connections: capacity::client_connections(
             capacity::connections_within_memory(

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use meridian_consensus::Role;
 use meridian_directory::{Node, Transport};
+use meridian_gateway::{Account, Used};
 use meridian_net::Mutual;
+use meridian_proto::admin::account_usage::Account as OfAccount;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_proto::node_id_to_wire;
 use meridian_types::{NodeId, ShardId};
@@ -30,6 +33,8 @@ use crate::webhooks::Standings;
 
 /// Of a certificate: it should have been renewed days before.
 const ENDING: Duration = Duration::from_secs(5 * 24 * 3600);
+/// In one answer.
+const MAX_ACCOUNTS: usize = 10_000;
 /// How long a handover of leadership may take.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -144,6 +149,25 @@ impl AdminService {
     }
 }
 
+fn account_usage((account, used): (Account, Used)) -> wire::AccountUsage {
+    let account = match account {
+        Account::Database(id) => OfAccount::Database(Bytes::copy_from_slice(&id.0)),
+        Account::Token(id) => OfAccount::TokenId(id),
+        Account::ConfiguredTokens => OfAccount::ConfiguredTokens(true),
+    };
+    wire::AccountUsage {
+        account: Some(account),
+        requests: used.requests,
+        bytes_in: used.bytes_in,
+        bytes_out: used.bytes_out,
+        slowed: used.slowed,
+        refused: used.refused,
+        connections: used.connections,
+        watches: used.watches,
+        listeners: used.listeners,
+    }
+}
+
 /// The oldest batch that is still in a log here; 0: none.
 fn first_kept(shard: &LocalShard) -> u64 {
     let purged = shard.purged().unwrap_or(u64::MAX);
@@ -231,6 +255,28 @@ impl admin_server::Admin for AdminService {
             Arc::clone(&self.encryption).rotate(request.into_inner().new_data_key).await?;
         let encryption = Some(self.encryption.status());
         Ok(Response::new(wire::RotateKeysResponse { encryption, master_key_changed }))
+    }
+
+    async fn usage(
+        &self,
+        _: Request<wire::UsageRequest>,
+    ) -> Result<Response<wire::UsageResponse>, Status> {
+        let mut used = self.clients.usage().used();
+        let left_out = used.len().saturating_sub(MAX_ACCOUNTS);
+        // Those that have used most.
+        used.sort_by_key(|(_, used)| std::cmp::Reverse(used.requests));
+        used.truncate(MAX_ACCOUNTS);
+        let stored = self.shards.stored().all().into_iter().take(MAX_ACCOUNTS);
+        let stored = stored.map(|(database, size)| wire::StoredSize {
+            database: Bytes::copy_from_slice(&database.0),
+            keys: size.keys,
+            bytes: size.bytes,
+        });
+        Ok(Response::new(wire::UsageResponse {
+            accounts: used.into_iter().map(account_usage).collect(),
+            stored: stored.collect(),
+            left_out: left_out as u64,
+        }))
     }
 
     type ReadOrphansStream = ReceiverStream<Result<wire::OrphanBatch, Status>>;

@@ -1,6 +1,6 @@
 //! The role that each call needs: one table of all methods.
 
-use meridian_directory::Change;
+use meridian_directory::{Change, QuotaOwner};
 use meridian_pki::Holder;
 use meridian_proto::admin::admin_server;
 use meridian_proto::changes::changes_server;
@@ -93,6 +93,7 @@ const METHODS: &[(&str, &[(&str, Need)])] = &[
             // They hold what clients wrote.
             ("ReadOrphans", Need::Operator(Level::Admin)),
             ("RotateKeys", Need::Operator(Level::Admin)),
+            ("Usage", Need::Operator(Level::View)),
         ],
     ),
 ];
@@ -121,7 +122,8 @@ pub(crate) fn of_change(change: &Change) -> Option<Level> {
         | Change::ForceFailover { .. }
         | Change::SetVoters { .. }
         | Change::SetDirectoryVoters { .. }
-        | Change::SetDatabase { .. } => Level::Operate,
+        | Change::SetDatabase { .. }
+        | Change::SetQuotas { of: QuotaOwner::Database(_), .. } => Level::Operate,
         Change::AddRegion { .. }
         | Change::RemoveRegion { .. }
         | Change::AddNode { .. }
@@ -133,6 +135,7 @@ pub(crate) fn of_change(change: &Change) -> Option<Level> {
         | Change::RotateWebhookKey { .. }
         | Change::RemoveWebhook { .. }
         | Change::CreateToken { .. }
+        | Change::SetQuotas { of: QuotaOwner::Token(_), .. }
         | Change::RotateToken { .. }
         | Change::RevokeToken { .. }
         | Change::SetTransport { .. }

@@ -12,11 +12,13 @@ use crate::replication::comparison::Comparison;
 use crate::replication::progress::Followers;
 use crate::replication::snapshot_transfer::States;
 use crate::shard::local::LocalShard;
+use crate::write::stored_sizes::StoredSizes;
 
 /// The shards of this node, as they are at present.
 #[derive(Default)]
 pub(crate) struct ShardTable {
     shards: RwLock<BTreeMap<ShardId, Entry>>,
+    stored: Arc<StoredSizes>,
 }
 
 #[derive(Clone)]
@@ -34,6 +36,11 @@ impl ShardTable {
             state.shard(),
             Entry { state, followers, comparison: Arc::default(), local: None },
         );
+    }
+
+    /// How much the databases store whose shards this node leads.
+    pub(crate) fn stored(&self) -> &Arc<StoredSizes> {
+        &self.stored
     }
 
     /// Sets the part of this node in the shard from now on.

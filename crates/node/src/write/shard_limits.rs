@@ -1,14 +1,16 @@
-//! By what the writes of one shard are admitted: room on the disks of its voters, and the lag of
-//! the other regions.
+//! By what the writes of one shard are admitted: room on the disks of its voters, the lag of the
+//! other regions, and the quotas on what databases store.
 
 use std::sync::Arc;
 
-use meridian_types::{NodeId, ShardId};
+use meridian_gateway::Catalogue;
+use meridian_types::{DatabaseId, NodeId, ShardId};
 
 use crate::cluster_view::view::Directory;
 use crate::host::disk::{DiskGuard, MIN_FREE_BYTES, Room};
 use crate::replication::progress::Followers;
 use crate::write::proposer::{AdmissionPolicy, WriteRefusal};
+use crate::write::stored_sizes::StoredSizes;
 
 /// At this node, for as long as it may lead.
 pub(crate) struct ShardLimits {
@@ -17,6 +19,7 @@ pub(crate) struct ShardLimits {
     pub(crate) directory: Arc<Directory>,
     pub(crate) followers: Arc<Followers>,
     pub(crate) disk: Arc<DiskGuard>,
+    pub(crate) stored: Arc<StoredSizes>,
 }
 
 impl AdmissionPolicy for ShardLimits {
@@ -26,6 +29,10 @@ impl AdmissionPolicy for ShardLimits {
         let others = voters.iter().filter(|voter| **voter != self.node_id);
         let rooms: Vec<Room> = others.map(|voter| self.followers.room(*voter)).collect();
         refusal_for_room(self.disk.room(), &rooms, only_deletes)
+    }
+
+    fn rejection(&self, database: DatabaseId) -> Option<String> {
+        self.stored.rejection(database, || self.directory.quotas(database))
     }
 
     fn proposed(&self, sequence: u64) {

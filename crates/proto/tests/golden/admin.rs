@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use meridian_proto::admin;
+use meridian_proto::admin::account_usage::Account;
 
 use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_varint};
 
@@ -104,6 +105,38 @@ fn admin_rotations_of_keys_are_golden() {
     let response =
         admin::RotateKeysResponse { encryption: Some(encryption()), master_key_changed: true };
     let golden = [field_message(1, &encryption_fields()), field_varint(2, 1)];
+    assert_golden(&response, &golden);
+}
+
+#[test]
+fn usage_is_golden() {
+    assert_golden(&admin::UsageRequest {}, &[]);
+    let account = |account| admin::AccountUsage { account: Some(account), ..Default::default() };
+    let database = admin::AccountUsage {
+        requests: L + 4,
+        bytes_in: L + 5,
+        bytes_out: L + 6,
+        slowed: L + 7,
+        refused: L + 8,
+        connections: L + 9,
+        watches: L + 10,
+        listeners: L + 11,
+        ..account(Account::Database(b"id".as_slice().into()))
+    };
+    let fields: Vec<_> = [field_bytes(1, b"id")]
+        .into_iter()
+        .chain((4..=11).map(|n| field_varint(n, L + n)))
+        .collect();
+    assert_golden(&database, &fields);
+    assert_golden(&account(Account::TokenId(L + 2)), &[field_varint(2, L + 2)]);
+    assert_golden(&account(Account::ConfiguredTokens(true)), &[field_varint(3, 1)]);
+    let stored = admin::StoredSize { database: b"id".as_slice().into(), keys: L + 2, bytes: L + 3 };
+    let stored_fields = [field_bytes(1, b"id"), field_varint(2, L + 2), field_varint(3, L + 3)];
+    assert_golden(&stored, &stored_fields);
+    let response =
+        admin::UsageResponse { accounts: vec![database], stored: vec![stored], left_out: L + 3 };
+    let golden =
+        [field_message(1, &fields), field_message(2, &stored_fields), field_varint(3, L + 3)];
     assert_golden(&response, &golden);
 }
 

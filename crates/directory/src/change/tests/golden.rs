@@ -105,6 +105,8 @@ fn every_change_survives_being_written_and_read() {
         },
         Change::RotateWebhookKey { id: DATABASE, queue: String::new() },
         Change::RemoveWebhook { id: DATABASE, queue: String::new() },
+        quotas::set(QuotaOwner::Database(DATABASE), &[(Quota::Keys, 5)], &[Quota::Watches]),
+        quotas::set(QuotaOwner::Token(1), &[], &[Quota::Watches]),
         Change::NameCluster { id: "00ff00ff00ff00ff".into() },
         Change::RecordIncarnation { node: NodeId(1), incarnation: "ff".into() },
         Change::Seal {

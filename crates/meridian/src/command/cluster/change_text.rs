@@ -1,12 +1,13 @@
 //! Recorded changes in words.
 
 use meridian_directory::{
-    Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Member, Node, Rpo, RpoMode,
-    Token, TokenScope, WebhookSettings,
+    Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Member, Node, QuotaOwner, Rpo,
+    RpoMode, Token, TokenScope, WebhookSettings,
 };
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId, V8Format};
 
 use crate::command::operator::{format, resolve};
+use crate::command::quotas;
 
 /// A recorded change in words, with the present names of nodes and databases. A change that this
 /// version does not know is shown as it was recorded.
@@ -64,6 +65,16 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             let mut settings = settings(*failover, *rpo, primary_region.as_deref(), *v8_format);
             settings.extend(queue_paused.map(|is_paused| format!("queue {}", paused(is_paused))));
             format!("{} set: {}", name_of(cluster, id), settings.join(", "))
+        }
+        Change::SetQuotas { of, set, remove } => {
+            let of = match of {
+                QuotaOwner::Database(id) => name_of(cluster, id),
+                QuotaOwner::Token(id) => format!("token {id}"),
+            };
+            let removed = remove.iter().map(|quota| format!("no {quota}"));
+            let set = (!set.is_empty()).then(|| quotas::text(set));
+            let all: Vec<_> = set.into_iter().chain(removed).collect();
+            format!("quotas of {of} set: {}", all.join(", "))
         }
         Change::SetWebhook { id, settings, .. } => {
             format!("webhook of {} set: {}", name_of(cluster, id), webhook(settings))
@@ -244,6 +255,7 @@ pub(crate) fn rpo(rpo: &Rpo) -> String {
 #[cfg(test)]
 mod tests {
     use meridian_directory::WebhookKey;
+    use meridian_types::Quota;
 
     use super::*;
     use crate::command::operator::samples::{cluster, report};
@@ -280,6 +292,12 @@ mod tests {
             text(&Change::SetWebhook { id, queue: String::new(), settings }),
             "webhook of database default set: https://example.com/, 5.0 s each, key 4bb06f8e"
         );
+        let quotas = Change::SetQuotas {
+            of: QuotaOwner::Database(id),
+            set: [(Quota::Keys, 5.try_into().unwrap())].into_iter().collect(),
+            remove: [Quota::Watches].into(),
+        };
+        assert_eq!(text(&quotas), "quotas of database default set: keys 5, no watches");
         let seal = Change::Seal {
             shard: ShardId(1),
             epoch: Epoch(2),

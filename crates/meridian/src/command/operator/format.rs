@@ -1,5 +1,6 @@
 //! Times, durations and sizes, as people read and write them.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -54,6 +55,27 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// Parses a number of bytes above zero: `1000`, `64KiB`, `10MiB`, `2GiB`, or `64kB`, `10MB`, `2GB`.
+pub(crate) fn parse_size(text: &str) -> Result<NonZeroU64, String> {
+    let wrong = || format!("`{text}` is not a number of bytes such as 64KiB, 10MiB or 2GB");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.and_then(NonZeroU64::new).ok_or_else(wrong)
+}
+
 /// Parses a duration above zero: `500ms`, `90s`, `15m`, `12h`, `30d`, `2w`, or several in a row:
 /// `1h30m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -85,6 +107,18 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_parsed() {
+        let parsed = |text| parse_size(text).map(NonZeroU64::get).ok();
+        for (text, bytes) in [("7", 7), ("64KiB", 65_536), ("10 MB", 10_000_000), ("2GiB", 2 << 30)]
+        {
+            assert_eq!(parsed(text), Some(bytes), "{text}");
+        }
+        for text in ["", "0", "0MB", "MB", "-1", "1.5GB", "1kb", "99999999999TiB", "1 2"] {
+            assert_eq!(parsed(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_parsed_and_written() {

@@ -7,7 +7,9 @@ use meridian_directory::{
     Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
 };
 use meridian_failover::Contact;
-use meridian_types::{CommitProgress, Epoch, NodeId, Position, ShardId, ShardReport, V8Format};
+use meridian_types::{
+    CommitProgress, Epoch, NodeId, Position, Quotas, ShardId, ShardReport, V8Format,
+};
 
 use super::View;
 
@@ -46,6 +48,7 @@ pub(crate) fn cluster() -> Cluster {
         v8_format: V8Format::default(),
         queue_paused: false,
         webhooks: Vec::new(),
+        quotas: Quotas::default(),
     };
     Cluster {
         version: 7,

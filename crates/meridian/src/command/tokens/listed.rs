@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use meridian_directory::{Cluster, Token, TokenScope};
 use meridian_proto::directory::TokenLastUse;
-use meridian_types::{KeyPrefix, Permissions};
+use meridian_types::{KeyPrefix, Permissions, Quotas};
 use meridian_values::Key;
 use serde::Serialize;
 
 use crate::command::operator::{Table, format};
+use crate::command::quotas;
 
 /// The public part of a token.
 #[derive(Serialize)]
@@ -22,6 +23,7 @@ pub(super) struct Listed<'a> {
     permissions: Permissions,
     /// Empty: all keys.
     prefixes: Vec<String>,
+    quotas: Quotas,
     created_at_ms: u64,
     expires_at_ms: Option<u64>,
     /// The end of the secret before the present one.
@@ -51,6 +53,7 @@ impl<'a> Listed<'a> {
             access: access(token.permissions),
             permissions: token.permissions,
             prefixes: token.prefixes.iter().map(prefix).collect(),
+            quotas: token.quotas,
             created_at_ms: token.created_at_ms,
             expires_at_ms: token.expires_at_ms,
             previous_secret_until_ms: token.previous.as_ref().map(|secret| secret.until_ms),
@@ -148,6 +151,7 @@ pub(super) fn details(token: &Listed<'_>, now_ms: u64) -> String {
         ("token", format!("{} ({})", token.id, token.label)),
         ("databases", token.opened_databases()),
         ("keys", keys),
+        ("quotas", quotas::text(&token.quotas)),
         ("permissions", token.permissions.to_string()),
         ("created", format::time(token.created_at_ms)),
         ("expires", token.ends(now_ms)),

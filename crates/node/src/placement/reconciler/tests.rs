@@ -294,6 +294,7 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         directory: Arc::clone(&parts.directory),
         followers: parts.shards.followers(&SHARD).unwrap(),
         disk: Arc::default(),
+        stored: Arc::default(),
     };
     let shipping = crate::rpc::replication::ShippingService {
         node_id: NodeId(1),

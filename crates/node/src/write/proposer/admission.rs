@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use meridian_directory::{Rpo, RpoMode};
+use meridian_types::DatabaseId;
 
 use super::recent::Asks;
 use super::refusal::WriteRefusal;
@@ -32,6 +33,11 @@ pub(crate) enum Admission {
 pub(crate) trait AdmissionPolicy: Send + Sync {
     /// Why writes are refused, if they are: all, or all but mere deletes.
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal>;
+
+    /// Why the database may store no more, if it may not. The answer to the client, for good.
+    fn rejection(&self, _database: DatabaseId) -> Option<String> {
+        None
+    }
 
     /// How far the best replica region is behind, in milliseconds; `None` where there is no other
     /// region.

@@ -13,8 +13,8 @@ use meridian_proto::encode_batch;
 use meridian_storage::{StorageError, or_fatal};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, MutationKind, Position, Refusal, RequestId, Transaction, Verdict,
-    Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, Mutation, MutationKind, Position, Refusal, RequestId, Transaction,
+    Verdict, Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -316,7 +316,10 @@ impl<'a> Session<'a> {
             batch.time_ms,
             &request.transaction,
         )? {
-            Evaluation::Commit(effects) => (effects, None),
+            Evaluation::Commit(effects) => match self.rejection(request) {
+                None => (effects, None),
+                Some(text) => (Vec::new(), Some(Refusal::Rejected(text))),
+            },
             Evaluation::CheckFailed(indexes) => (Vec::new(), Some(Refusal::CheckFailed(indexes))),
             Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
         };
@@ -330,6 +333,12 @@ impl<'a> Session<'a> {
             batch.transactions.push(transaction);
         }
         Ok(outcome)
+    }
+
+    /// Why a write that stores more may not, if it may not.
+    fn rejection(&self, request: &WriteRequest) -> Option<String> {
+        let stores = stores_more(&request.transaction);
+        stores.then(|| self.parts.policy.rejection(request.database)).flatten()
     }
 
     /// To be called often, also when nothing is written: see [`LoggedTime::advance`].
@@ -430,6 +439,12 @@ enum NextStep {
     Join(Position, WriteOutcome),
     /// And its database has no turn for so long afterwards.
     Evaluate { pause: Option<Duration> },
+}
+
+/// Whether it puts values or messages. What becomes of a message is none of that.
+fn stores_more(transaction: &Transaction) -> bool {
+    let puts = |mutation: &Mutation| !matches!(mutation.kind, MutationKind::Delete);
+    !transaction.enqueues.is_empty() || transaction.mutations.iter().any(puts)
 }
 
 /// Whether it can only make room.

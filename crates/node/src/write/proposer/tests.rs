@@ -29,11 +29,17 @@ const DATABASE: DatabaseId = meridian_config::DEV_DEFAULT_DATABASE;
 struct Pressed {
     lag_ms: Arc<AtomicU64>,
     disk_is_low: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
     proposed: Arc<AtomicU64>,
     evaluations: Arc<AtomicU64>,
 }
 
 impl AdmissionPolicy for Pressed {
+    fn rejection(&self, database: DatabaseId) -> Option<String> {
+        assert_eq!(database, DATABASE);
+        self.is_full.load(Ordering::Relaxed).then(|| "the quota is used up".to_owned())
+    }
+
     fn proposed(&self, sequence: u64) {
         self.proposed.store(sequence, Ordering::Relaxed);
     }
@@ -57,6 +63,8 @@ struct Leader {
     directory: Arc<Directory>,
     lag_ms: Arc<AtomicU64>,
     disk_is_low: Arc<AtomicBool>,
+    /// The database's quota is used up.
+    is_full: Arc<AtomicBool>,
     /// The newest batch that was made.
     proposed: Arc<AtomicU64>,
     /// How often requests were evaluated, all that waited together counted once.
@@ -127,6 +135,7 @@ impl Leader {
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));
         let disk_is_low = Arc::new(AtomicBool::new(false));
+        let is_full = Arc::new(AtomicBool::new(false));
         let (proposed, evaluations) = (Arc::default(), Arc::default());
         let writes = WriteBytes::new("writes that wait", 8 << 20);
         let time = Arc::new(time);
@@ -138,6 +147,7 @@ impl Leader {
             policy: Arc::new(Pressed {
                 lag_ms: Arc::clone(&lag_ms),
                 disk_is_low: Arc::clone(&disk_is_low),
+                is_full: Arc::clone(&is_full),
                 proposed: Arc::clone(&proposed),
                 evaluations: Arc::clone(&evaluations),
             }),
@@ -154,6 +164,7 @@ impl Leader {
             directory,
             lag_ms,
             disk_is_low,
+            is_full,
             proposed,
             evaluations,
             writes,
@@ -411,6 +422,35 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
     assert!(matches!(&refused, WriteReply::NotCommitted(_)), "{refused:?}");
     leader.commit(Transaction { mutations: vec![delete], ..Transaction::default() }).await;
     assert_eq!(leader.value("k"), None);
+}
+
+#[tokio::test]
+async fn what_stores_more_is_rejected_for_good_over_a_quota_and_deletes_and_earlier_writes_are_not()
+{
+    let leader = Leader::start(Arc::default()).await;
+    let rejected = |reply: &WriteReply| matches!(reply.outcome(), Some(WriteOutcome::Rejected(text)) if text.contains("quota"));
+    let (before, late) = (new_request_id(), new_request_id());
+    let committed = leader.write(before, true, set("k", "1")).await;
+    leader.is_full.store(true, Ordering::Relaxed);
+    let reply = leader.write(late, true, set("k", "2")).await;
+    assert!(rejected(&reply), "{reply:?}");
+    let reply = leader.write(new_request_id(), false, add("n", 1)).await;
+    assert!(rejected(&reply), "{reply:?}");
+    // One that committed before is told so, and no failed check is hidden.
+    assert_eq!(leader.write(before, true, set("k", "1")).await, committed);
+    let checks = vec![Check { key: Bytes::from_static(b"k"), versionstamp: None }];
+    let checked = Transaction { checks, ..set("k", "3") };
+    let reply = leader.write(new_request_id(), false, checked).await;
+    assert!(matches!(reply.outcome(), Some(WriteOutcome::CheckFailed(_))), "{reply:?}");
+    let delete =
+        Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
+    leader.commit(Transaction { mutations: vec![delete], ..Transaction::default() }).await;
+    assert_eq!(leader.value("k"), None);
+    // What was rejected stays so, should it come again when there is room.
+    leader.is_full.store(false, Ordering::Relaxed);
+    let reply = leader.write(late, true, set("k", "2")).await;
+    assert!(rejected(&reply), "{reply:?}");
+    leader.commit(set("k", "3")).await;
 }
 
 #[tokio::test]
