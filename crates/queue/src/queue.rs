@@ -262,8 +262,8 @@ impl Queue {
         if !context.is_paused {
             self.hand_out(context);
         }
-        let credit = usize::try_from(self.listeners.credit()).unwrap_or(usize::MAX);
-        if credit > 0 && self.window.wants_read(context.moment.time_ms) {
+        if self.looks_for_rows() && self.window.wants_read(context.moment.time_ms) {
+            let credit = usize::try_from(self.listeners.credit()).unwrap_or(usize::MAX);
             let wanted = credit.saturating_mul(2).clamp(8, READ_ROWS);
             if let Some((from, limit)) = self.window.begin_read(wanted) {
                 context.actions.push(Action::Read { queue: self.id.clone(), from, limit });
@@ -276,6 +276,13 @@ impl Queue {
             self.log(lane, context);
         }
         self.alarm(context)
+    }
+
+    /// For listeners that have room; and for the first message that waits while none has, since
+    /// operators see how long it does.
+    fn looks_for_rows(&self) -> bool {
+        self.listeners.credit() > 0
+            || !self.listeners.is_empty() && self.window.known().next().is_none()
     }
 
     fn hand_out(&mut self, context: &mut Context<'_>) {
@@ -312,7 +319,7 @@ impl Queue {
     fn alarm(&self, context: &Context<'_>) -> Option<Duration> {
         let Moment { now, time_ms } = context.moment;
         let end = self.leases.first_end().map(|(end, _)| end);
-        if self.listeners.credit() == 0 {
+        if !self.looks_for_rows() {
             return end;
         }
         let at = |due_ms: u64| {

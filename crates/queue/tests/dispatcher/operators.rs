@@ -129,6 +129,28 @@ fn message_counts_as_leased_while_a_listener_holds_it() {
     );
 }
 
+/// Whatever was read when the last credit was spent.
+#[test]
+fn first_message_that_is_due_is_known_while_no_listener_has_room() {
+    for unread in [key(0, 102), key(500, 102)] {
+        let mut leader = Leader::new(&[key(0, 101)]);
+        let opened = Event::Opened(opening(DATABASE, 1, 1, 1));
+        let opened = leader.dispatcher.step(leader.moment(), opened);
+        assert!(matches!(opened[..], [Action::Read { .. }]), "{opened:?}");
+        // The read ended at its last row, and there may be others behind it.
+        let (rows, next) = (vec![key(0, 101)], Some(unread));
+        let read = leader.step(Event::Read { queue: DATABASE.into(), rows, next });
+        assert_eq!(delivered(&read), [(1, key(0, 101))]);
+        assert_eq!(leader.dispatcher.first_due_ms(), None);
+        let waiting = MessageKey { due_ms: unread.due_ms + 100, ..key(0, 103) };
+        leader.enqueue(DATABASE, &[waiting]);
+        while let Some(at) = leader.dispatcher.wake_at() {
+            leader.at(u64::try_from(at.as_millis()).unwrap());
+        }
+        assert_eq!(leader.dispatcher.first_due_ms(), Some(waiting.due_ms));
+    }
+}
+
 fn pause(leader: &mut Leader) -> Vec<Action> {
     leader.step(Event::Paused(BTreeSet::from([DATABASE])))
 }
