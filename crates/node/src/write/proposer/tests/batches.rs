@@ -126,10 +126,13 @@ async fn database_is_slowed_the_more_the_nearer_replication_lags_to_the_bound() 
             until - least
         );
         // Nor does a batch of others have it before.
-        if Instant::now() + TICK / 10 < until {
+        if Instant::now() < until {
             session.propose(&mut waiting.backlog).await.unwrap();
-            assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
-            assert!(session.is_idle());
+            // It may have been due by then.
+            if Instant::now() < until {
+                assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+                assert!(session.is_idle());
+            }
         }
         leader.lag_ms.store(0, Ordering::Relaxed);
         tokio::time::sleep_until(until.into()).await;
