@@ -30,7 +30,7 @@ use meridian_tests::{Cluster, ClusterOptions, TOKEN, poll};
 use serde_json::{Value, json};
 use sha2::Sha256;
 use tempfile::NamedTempFile;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Mutex, watch};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -246,9 +246,11 @@ async fn webhook_changes_its_key_its_leader_and_ends_without_a_message_that_fail
 async fn endpoint_that_is_down_is_named_by_the_status_of_its_node_until_it_is_back() {
     let cluster = Cluster::start(ClusterOptions::default()).await;
     let (receiver, key) = (Receiver::start(KEY).await, file(KEY));
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound, so that nobody else listens there, and refused by the system.
+    let bound = TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let path = key.path().to_str().unwrap();
-    let down = format!("http://{free}/");
+    let down = format!("http://{}/", bound.local_addr().unwrap());
     let set = ["queue", "webhook", "set", "default", "--url", &down, "--key-file", path];
     cluster.order(6, &set).await;
     let url = cluster.url(6);

@@ -60,7 +60,10 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
         node.close().await;
     }
     let node = nodes.iter_mut().find(|node| node.id == first).unwrap();
-    drop(tokio::time::timeout(std::time::Duration::from_millis(100), node.write("alone")).await);
+    tokio::select! {
+        written = node.write("alone") => panic!("without a quorum: {written:?}"),
+        () = until("it has the batch", async || beyond(node, 5) == [(6, false)]) => {}
+    }
     node.close().await;
     assert_eq!(beyond(node, 3), [(4, true), (5, true), (6, false)]);
     assert_eq!(beyond(node, 5), [(6, false)]);
