@@ -150,7 +150,8 @@ async fn handshake_that_does_not_end_is_cut_in_time() {
     for stream in [&mut half, &mut silent] {
         assert!(tokio::time::timeout(LONG, stream.read_u8()).await.unwrap().is_err());
     }
-    assert!((within..LONG / 4).contains(&started.elapsed()), "{:?}", started.elapsed());
+    // Each read has waited for less than LONG.
+    assert!(started.elapsed() >= within, "{:?}", started.elapsed());
 }
 
 /// Connections in their handshakes are those of strangers.
@@ -175,7 +176,8 @@ async fn flood_of_half_handshakes_makes_room_for_a_newcomer_and_costs_no_client_
     let started = Instant::now();
     let mut newcomer = secure.http1().await;
     assert_eq!(newcomer.read(&all()).await.unwrap().status, 200);
-    assert!(started.elapsed() < LONG / 4, "{:?}", started.elapsed());
+    // The half ones have their time still.
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     assert_eq!(before.read(&all()).await.unwrap().status, 200);
 }
 
@@ -189,19 +191,21 @@ async fn address_that_begins_many_handshakes_leaves_those_of_others_their_turn()
     }
     let started = Instant::now();
     // One after the other: of connections with a token any number begins.
-    for _ in 0..8 {
+    for _ in 0..24 {
         assert_eq!(secure.http1().await.read(&all()).await.unwrap().status, 200);
     }
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // Else there would be one in each second.
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
 }
 
 /// The attacker ends its handshakes, and says nothing.
 #[tokio::test]
 async fn flood_of_whole_handshakes_from_one_address_is_slowed() {
     let handshakes =
-        HandshakeLimits { in_all: 64, at_once: 4, per_second: 2, within: Duration::from_secs(1) };
+        HandshakeLimits { in_all: 64, at_once: 4, per_second: 2, within: Duration::from_secs(5) };
     let secure = Secure::with(Options { handshakes, ..Options::default() }).await;
-    let whole = (0..40).map(|_| async {
+    let started = Instant::now();
+    let whole = (0..60).map(|_| async {
         let connected = secure.connect(&[]).await;
         // TLS 1.3: a client is through before the server has looked at it.
         match connected {
@@ -213,8 +217,11 @@ async fn flood_of_whole_handshakes_from_one_address_is_slowed() {
         }
     });
     let through = futures::future::join_all(whole).await;
-    let through = through.into_iter().filter(|is_through| *is_through).count();
-    assert!((4..=6).contains(&through), "{through} of 40 were served");
+    let through = through.into_iter().filter(|is_through| *is_through).count() as u64;
+    // Two more in each second, which are five on a machine that keeps up.
+    let at_most = 5 + 2 * started.elapsed().as_secs();
+    assert!((4..=at_most).contains(&through), "{through} of 60 were served, at most {at_most}");
+    assert!(through < 60, "none was slowed");
 }
 
 #[tokio::test]
@@ -223,29 +230,26 @@ async fn client_behind_a_trusted_proxy_is_told_apart_from_others_behind_it() {
     let trusted_proxies = trusted_proxies.unwrap();
     let server = Server::with(Options { trusted_proxies, ..Options::default() }).await;
     let mut proxy = server.http1().await;
-    // The eleventh guess within a minute is answered slowly, and those before are not.
-    let mut slowest = async |client: &str, guesses: u32| {
+    // The eleventh guess within a minute is answered slowly, and those before are not: how many
+    // are slow of so many.
+    let slow = async |proxy: &mut Client, client: &str, guesses: u32| {
         let headers = [("authorization", "Bearer no-such-token"), ("x-forwarded-for", client)];
-        let mut slowest = Duration::ZERO;
+        let mut slow = 0;
         for _ in 0..guesses {
             let started = Instant::now();
             assert_eq!(proxy.post("/", &headers, "").await.unwrap().status, 401);
-            slowest = slowest.max(started.elapsed());
+            slow += u32::from(started.elapsed() >= Duration::from_millis(450));
         }
-        slowest
+        slow
     };
-    let slow = Duration::from_millis(450);
-    assert!(slowest("192.0.2.1", 10).await < slow);
-    assert!(slowest("192.0.2.1", 1).await >= slow);
-    assert!(slowest("192.0.2.2", 10).await < slow, "another client has guessed nothing yet");
-    assert!(
-        slowest("192.0.2.9, 192.0.2.1", 1).await >= slow,
-        "a client writes the first one itself"
-    );
+    // The machine may stand still for once.
+    assert!(slow(&mut proxy, "192.0.2.1", 10).await <= 1);
+    assert_eq!(slow(&mut proxy, "192.0.2.1", 1).await, 1);
+    let of_another = slow(&mut proxy, "192.0.2.2", 10).await;
+    assert!(of_another <= 1, "another client has guessed nothing yet");
+    let forged = slow(&mut proxy, "192.0.2.9, 192.0.2.1", 2).await;
+    assert_eq!(forged, 2, "a client writes the first one itself");
     // From elsewhere the header is a client's.
     let mut stranger = Server::http1_over(server.connect_from(2).await).await;
-    let headers = [("authorization", "Bearer no-such-token"), ("x-forwarded-for", "192.0.2.1")];
-    let started = Instant::now();
-    assert_eq!(stranger.post("/", &headers, "").await.unwrap().status, 401);
-    assert!(started.elapsed() < slow);
+    assert!(slow(&mut stranger, "192.0.2.1", 3).await <= 1);
 }

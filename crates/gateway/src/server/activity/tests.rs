@@ -146,9 +146,9 @@ fn closing_connection_is_cut_although_requests_without_a_token_keep_coming() {
 async fn closing_connection_is_cut_although_its_client_has_not_taken_an_answer() {
     let activity = Arc::new(Activity::new(Instant::now() - Duration::from_secs(1)));
     activity.authorized();
+    let now = Instant::now();
     let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO, None);
     let _others = Busy::new(&activity);
-    let now = Instant::now();
     activity.closes(now);
     // A client has four seconds to take a megabyte.
     for taking in [Duration::ZERO, Duration::from_millis(2500)].map(|time| now + time) {
