@@ -160,7 +160,8 @@ async fn program_has_all_it_needs(more: &[&str]) {
 }
 
 fn free_port() -> u16 {
-    // Below the ports of outgoing connections; the cluster's gRPC port is 100 higher.
+    // Below the ports of outgoing connections, and of the tests' other clusters; the cluster's gRPC
+    // port is 100 higher.
     let is_free = |port: &u16| {
         [*port, *port + 100]
             .iter()
@@ -169,7 +170,7 @@ fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Each caller of this process looks behind those before.
     let first = NEXT.fetch_add(200, Ordering::Relaxed);
-    let first = first + 20_000 + u16::try_from(std::process::id() % 8000).unwrap();
+    let first = first + 10_000 + u16::try_from(std::process::id() % 1600).unwrap();
     (first..).find(is_free).unwrap()
 }
 

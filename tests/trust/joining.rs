@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use meridian_config::{Context, IdentityFolder, private_file};
+use meridian_drills::cluster::PortBlock;
 use meridian_pki::{Authority, Holder, KeyAndRequest, Secret, Subject};
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
@@ -22,29 +23,27 @@ const ENCRYPTION: &str = "[encryption]\nkey_file = \"key\"\n";
 
 struct Grown {
     folder: TempDir,
-    ports: Vec<u16>,
-}
-
-/// Free ports; another program may take one before it is used, which ends the test.
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> =
-        (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    ports: PortBlock,
 }
 
 impl Grown {
     fn new() -> Self {
-        let grown = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(9) };
+        let ports = PortBlock::take().expect("free ports");
+        let grown = Self { folder: tempfile::tempdir().unwrap(), ports };
         private_file::write(&grown.file("key"), "0123456789abcdef".repeat(4).as_bytes()).unwrap();
         grown
     }
 
+    fn address(&self, number: usize) -> String {
+        format!("127.0.0.1:{}", self.ports.all().nth(number).unwrap())
+    }
+
     fn rpc(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[2 * node - 2])
+        self.address(2 * node - 2)
     }
 
     fn kv(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[2 * node - 1])
+        self.address(2 * node - 1)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -164,7 +163,7 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
 
     // A gateway without data, and an operator with a token.
     let token = cluster.token(&["gateways", "add", "edge"]).await;
-    let listen = format!("127.0.0.1:{}", cluster.ports[6]);
+    let listen = cluster.address(6);
     let more =
         format!("region = \"home\"\nstate_dir = \"edge-state\"\n[listen]\nkv = \"{listen}\"\n");
     let of_edge = more.clone();

@@ -22,7 +22,7 @@ use crate::operator::Operator;
 use crate::poll;
 
 pub use error::{ClusterError, with_causes};
-use ports::PortBlock;
+pub use ports::PortBlock;
 use process::Process;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
 //! Blocks of ports for clusters on loopback.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::RangeInclusive;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Below the range that systems use for outgoing connections.
@@ -20,14 +21,15 @@ pub(crate) const REGIONS: usize = 3;
 /// The last port of the block is held open as long as this lives, so that clusters of other
 /// programs see the block as taken even while the nodes of this one are down.
 #[derive(Debug)]
-pub(crate) struct PortBlock {
+pub struct PortBlock {
     base: u16,
     _guard: TcpListener,
 }
 
 impl PortBlock {
     /// `None`: hardly any port is free.
-    pub(crate) fn take() -> Option<Self> {
+    #[must_use]
+    pub fn take() -> Option<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
         let start =
             u16::try_from((now / 1000 + std::process::id() * 31) % u32::from(BLOCKS)).unwrap_or(0);
@@ -36,6 +38,12 @@ impl PortBlock {
             let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
             (base..base + PORTS - 1).all(free).then_some(Self { base, _guard: guard })
         })
+    }
+
+    /// For programs that share none of them with a [`Cluster`](super::Cluster).
+    #[must_use]
+    pub fn all(&self) -> RangeInclusive<u16> {
+        self.base..=self.base + PORTS - 2
     }
 
     /// Up to three regions' gateways: 30 ports.
