@@ -318,8 +318,13 @@ async fn plain_port_beyond_loopback_is_in_each_status() {
     std::fs::write(&path, text.replace(&plain, &open)).unwrap();
     cluster.restart(NodeId(1));
     cluster.node_ready(NodeId(1)).await;
-    let status = cluster.status_text();
-    assert!(status.contains(said), "{status}");
-    let status = cluster.order(NodeId(1), &["cluster", "status"]).await;
-    assert!(status.contains(said) && status.contains("[[gateway.certificates]]"), "{status}");
+    // Both show what the nodes say that answer soon.
+    poll::until("each status says so", LONG, async || {
+        let status = cluster.status_text();
+        let of_cluster = cluster.order(NodeId(1), &["cluster", "status"]).await;
+        let is_said = status.contains(said) && of_cluster.contains(said);
+        let advises = of_cluster.contains("[[gateway.certificates]]");
+        if is_said && advises { Ok(()) } else { Err(status + &of_cluster) }
+    })
+    .await;
 }

@@ -12,7 +12,7 @@ use meridian_tests::{Cluster, as_node};
 use meridian_types::NodeId;
 use tonic::transport::Channel;
 
-use crate::DEADLINE;
+use crate::{CLAIMED_TERM, DEADLINE};
 
 /// A channel as the first node has it, for a cluster.
 fn channel(cluster: &Cluster, id: NodeId, named: &str) -> Channel {
@@ -24,7 +24,7 @@ fn channel(cluster: &Cluster, id: NodeId, named: &str) -> Channel {
 pub(crate) async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
     let channel = channel(cluster, id, "00112233445566778899aabbccddeeff");
     let group = Some(raft::Group { shard: 1, epoch: 1, target: id.0 });
-    let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
+    let vote = meridian_proto::log::Vote { term: CLAIMED_TERM, node_id: 1, committed: true };
     let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
     let refused = RaftClient::new(channel.clone()).append(append).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
@@ -112,7 +112,7 @@ async fn malformed_reads(mut shards: ShardClient<Channel>) {
 
 async fn malformed_votes(mut rafts: RaftClient<Channel>, id: NodeId) {
     let target = |shard, epoch, target| Some(raft::Group { shard, epoch, target });
-    let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: false };
+    let vote = meridian_proto::log::Vote { term: CLAIMED_TERM, node_id: 1, committed: false };
     let NodeId(id) = id;
     for group in [None, target(9, 1, id), target(1, 2, id), target(1, 1, id + 1), target(1, 1, 0)] {
         let request = raft::VoteRequest { group, vote: Some(vote), ..Default::default() };

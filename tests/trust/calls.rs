@@ -18,7 +18,7 @@ use tonic::codegen::http::{Request, header};
 use crate::DEADLINE;
 
 const TIMEOUTS: Timeouts =
-    Timeouts { connect: Duration::from_secs(5), call: Some(Duration::from_secs(5)) };
+    Timeouts { connect: Duration::from_secs(20), call: Some(Duration::from_secs(20)) };
 
 /// All methods, as the definitions have them: service and method.
 fn methods() -> Vec<(String, String)> {
