@@ -95,7 +95,6 @@ impl Peer {
             None => endpoint,
         };
         let endpoint = endpoint
-            .connect_timeout(PEER_CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -248,19 +247,30 @@ impl Access {
 }
 
 fn operators_endpoint(address: &str, timeouts: Timeouts) -> Result<Endpoint, NotAnAddress> {
-    let endpoint = endpoint(address)?.connect_timeout(timeouts.connect);
+    let endpoint = endpoint(address)?;
     Ok(match timeouts.call {
         Some(call) => endpoint.timeout(call),
         None => endpoint,
     })
 }
 
+/// Without a time limit on connecting, which [`Connector`] has: a limit of tonic's own is no
+/// [`tonic::ConnectError`] when it is reached, so that a call that was never sent would look like a
+/// call that may have been.
 fn endpoint(address: &str) -> Result<Endpoint, NotAnAddress> {
     Endpoint::from_shared(format!("http://{address}")).map_err(|_| NotAnAddress(address.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use futures::future::join_all;
+    use hyper::http;
+    use tokio::net::{TcpSocket, TcpStream};
+    use tonic::body::Body;
+    use tonic::codegen::Service;
+
     use super::*;
 
     const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(2), call: None };
@@ -273,6 +283,33 @@ mod tests {
         assert!(error.starts_with("Connection refused"), "{error}");
         let error = connect("no address", &Access::open(), TIMEOUTS).await.unwrap_err().to_string();
         assert_eq!(error, "`no address` is no address");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn channel_that_is_not_connected_in_time_says_of_each_call_that_it_was_not() {
+        // A listener whose backlog is full answers no connection.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut filling = Vec::new();
+        while let Ok(connected) =
+            tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+        {
+            filling.push(connected.unwrap());
+        }
+        let peer = Peer::new(&address.to_string(), None, Way::Plain).unwrap();
+        let calls = (0..300).map(|_| async {
+            let mut channel = peer.channel();
+            poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+            let request = http::Request::post("http://unused/a/method").body(Body::empty());
+            channel.call(request.unwrap()).await.unwrap_err()
+        });
+        for error in join_all(calls).await {
+            let chain = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+            let mut chain = chain.map(|error| error.is::<tonic::ConnectError>());
+            assert!(chain.any(|is_of_connecting| is_of_connecting), "{error:?}");
+        }
     }
 
     #[tokio::test]
