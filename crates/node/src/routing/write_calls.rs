@@ -15,6 +15,7 @@ use std::time::Duration;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
+use tonic::Status;
 
 use crate::host::clock::boot_time;
 use crate::network::call_failure::Failed;
@@ -128,16 +129,25 @@ impl WriteCalls {
             let known = self.samples.lock().get(&node).copied();
             request.valid_until =
                 known.and_then(|sample| sample.translate(valid_until, boot_time()));
-            let response =
-                client.write(request.clone()).await.map_err(Failed::from_status)?.into_inner();
+            let response = client.write(request.clone()).await;
+            let response = response.map_err(|status| failed(status, departure))?.into_inner();
             if let Some(clock) = response.clock {
                 self.samples.lock().insert(node, Sample { clock, received: boot_time() });
             }
             if !matches!(response.result, Some(write_response::Result::ClockUnknown(_))) {
                 return Ok(response);
             }
+            departure.come_back();
         }
         Err(Failed::NotDone(format!("node {node} does not say what its clock shows")))
+    }
+}
+
+/// A write that has not left by then did nothing, whatever its call failed of.
+fn failed(status: Status, departure: &Departure) -> Failed {
+    match Failed::from_status(status) {
+        Failed::Unknown(reason) => departure.not_answered(reason),
+        failed => failed,
     }
 }
 

@@ -161,6 +161,17 @@ impl Shard for Asks {
     }
 }
 
+#[test]
+fn call_of_a_write_that_has_not_left_did_nothing_whatever_it_failed_of() {
+    let broken = || Status::unknown("the connection broke");
+    let (here, left) = (Departure::default(), Departure::default());
+    assert!(left.leave());
+    assert!(matches!(failed(broken(), &here), Failed::Unreachable(_)));
+    assert!(!here.leave(), "nor will it");
+    assert!(matches!(failed(broken(), &left), Failed::Unknown(_)));
+    assert!(matches!(failed(Status::not_found("no shard"), &left), Failed::NotDone(_)));
+}
+
 #[tokio::test]
 async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_more_in_its_own_time()
 {
