@@ -322,7 +322,7 @@ mod tests {
         while count(LINES) + 3 < sent + 1 {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        assert_eq!(audit.0.queue.flush(FLUSH_LIMIT), 0);
+        assert_eq!(audit.0.queue.flush(std::time::Duration::from_secs(60)), 0);
         assert_eq!(audit.warning(), None);
         let text = std::fs::read_to_string(&file).unwrap();
         let lines: Vec<serde_json::Value> =

@@ -70,7 +70,12 @@ impl Stage {
                 values.extend(transaction.changes.iter().map(text));
             }
             if changed.transactions.is_empty() && changed.next_bytes == 0 {
-                return values;
+                let end = Versionstamp::behind(self.only.local().state().position());
+                if changed.reached >= end {
+                    return values;
+                }
+                // The machine stood still for as long as one question is looked into.
+                continue;
             }
             assert!(changed.reached > wanted.after.unwrap() || changed.next_bytes > max_bytes);
             wanted.max_bytes = max_bytes.max(changed.next_bytes);
@@ -141,7 +146,8 @@ async fn question_waits_for_a_change_and_for_none_longer_than_it_says() {
     stage.write("a", "4").await;
     wanted.after = Some(changed.reached);
     wanted.wait = Duration::from_millis(1);
-    assert!(stage.next(&wanted).await.unwrap().reached > changed.reached);
+    let passes = async || stage.next(&wanted).await.unwrap().reached > changed.reached;
+    crate::testing::until("the batch is passed", passes).await;
 }
 
 #[tokio::test]
