@@ -383,7 +383,8 @@ await test("what expires goes, also when set in one write, and what is set again
   await committed(kv.atomic().set(key("c"), 3, { expireIn }).set(key("d"), 4, { expireIn }).set(key("e"), 5));
   const keys = ["a", "b", "c", "d", "e"].map((name) => key(name));
   const values = async () => (await kv.getMany(keys)).map((entry) => entry.value);
-  if (performance.now() - set < expireIn / 2) equal(await values(), [1, 2, 3, 4, 5]);
+  const early = await values();
+  if (performance.now() - set < expireIn - 10) equal(early, [1, 2, 3, 4, 5]);
   await kv.set(key("b"), 2, { expireIn: 3_600_000 });
   await until("what expires is gone", async () => shown(await values()) === shown([null, 2, null, null, 5]));
   holds(performance.now() - set >= expireIn, "nothing expires too soon");
