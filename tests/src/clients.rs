@@ -9,7 +9,7 @@ use tokio::process::Command;
 use crate::TOKEN;
 
 /// A program that hangs is ended, with its output so far.
-pub const DEADLINE: Duration = Duration::from_secs(90);
+pub const DEADLINE: Duration = Duration::from_secs(150);
 
 /// Deno itself, with its native client.
 pub fn deno() -> Command {
