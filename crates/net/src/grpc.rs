@@ -306,7 +306,9 @@ mod tests {
             channel.call(request.unwrap()).await.unwrap_err()
         });
         for error in join_all(calls).await {
-            let chain = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+            let chain = std::iter::successors(Some(&error as &(dyn Error + 'static)), |error| {
+                error.source()
+            });
             let mut chain = chain.map(|error| error.is::<tonic::ConnectError>());
             assert!(chain.any(|is_of_connecting| is_of_connecting), "{error:?}");
         }

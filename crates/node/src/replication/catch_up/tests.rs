@@ -195,7 +195,9 @@ async fn where_the_log_begins_too_late_the_whole_state_is_taken_however_long_it_
         while target.replica.drain(NodeId(4), at(1, 50)).await.is_err() {
             failed += 1;
             assert!(failed < 10);
-            assert_eq!(target.state.position(), at(1, 20), "nothing has changed");
+            // The state may come a moment after the call has ended.
+            let position = target.state.position();
+            assert!([at(1, 20), at(1, 50)].contains(&position), "{position}");
         }
         assert!(failed > 0 || late_by.is_zero(), "it waits for longer than it may");
         assert_eq!((target.state.position(), target.log.last().unwrap()), (at(1, 50), None));
