@@ -49,7 +49,7 @@ export async function fails(words: string, call: () => unknown) {
 }
 
 export async function until(what: string, condition: () => Promise<boolean>) {
-  const deadline = performance.now() + 10_000;
+  const deadline = performance.now() + 30_000;
   while (!(await condition())) {
     holds(performance.now() < deadline, what);
     await new Promise((done) => setTimeout(done, 20));

@@ -167,7 +167,7 @@ for (const other of urls) {
   there.close();
   const near = await Deno.openKv(`${other}?consistency=eventual`);
   const eventual = { consistency: "eventual" } as const;
-  await until(`an eventual read through ${other}`, 10, async () =>
+  await until(`an eventual read through ${other}`, 30, async () =>
     (await near.get(key("everywhere"), eventual)).value === root);
   const listed = [];
   for await (const entry of near.list({ prefix }, { limit: 2, reverse: true, ...eventual })) listed.push(entry.value);

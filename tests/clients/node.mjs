@@ -150,7 +150,7 @@ for (const other of urls) {
   const entry = await there.get(key("everywhere"));
   assert.deepEqual([entry.value, entry.versionstamp], [root, versionstamp], other);
   const eventual = { consistency: "eventual" };
-  await until(`an eventual read through ${other}`, 10, async () =>
+  await until(`an eventual read through ${other}`, 30, async () =>
     (await there.get(key("everywhere"), eventual)).value === root);
   const listed = [];
   for await (const entry of there.list({ prefix }, { limit: 2, reverse: true, ...eventual })) listed.push(entry.value);

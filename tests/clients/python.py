@@ -139,12 +139,14 @@ async def operations(kv):
     # Expiry: not before, and soon after.
     expires = datetime.now(timezone.utc) + timedelta(milliseconds=700)
     await kv.write(Set(key("expires"), 1.0, expire_at=expires))
-    equal(await value(kv, "expires"), 1.0, "before it expires")
+    early = await value(kv, "expires")
+    if datetime.now(timezone.utc) < expires:
+        equal(early, 1.0, "before it expires")
 
     async def gone():
         return await value(kv, "expires") is None
 
-    await until("a key expires", 3, gone)
+    await until("a key expires", 20, gone)
     equal(datetime.now(timezone.utc) >= expires - timedelta(milliseconds=10), True, "it expires not before")
 
 
@@ -159,7 +161,7 @@ async def everywhere(kv, urls):
             async def seen():
                 return await value(there, "everywhere", consistency=EVENTUAL) == ROOT
 
-            await until(f"an eventual read through {url}", 10, seen)
+            await until(f"an eventual read through {url}", 30, seen)
             values = await listed(there, prefix=key("list"), limit=2, reverse=True, consistency=EVENTUAL)
             equal(values, [24, 23], "an eventual list")
 
