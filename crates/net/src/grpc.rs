@@ -306,11 +306,12 @@ mod tests {
             channel.call(request.unwrap()).await.unwrap_err()
         });
         for error in join_all(calls).await {
-            let chain = std::iter::successors(Some(&error as &(dyn Error + 'static)), |error| {
-                error.source()
-            });
-            let mut chain = chain.map(|error| error.is::<tonic::ConnectError>());
-            assert!(chain.any(|is_of_connecting| is_of_connecting), "{error:?}");
+            let (mut cause, mut is_of_connecting) = (Some(&error as &(dyn Error + 'static)), false);
+            while let Some(error) = cause {
+                is_of_connecting |= error.is::<tonic::ConnectError>();
+                cause = error.source();
+            }
+            assert!(is_of_connecting, "{error:?}");
         }
     }
 
