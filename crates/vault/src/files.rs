@@ -17,6 +17,9 @@ use crate::vault::Vault;
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 const SEALED_BYTES: u64 = (CHUNK_BYTES + TAG_BYTES) as u64;
 
+/// Behind the name of a file that [`Vault::rewrite`] has not put in its place yet.
+pub const REWRITTEN: &str = ".rewritten";
+
 /// Writes a file. Without [`FileWriter::finish`], it is cut short.
 #[derive(Debug)]
 pub struct FileWriter {
@@ -278,7 +281,7 @@ impl Vault {
     /// When the disk says no, or the file is damaged; it stays as it was.
     pub fn rewrite(&self, path: &Path) -> io::Result<()> {
         let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".rewritten");
+        temporary.push(REWRITTEN);
         let temporary = PathBuf::from(temporary);
         let mut from = FileReader::open(path, Some(self))?;
         let mut to = FileWriter::create(&temporary, Some(self))?;

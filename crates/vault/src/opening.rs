@@ -40,7 +40,7 @@ pub(crate) fn open(
     let wanted = sealed.as_ref().map(|sealed| sealed.master);
     let master = read_key(folder, &settings.key, wanted)?;
     let lock = lock(folder)?;
-    let survey = Survey::take(folder, None)?;
+    let survey = Survey::take(folder, None, &|_| true)?;
     let keyring = match sealed {
         None => create(folder, &master, &survey)?,
         Some(sealed) => take_over(folder, sealed, &master, settings, &survey)?,
@@ -53,7 +53,7 @@ fn refuse_encrypted(
     folder: &Path,
     keyring: &Result<Option<SealedKeyring>, VaultError>,
 ) -> Result<(), VaultError> {
-    if let Some((_, file)) = Survey::take(folder, None)?.in_use.into_iter().next() {
+    if let Some((_, file)) = Survey::take(folder, None, &|_| true)?.in_use.into_iter().next() {
         let wanted = match keyring {
             Ok(Some(sealed)) => sealed.master.to_string(),
             Ok(None) => "of a keyring that is not there".to_owned(),

@@ -42,16 +42,24 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// `current`: the data key of new files; `None`: they are plain.
-    pub(crate) fn take(folder: &Path, current: Option<u32>) -> Result<Self, VaultError> {
+    /// `current`: the data key of new files; `None`: they are plain. `is_counted`: whether a file of
+    /// this name among the orphans is Meridian's; others have a data key, and are not counted.
+    pub(crate) fn take(
+        folder: &Path,
+        current: Option<u32>,
+        is_counted: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, VaultError> {
         let mut survey = Self::default();
+        let orphans = folder.join(ORPHANS);
         for file in files(folder)? {
-            survey.look_at(&file, current).map_err(VaultError::file(&file))?;
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let is_counted = !file.starts_with(&orphans) || is_counted(&name);
+            survey.look_at(&file, current, is_counted).map_err(VaultError::file(&file))?;
         }
         Ok(survey)
     }
 
-    fn look_at(&mut self, file: &Path, current: Option<u32>) -> io::Result<()> {
+    fn look_at(&mut self, file: &Path, current: Option<u32>, is_counted: bool) -> io::Result<()> {
         if is_without_data(file) {
             return Ok(());
         }
@@ -62,6 +70,9 @@ impl Survey {
         };
         if let Beginning::Sealed { number } = beginning {
             self.in_use.entry(number).or_insert_with(|| file.to_owned());
+        }
+        if !is_counted {
+            return Ok(());
         }
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let is_of_an_opening = OF_AN_OPENING.iter().any(|kind| name.starts_with(kind));
@@ -111,8 +122,10 @@ pub const HIGH_WATER: &str = "high-water";
 /// The key of the cluster's authority, which the first node has until the directory has it.
 pub const AUTHORITY_KEY: &str = "identity/authority-key.pem";
 
+/// The folder of orphan files, in which operators may have files of their own.
+const ORPHANS: &str = "orphans";
 /// Of a data folder: the database and orphan files.
-pub(crate) const FOLDERS: [&str; 2] = ["db", "orphans"];
+pub(crate) const FOLDERS: [&str; 2] = ["db", ORPHANS];
 
 /// The files that may be encrypted: those two, the database and orphan files. Others of the folder,
 /// such as the ballast and the node's certificate, are not.

@@ -199,12 +199,13 @@ impl Vault {
         }
     }
 
-    /// Reads the beginning of every file: for a thread that may block.
+    /// Reads the beginning of every file: for a thread that may block. `is_counted`: whether a file
+    /// of this name among the orphans is Meridian's; others are an operator's, and stay as they are.
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn survey(&self) -> Result<Survey, VaultError> {
-        Survey::take(&self.folder, self.current())
+    pub fn survey(&self, is_counted: impl Fn(&str) -> bool) -> Result<Survey, VaultError> {
+        Survey::take(&self.folder, self.current(), &is_counted)
     }
 
     /// Whether a file is not as a new one would be: under an older key, or plain, or no longer to be

@@ -115,7 +115,7 @@ impl Encryption {
 
     /// Surveys the folder. Whether any file is to be written again.
     fn look(&self, vault: &Vault) -> bool {
-        match vault.survey() {
+        match vault.survey(orphan_files::is_ours) {
             Ok(survey) => {
                 let is_stale = survey.stale_files > 0;
                 let known = self.survey.lock().replace(survey);

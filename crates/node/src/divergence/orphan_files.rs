@@ -33,7 +33,7 @@ use meridian_proto::admin as wire;
 use meridian_proto::directory;
 use meridian_storage::StorageError;
 use meridian_types::{Epoch, Position, ShardId};
-use meridian_vault::{Folder, Vault};
+use meridian_vault::{Folder, REWRITTEN, Vault};
 use tonic::Status;
 
 pub(crate) use reader::OrphanReader;
@@ -131,6 +131,23 @@ impl std::fmt::Display for OrphanName {
         let Self { shard, epoch, base_sequence, number } = self;
         write!(f, "shard-{shard}-epoch-{epoch}-base-{base_sequence}-{number}.orphans")
     }
+}
+
+/// Behind the name of a file, but for its number, while it is written.
+const PARTIAL: &str = ".partial";
+
+/// Whether a name is one that a file has while it is written, or written again.
+fn is_temporary(name: &str) -> bool {
+    let rewritten = name.strip_suffix(REWRITTEN).and_then(OrphanName::parse);
+    let written = name.strip_suffix(PARTIAL);
+    let written = written.and_then(|name| OrphanName::parse(&format!("{name}-1.orphans")));
+    rewritten.or(written).is_some()
+}
+
+/// Whether a file of this name in the folder is one that this module made. An operator's are beside
+/// them: exports, packed copies.
+pub(crate) fn is_ours(name: &str) -> bool {
+    OrphanName::parse(name).is_some() || is_temporary(name)
 }
 
 /// All complete files of a node, by shard, epoch, base and number. None if there is no folder.
@@ -267,7 +284,7 @@ pub(crate) fn read_orphans(
 }
 
 /// Writes the files again that are not encrypted as new ones are, and removes what crashes left of
-/// such. `paced` is called after each file with its bytes, and ends the work by a break.
+/// such; files of other names stay as they are. `paced` is called after each file with its bytes, and ends the work by a break.
 ///
 /// # Errors
 /// The first of a file that cannot be written again, once the others were tried; it stays as it was.

@@ -449,8 +449,12 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
     assert!(!vault.is_stale(&first).unwrap());
     assert_eq!(read(&data_dir, NAME).unwrap().map(Result::unwrap).count(), 1);
     vault.rotate_data_key().unwrap();
-    // A leftover of a crash goes, the file of a writer stays.
-    fs::write(data_dir.join("orphans/a.partial"), "plain").unwrap();
+    // Leftovers of a crash go, the file of a writer stays.
+    let rewritten = NAME.replace("-1.", "-2.") + ".rewritten";
+    let leftovers = [rewritten, NAME.replace("-1.orphans", ".partial")];
+    for name in &leftovers {
+        fs::write(data_dir.join("orphans").join(name), "plain").unwrap();
+    }
     let held = OrphanWriter::create(&data_dir, ShardId(9), EPOCH, BASE).unwrap();
     vault.rotate_data_key().unwrap();
     let mut damaged = fs::read(&first).unwrap();
@@ -460,7 +464,39 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
     assert!(matches!(rewritten, Err(StorageError::Corruption { .. })));
     assert_eq!(fs::read(&first).unwrap(), damaged, "it stays as it was");
     assert!(!vault.is_stale(&second).unwrap());
-    assert!(!files(&data_dir).contains(&"a.partial".to_owned()));
-    assert!(files(&data_dir).iter().any(|name| name.ends_with(".partial")));
+    let left = files(&data_dir);
+    assert!(leftovers.iter().all(|name| !left.contains(name)), "{left:?}");
+    assert!(left.iter().any(|name| name.ends_with(".partial")));
     drop(held);
+}
+
+#[test]
+fn files_of_an_operator_beside_the_orphans_stay_as_they_are_and_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("data")).unwrap();
+    let plain: Folder = folder.path().join("data").into();
+    save(&plain, &[batch(11, 1)]);
+    let foreign = [
+        "lost.jsonl".to_owned(),
+        format!("{NAME}.gz"),
+        format!("{NAME}.partial"),
+        format!("old-{NAME}"),
+        "mine.rewritten".to_owned(),
+        "shard-03-epoch-2-base-10.partial".to_owned(),
+        "notes".to_owned(),
+    ];
+    for name in &foreign {
+        fs::write(plain.join("orphans").join(name), name).unwrap();
+    }
+    for seals in [true, false] {
+        let data_dir = encrypted(folder.path(), seals);
+        let vault = data_dir.vault().unwrap();
+        assert_eq!(vault.survey(is_ours).unwrap().stale_files, 1);
+        rewrite_stale(&data_dir, vault, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(vault.survey(is_ours).unwrap().stale_files, 0);
+        for name in &foreign {
+            let path = data_dir.join("orphans").join(name);
+            assert_eq!(fs::read_to_string(path).unwrap(), *name);
+        }
+    }
 }

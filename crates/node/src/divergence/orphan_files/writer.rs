@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::{
-    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error,
-    folder, is_kept, names,
+    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, PARTIAL, corruption,
+    file_error, folder, is_kept, is_temporary, names,
 };
 
 /// Writes one file. Dropped before [`OrphanWriter::finish`], it leaves nothing.
@@ -47,7 +47,7 @@ impl OrphanWriter {
         fs::create_dir_all(&folder).map_err(|source| file_error(&folder, source))?;
         sync_folder(data_dir)?;
         let partial = Partial::claim(
-            folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}.partial", base.sequence)),
+            folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}{PARTIAL}", base.sequence)),
         )?;
         let file = data_dir.create(&partial.0).map_err(|source| file_error(&partial.0, source))?;
         let (summary, data_dir) = (OrphanSummary::default(), data_dir.clone());
@@ -201,8 +201,9 @@ pub(super) fn remove_leftovers(folder: &Path, vault: &Vault) -> Result<(), Stora
         entries => entries.map_err(|source| file_error(folder, source))?,
     };
     for entry in entries {
-        let path = entry.map_err(|source| file_error(folder, source))?.path();
-        let is_temporary = path.extension().is_some_and(|kind| kind != "orphans");
+        let entry = entry.map_err(|source| file_error(folder, source))?;
+        let path = entry.path();
+        let is_temporary = entry.file_name().to_str().is_some_and(is_temporary);
         if is_temporary && vault.is_stale(&path).unwrap_or(false) {
             // It goes with the claim.
             drop(Partial::claim(path));

@@ -108,7 +108,7 @@ impl Opened {
     }
 
     fn survey(&self) -> Survey {
-        self.folder.vault().unwrap().survey().unwrap()
+        self.folder.vault().unwrap().survey(|_| true).unwrap()
     }
 
     fn rewrite(&self) {
