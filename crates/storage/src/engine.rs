@@ -201,12 +201,13 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<(), StorageError>;
 
     /// Writes again the files that are not encrypted as new ones are, one stretch of keys after the
-    /// other; `paced` is called as in [`Engine::compact_range`]. For a thread that may block for
-    /// long. Files that are written to while the database is open are new with its next opening.
+    /// other. `admit` is called before each, with about how many bytes are written for it, and ends
+    /// the work by a break. For a thread that may block for long. Files that are written to while
+    /// the database is open are new with its next opening.
     ///
     /// # Errors
-    /// [`StorageError::Cancelled`] if `paced` ended it.
-    fn rewrite(&self, _paced: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StorageError> {
+    /// [`StorageError::Cancelled`] if `admit` ended it.
+    fn rewrite(&self, _admit: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StorageError> {
         Ok(())
     }
 }

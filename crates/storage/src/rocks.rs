@@ -358,9 +358,9 @@ impl Engine for RocksEngine {
         Ok(())
     }
 
-    fn rewrite(&self, paced: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StorageError> {
+    fn rewrite(&self, admit: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StorageError> {
         let Some(vault) = &self.options.vault else { return Ok(()) };
-        self.rewrite_stale(vault, paced)
+        self.rewrite_stale(vault, admit)
     }
 }
 

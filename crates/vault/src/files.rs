@@ -278,18 +278,31 @@ impl Vault {
     /// be a file that nothing else writes.
     ///
     /// # Errors
-    /// When the disk says no, or the file is damaged; it stays as it was.
+    /// When the disk says no, or the file is damaged; it stays as it was, alone.
     pub fn rewrite(&self, path: &Path) -> io::Result<()> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(REWRITTEN);
-        let temporary = PathBuf::from(temporary);
-        let mut from = FileReader::open(path, Some(self))?;
-        let mut to = FileWriter::create(&temporary, Some(self))?;
-        io::copy(&mut from, &mut to)?;
-        to.finish()?;
-        fs::rename(&temporary, path)?;
+        let temporary = rewritten(path);
+        let from = FileReader::open(path, Some(self))?;
+        let copied = self.copy(from, &temporary).and_then(|()| fs::rename(&temporary, path));
+        if copied.is_err() {
+            // The disk may be full of it, and it may be in the clear.
+            drop(fs::remove_file(&temporary));
+        }
+        copied?;
         sync_folder(path)
     }
+
+    fn copy(&self, mut from: FileReader, to: &Path) -> io::Result<()> {
+        let mut to = FileWriter::create(to, Some(self))?;
+        io::copy(&mut from, &mut to)?;
+        to.finish()
+    }
+}
+
+/// The name of a file while it is written again.
+pub(crate) fn rewritten(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(REWRITTEN);
+    name.into()
 }
 
 /// Makes the name of a file durable.

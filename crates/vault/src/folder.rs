@@ -1,14 +1,16 @@
 //! A data folder with its vault, if it has one.
 
+use std::fs;
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::VaultError;
-use crate::files::{FileReader, FileWriter};
+use crate::files::{FileReader, FileWriter, rewritten};
 use crate::opening;
 use crate::source::EncryptionSettings;
+use crate::survey::AUTHORITY_KEY;
 use crate::vault::Vault;
 
 /// The path of a data folder, and the keys of what is in it.
@@ -19,12 +21,19 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens the keys of a folder, before anything else of it is opened.
+    /// Opens the keys of a folder, before anything else of it is opened, and removes the copy of the
+    /// authority's key that a crash may have left, perhaps in the clear.
     ///
     /// # Errors
     /// [`VaultError`]. Nothing was changed then.
     pub fn open(path: &Path, settings: Option<&EncryptionSettings>) -> Result<Self, VaultError> {
         let vault = opening::open(path, settings)?.map(Arc::new);
+        let copy = rewritten(&path.join(AUTHORITY_KEY));
+        if copy.exists()
+            && let Err(error) = fs::remove_file(&copy)
+        {
+            tracing::warn!(path = %copy.display(), %error, "a copy of the authority's key is left behind");
+        }
         Ok(Self { path: path.into(), vault })
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Encryption {
     stop: CancellationToken,
     /// Of the last look at all files.
     survey: Mutex<Option<Survey>>,
+    /// Why files stay as they are.
+    problem: Mutex<Option<String>>,
     /// Held while an operator's change of keys is under way, which may wait for a command.
     changing: Arc<Semaphore>,
 }
@@ -47,9 +49,9 @@ impl Encryption {
         stop: CancellationToken,
     ) -> Self {
         let (engine, high_water) = (Arc::clone(engine), Arc::clone(high_water));
-        let survey = Mutex::default();
-        let changing = Arc::new(Semaphore::new(1));
-        Self { data_dir, engine, high_water, disk: Arc::clone(disk), stop, survey, changing }
+        let (survey, problem) = (Mutex::default(), Mutex::default());
+        let (disk, changing) = (Arc::clone(disk), Arc::new(Semaphore::new(1)));
+        Self { data_dir, engine, high_water, disk, stop, survey, problem, changing }
     }
 
     fn vault(&self) -> Option<&Arc<Vault>> {
@@ -90,20 +92,25 @@ impl Encryption {
     /// Looks for files that are not as new ones are, and writes them again.
     fn rewrite(&self) {
         let Some(vault) = self.vault() else { return };
-        if !self.look(vault) || self.disk.room() != Room::Enough {
+        if !self.look(vault) {
+            *self.problem.lock() = None;
+            return;
+        }
+        if self.disk.room() != Room::Enough {
             return;
         }
         let mut looked = Instant::now();
-        let mut paced = |bytes| {
+        let mut admit = |bytes| {
             if looked.elapsed() >= SURVEY {
                 looked = Instant::now();
                 self.look(vault);
             }
-            self.pace(bytes)
+            self.admit(bytes)
         };
-        match self.rewrite_files(vault, &mut paced) {
-            // The node stops, or a state is dropped: looked for anew.
-            Ok(()) | Err(StorageError::Cancelled(_) | StorageError::NoFamily(_)) => {}
+        match self.rewrite_files(vault, &mut admit) {
+            // The node stops, the disk has no room, or a state is dropped: looked for anew.
+            Err(StorageError::Cancelled(_) | StorageError::NoFamily(_)) => {}
+            Ok(()) => *self.problem.lock() = None,
             // Of one file that is no part of the database; it stays as it was.
             Err(error @ (StorageError::File { .. } | StorageError::Corruption { .. })) => {
                 tracing::warn!(%error, "a file cannot be written again as new ones are encrypted");
@@ -134,7 +141,7 @@ impl Encryption {
     fn rewrite_files(
         &self,
         vault: &Vault,
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         // Either may not be there.
         let is_stale = |path: &Path| vault.is_stale(path).unwrap_or(false);
@@ -148,18 +155,29 @@ impl Encryption {
             rewritten.map_err(|source| StorageError::File { path: path(), source })?;
         }
         // The database before files that may each have a problem of their own.
-        self.engine.rewrite(paced)?;
-        orphan_files::rewrite_stale(&self.data_dir, vault, paced)
+        self.engine.rewrite(admit)?;
+        orphan_files::rewrite_stale(&self.data_dir, vault, admit)
     }
 
-    /// Blocks for as long as so many bytes may take; at once, with a break, when the node stops.
-    fn pace(&self, bytes: u64) -> ControlFlow<()> {
+    /// Blocks for as long as so many bytes may take, before they are written; at once, with a break,
+    /// when the node stops, or the disk has no room for them.
+    fn admit(&self, bytes: u64) -> ControlFlow<()> {
         let until = Instant::now()
             + Duration::from_secs_f64(bytes as f64 / REWRITE_BYTES_PER_SECOND as f64);
-        while Instant::now() < until && !self.stop.is_cancelled() {
+        loop {
+            if self.stop.is_cancelled() {
+                return ControlFlow::Break(());
+            }
+            if !self.disk.has_room_for(&self.data_dir, bytes) {
+                let mib = bytes.div_ceil(1 << 20);
+                *self.problem.lock() = Some(format!("the disk has no room for {mib} MiB more"));
+                return ControlFlow::Break(());
+            }
+            if Instant::now() >= until {
+                return ControlFlow::Continue(());
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
-        if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Reads the master key again, and makes another data key if that is wanted. Whether the master
@@ -216,9 +234,65 @@ impl Encryption {
         }
     }
 
-    /// The warning for operators when the master key cannot be read any more.
-    pub(crate) fn warning(&self) -> Option<String> {
-        let problem = self.vault()?.status().problem?;
-        Some(format!("the next start would not find the key of the data folder: {problem}"))
+    /// The warnings for operators: the master key cannot be read any more, or files stay as they are.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let Some(vault) = self.vault() else { return Vec::new() };
+        let key = vault.status().problem.map(|problem| {
+            format!("the next start would not find the key of the data folder: {problem}")
+        });
+        let stuck =
+            self.problem.lock().clone().map(|problem| {
+                format!("files are not encrypted as the configuration says: {problem}")
+            });
+        key.into_iter().chain(stuck).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use meridian_storage::MemoryEngine;
+    use meridian_vault::{EncryptionSettings, KeySource};
+
+    use super::*;
+
+    const ORPHANS: &str = "orphans/shard-3-epoch-2-base-10-1.orphans";
+
+    /// Of a data folder that holds one file of orphans, plain, and is to be encrypted.
+    fn encryption(folder: &Path, disk: &Arc<DiskGuard>) -> Encryption {
+        let (key, data) = (folder.join("key"), folder.join("data"));
+        fs::write(&key, (0..32).collect::<Vec<u8>>()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::create_dir_all(data.join("orphans")).unwrap();
+        fs::write(data.join(ORPHANS), "plain").unwrap();
+        let settings =
+            EncryptionSettings { seals: true, key: KeySource::File(key), previous: None };
+        let data_dir = Folder::open(&data, Some(&settings)).unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let high_water = Arc::new(HighWater::open_in(&data_dir).unwrap());
+        Encryption::new(data_dir, &engine, &high_water, disk, CancellationToken::new())
+    }
+
+    #[test]
+    fn no_file_is_written_again_for_which_the_disk_has_no_room() {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(DiskGuard::default()));
+        let encryption = encryption(folder.path(), &disk);
+        let vault = encryption.vault().unwrap();
+        let stale = || vault.survey(orphan_files::is_ours).unwrap().stale_files;
+        // From one file to the next.
+        disk.check(folder.path(), u64::MAX);
+        let ended = encryption.rewrite_files(vault, &mut |bytes| encryption.admit(bytes));
+        assert!(matches!(ended, Err(StorageError::Cancelled(_))), "{ended:?}");
+        assert_eq!(stale(), 1);
+        let warnings = encryption.warnings();
+        assert!(
+            warnings.iter().any(|warning| warning.contains("no room for 1 MiB")),
+            "{warnings:?}"
+        );
+        disk.check(folder.path(), 0);
+        encryption.rewrite();
+        assert_eq!((stale(), encryption.warnings()), (0, Vec::new()));
     }
 }

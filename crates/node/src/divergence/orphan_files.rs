@@ -283,32 +283,41 @@ pub(crate) fn read_orphans(
     Ok(reader.map(|batch| batch.map_err(|error| status(&error))))
 }
 
+/// Removes what crashes left of files that were being written, or written again. To be called before
+/// the first is written: such files are whole copies, and may be in the clear.
+pub(crate) fn remove_leftovers(data_dir: &Folder) {
+    if let Err(error) = writer::remove_leftovers(&folder(data_dir), None) {
+        tracing::warn!(%error, "temporary files may be left behind");
+    }
+}
+
 /// Writes the files again that are not encrypted as new ones are, and removes what crashes left of
-/// such; files of other names stay as they are. `paced` is called after each file with its bytes, and ends the work by a break.
+/// such; files of other names stay as they are. `admit` is called before each file with its bytes, and ends the work by a break.
 ///
 /// # Errors
 /// The first of a file that cannot be written again, once the others were tried; it stays as it was.
 pub(crate) fn rewrite_stale(
     data_dir: &Folder,
     vault: &Vault,
-    paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), StorageError> {
     let folder = folder(data_dir);
     let mut first_error = Ok(());
-    writer::remove_leftovers(&folder, vault)?;
+    writer::remove_leftovers(&folder, Some(vault))?;
     for name in names(&folder)? {
         let path = folder.join(name.to_string());
         let rewritten = vault.is_stale(&path).and_then(|is_stale| {
             if !is_stale {
-                return Ok(0);
+                return Ok(true);
             }
-            vault.rewrite(&path)?;
-            Ok(path.metadata()?.len())
+            if admit(path.metadata()?.len()).is_break() {
+                return Ok(false);
+            }
+            vault.rewrite(&path).map(|()| true)
         });
         match rewritten {
-            Ok(0) => {}
-            Ok(bytes) if paced(bytes).is_continue() => {}
-            Ok(_) => return Err(StorageError::cancelled("the rewriting of files was ended")),
+            Ok(true) => {}
+            Ok(false) => return Err(StorageError::cancelled("the rewriting of files was ended")),
             // Deleted by an operator meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => first_error = first_error.and(Err(file_error(&path, error))),

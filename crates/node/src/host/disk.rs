@@ -15,6 +15,8 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
 /// Less than this, and no log is kept for copies that take long, nor for change feeds.
 pub(crate) const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
+/// So much stays free when files are written again that could stay as they are.
+const OPTIONAL_FREE_BYTES: u64 = 2 * MIN_FREE_BYTES;
 /// Less than this, and a leader takes no write any more.
 const EXHAUSTED_BYTES: u64 = 96 << 20;
 /// Less than this, and what other nodes send is not appended either: a write that finds no room
@@ -90,6 +92,15 @@ impl DiskGuard {
             1 => Room::Low,
             _ => Room::Exhausted,
         }
+    }
+
+    /// Whether so many bytes may be written that need not be: what else comes to the disk has room
+    /// beside them. Looks at the disk now.
+    pub(crate) fn has_room_for(&self, folder: &Path, bytes: u64) -> bool {
+        let taken = bytes
+            .saturating_add(self.unflushed_bytes.load(Ordering::Relaxed))
+            .saturating_add(OPTIONAL_FREE_BYTES);
+        free_bytes(folder).is_some_and(|free| free >= taken)
     }
 
     /// Whether nothing of a shard is appended any more, from any sender.
@@ -270,7 +281,10 @@ mod tests {
             (Room::Enough, false),
             "this disk has no room for a test"
         );
+        assert!(guard.has_room_for(folder.path(), 1));
+        assert!(!guard.has_room_for(folder.path(), u64::MAX));
         guard.check(folder.path(), u64::MAX);
+        assert!(!guard.has_room_for(folder.path(), 1));
         assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, true));
         // The free space of this disk moves while others use it.
         let leaving =

@@ -13,6 +13,7 @@ use meridian_types::NodeId;
 use meridian_vault::Folder;
 use tokio::task::JoinError;
 
+use crate::divergence::orphan_files;
 use crate::host::disk;
 use crate::process::start_error::StartError;
 
@@ -27,7 +28,9 @@ pub(crate) async fn open_folder(config: &NodeConfig) -> Result<Folder, StartErro
             // No other user reads what clients stored, also in a folder of an earlier version.
             .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o700)))
             .map_err(|source| StorageError::File { path: path.display().to_string(), source })?;
-        Ok(Folder::open(&path, encryption.as_ref())?)
+        let folder = Folder::open(&path, encryption.as_ref())?;
+        orphan_files::remove_leftovers(&folder);
+        Ok(folder)
     });
     done(config, opened.await)
 }

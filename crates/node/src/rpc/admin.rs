@@ -115,7 +115,7 @@ impl AdminService {
     fn warnings(&self) -> Vec<String> {
         let of_node = self.clocks.warning().into_iter().chain(self.disk.warning());
         let of_node = of_node.chain(self.transport_warning()).chain(self.certificate_warning());
-        let of_node = of_node.chain(self.encryption.warning());
+        let of_node = of_node.chain(self.encryption.warnings());
         let of_clients = self.clients.warnings(SystemTime::now());
         of_node.chain(of_clients).chain(self.webhooks.warnings(wall_ms())).collect()
     }

@@ -16,7 +16,7 @@ impl RocksEngine {
     pub(super) fn rewrite_stale(
         &self,
         vault: &Vault,
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         // The log is in new files once no memtable needs the old ones.
         for family in self.families() {
@@ -28,6 +28,9 @@ impl RocksEngine {
         self.remove_old_info_logs(vault)?;
         let mut tried = BTreeSet::new();
         while let Some(table) = self.next_stale(vault, &tried)? {
+            if admit(table.size as u64).is_break() {
+                return Err(StorageError::cancelled("the rewriting of files was ended"));
+            }
             let mut options = CompactOptions::default();
             // Others go on meanwhile.
             options.set_exclusive_manual_compaction(false);
@@ -39,9 +42,6 @@ impl RocksEngine {
                 // Dropped meanwhile, with its tables.
                 Err(StorageError::NoFamily(_)) => {}
                 Err(error) => return Err(error),
-            }
-            if paced(table.size as u64).is_break() {
-                return Err(StorageError::cancelled("the rewriting of files was ended"));
             }
             tried.insert(table.name);
         }

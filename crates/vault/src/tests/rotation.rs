@@ -99,6 +99,40 @@ fn key_of_the_authority_keeps_its_data_key_and_is_written_again_like_other_files
 }
 
 #[test]
+fn file_that_cannot_be_written_again_stays_as_it_was_and_alone() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    let path = node.path("orphans/a.orphans");
+    node.write(&folder, "orphans/a.orphans", &[7; 100_000]);
+    let mut damaged = fs::read(&path).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    vault(&folder).rotate_data_key().unwrap();
+    let before = node.bytes();
+    vault(&folder).rewrite(&path).unwrap_err();
+    assert_eq!(node.bytes(), before);
+}
+
+#[test]
+fn copy_of_the_authoritys_key_that_a_crash_left_goes_with_the_next_opening() {
+    let node = Node::new();
+    let copy = node.path("identity/authority-key.pem.rewritten");
+    fs::create_dir(copy.parent().unwrap()).unwrap();
+    let leave = || fs::write(&copy, "plain").unwrap();
+    leave();
+    drop(Folder::open(node.data.path(), None).unwrap());
+    assert!(!copy.exists());
+    leave();
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert!(!copy.exists());
+    node.write(&folder, "high-water", b"what was kept");
+    drop(folder);
+    leave();
+    node.open(&node.settings(2)).unwrap_err();
+    assert!(copy.exists(), "a folder that is refused is not changed");
+}
+
+#[test]
 fn data_key_is_changed_no_more_while_a_hundred_older_ones_wait_for_a_start() {
     let node = Node::new();
     let folder = node.open(&node.settings(1)).unwrap();

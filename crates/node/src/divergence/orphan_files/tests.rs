@@ -443,9 +443,10 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
         (rewritten, bytes)
     };
     assert!(vault.is_stale(&first).unwrap() && !vault.is_stale(&second).unwrap());
+    let before = fs::metadata(&first).unwrap().len();
     let (rewritten, bytes) = rewrite(vault);
     rewritten.unwrap();
-    assert_eq!(bytes, fs::metadata(&first).unwrap().len());
+    assert_eq!(bytes, before);
     assert!(!vault.is_stale(&first).unwrap());
     assert_eq!(read(&data_dir, NAME).unwrap().map(Result::unwrap).count(), 1);
     vault.rotate_data_key().unwrap();
@@ -468,6 +469,23 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
     assert!(leftovers.iter().all(|name| !left.contains(name)), "{left:?}");
     assert!(left.iter().any(|name| name.ends_with(".partial")));
     drop(held);
+}
+
+#[test]
+fn temporary_files_go_with_a_start_and_no_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir: Folder = folder.path().into();
+    remove_leftovers(&data_dir);
+    save(&data_dir, &[batch(11, 1)]);
+    let temporary = [format!("{NAME}.rewritten"), NAME.replace("-1.orphans", ".partial")];
+    let kept = [format!("{NAME}.gz"), "a.partial".to_owned()];
+    for name in temporary.iter().chain(&kept) {
+        fs::write(data_dir.join("orphans").join(name), name).unwrap();
+    }
+    remove_leftovers(&data_dir);
+    let mut left = files(&data_dir);
+    left.sort_unstable();
+    assert_eq!(left, ["a.partial", NAME, kept[0].as_str()]);
 }
 
 #[test]

@@ -193,9 +193,9 @@ impl Drop for Partial {
     }
 }
 
-/// Removes files under temporary names that no writer has, and that are not encrypted as new ones
-/// are.
-pub(super) fn remove_leftovers(folder: &Path, vault: &Vault) -> Result<(), StorageError> {
+/// Removes files under temporary names that no writer has; with a vault, those alone that are not
+/// encrypted as new ones are.
+pub(super) fn remove_leftovers(folder: &Path, vault: Option<&Vault>) -> Result<(), StorageError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(|source| file_error(folder, source))?,
@@ -204,7 +204,8 @@ pub(super) fn remove_leftovers(folder: &Path, vault: &Vault) -> Result<(), Stora
         let entry = entry.map_err(|source| file_error(folder, source))?;
         let path = entry.path();
         let is_temporary = entry.file_name().to_str().is_some_and(is_temporary);
-        if is_temporary && vault.is_stale(&path).unwrap_or(false) {
+        let is_stale = |vault: &Vault| vault.is_stale(&path).unwrap_or(false);
+        if is_temporary && vault.is_none_or(is_stale) {
             // It goes with the claim.
             drop(Partial::claim(path));
         }
