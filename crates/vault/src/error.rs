@@ -38,7 +38,7 @@ pub enum VaultError {
     WrongKey { keyring: PathBuf, wanted: KeyId, met: String },
     #[error(
         "{} is encrypted, and the keyring {} is not there: without it no key opens the folder; put it back from where \
-         it was saved, or replace the node",
+         it was saved, or from `keyring.old`, or replace the node",
         file.display(), keyring.display()
     )]
     NoKeyring { file: PathBuf, keyring: PathBuf },

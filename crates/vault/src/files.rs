@@ -275,11 +275,12 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
 
 impl Vault {
     /// Writes a file of ours again as a new one would be, and puts it in its place durably. It must
-    /// be a file that nothing else writes.
+    /// be a file that nothing else writes. Where `path` is a link, the link stays.
     ///
     /// # Errors
     /// When the disk says no, or the file is damaged; it stays as it was, alone.
     pub fn rewrite(&self, path: &Path) -> io::Result<()> {
+        let path = &fs::canonicalize(path)?;
         let temporary = rewritten(path);
         let from = FileReader::open(path, Some(self))?;
         let copied = self.copy(from, &temporary).and_then(|()| fs::rename(&temporary, path));

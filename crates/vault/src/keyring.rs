@@ -6,7 +6,8 @@
 //! The beginning, with the id, is authenticated with them.
 //!
 //! Invariant: the file under its name is whole and fsynced. A crash while it is replaced leaves the
-//! one before, and perhaps a `keyring.new`, which nothing reads.
+//! one before, and perhaps a `keyring.new`, which nothing reads. No keyring is removed: one whose keys
+//! no file seems to be under is renamed to `keyring.old`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,8 +27,12 @@ const NAME: &str = "keyring";
 const MAGIC: &[u8; 19] = b"meridian keyring 1\n";
 const CONTEXT_BYTES: usize = MAGIC.len() + 8;
 const ENTRY_BYTES: usize = 4 + 8 + KEY_BYTES;
-/// Those that no file is under leave at a start: a node that seldom starts changes keys as seldom.
+/// Most of those that no file is under leave at a start: a node that seldom starts changes keys as
+/// seldom.
 pub(crate) const MAX_OLDER_KEYS: usize = 100;
+/// Of the older keys that no file is under, the newest stay: a file may not be seen at a start, in a
+/// folder that is mounted too late.
+pub(crate) const SPARE_KEYS: usize = 10;
 /// Far more than that.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -55,6 +60,16 @@ impl Keyring {
         let mut older = self.older.clone();
         older.insert(self.newest.number, Arc::clone(&self.newest));
         Ok(Self { newest, older })
+    }
+
+    /// Without the older keys that no file is under, but for the newest of these.
+    pub(crate) fn with_keys_in_use(&self, is_in_use: impl Fn(u32) -> bool) -> Self {
+        let mut kept = self.clone();
+        let unused = self.older.keys().filter(|number| !is_in_use(**number));
+        for number in unused.rev().skip(SPARE_KEYS) {
+            kept.older.remove(number);
+        }
+        kept
     }
 
     /// The content of the file.
@@ -111,20 +126,19 @@ pub(crate) struct SealedKeyring {
 
 impl SealedKeyring {
     /// `None`: there is none.
-    pub(crate) fn load(folder: &Path) -> Result<Option<Self>, VaultError> {
-        let path = path(folder);
+    pub(crate) fn load(path: &Path) -> Result<Option<Self>, VaultError> {
         let damaged = |detail: &str| VaultError::DamagedKeyring {
-            path: path.clone(),
+            path: path.to_owned(),
             detail: detail.to_owned(),
         };
-        let length = match fs::metadata(&path) {
+        let length = match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            metadata => metadata.map_err(VaultError::file(&path))?.len(),
+            metadata => metadata.map_err(VaultError::file(path))?.len(),
         };
         if length > MAX_FILE_BYTES {
             return Err(damaged("it is longer than any"));
         }
-        let bytes = fs::read(&path).map_err(VaultError::file(&path))?;
+        let bytes = fs::read(path).map_err(VaultError::file(path))?;
         Self::parse(&bytes).map(Some).map_err(damaged)
     }
 
@@ -158,6 +172,11 @@ impl SealedKeyring {
 
 pub(crate) fn path(folder: &Path) -> PathBuf {
     folder.join(NAME)
+}
+
+/// Where the keyring lies after encryption was turned off.
+pub(crate) fn path_aside(folder: &Path) -> PathBuf {
+    path(folder).with_extension("old")
 }
 
 /// Puts a keyring in the place of the one before, durably: whole, or not at all.

@@ -19,7 +19,8 @@ const ENDING: Duration = Duration::from_secs(1);
 
 /// The vault of a folder. `None`: nothing is encrypted there, nor is to be.
 ///
-/// A data key that no file is under any more leaves the keyring here, while nothing can begin one.
+/// Data keys that no file is under any more leave the keyring here, while nothing can begin one; the
+/// newest of them, and all where a file could not be seen, stay.
 ///
 /// # Errors
 /// [`VaultError`]. Nothing was changed then.
@@ -27,7 +28,7 @@ pub(crate) fn open(
     folder: &Path,
     settings: Option<&EncryptionSettings>,
 ) -> Result<Option<Vault>, VaultError> {
-    let sealed = SealedKeyring::load(folder);
+    let sealed = SealedKeyring::load(&keyring::path(folder));
     let Some(settings) = settings else {
         refuse_encrypted(folder, &sealed)?;
         return Ok(None);
@@ -40,7 +41,7 @@ pub(crate) fn open(
     let wanted = sealed.as_ref().map(|sealed| sealed.master);
     let master = read_key(folder, &settings.key, wanted)?;
     let lock = lock(folder)?;
-    let survey = Survey::take(folder, None, &|_| true)?;
+    let survey = look(folder)?;
     let keyring = match sealed {
         None => create(folder, &master, &survey)?,
         Some(sealed) => take_over(folder, sealed, &master, settings, &survey)?,
@@ -53,7 +54,8 @@ fn refuse_encrypted(
     folder: &Path,
     keyring: &Result<Option<SealedKeyring>, VaultError>,
 ) -> Result<(), VaultError> {
-    if let Some((_, file)) = Survey::take(folder, None, &|_| true)?.in_use.into_iter().next() {
+    let survey = look(folder)?;
+    if let Some((_, file)) = survey.in_use.into_iter().next() {
         let wanted = match keyring {
             Ok(Some(sealed)) => sealed.master.to_string(),
             Ok(None) => "of a keyring that is not there".to_owned(),
@@ -61,21 +63,35 @@ fn refuse_encrypted(
         };
         return Err(VaultError::NoKey { file, wanted });
     }
-    if !matches!(keyring, Ok(None)) {
-        let path = keyring::path(folder);
-        fs::remove_file(&path).map_err(VaultError::file(&path))?;
-        tracing::info!("nothing is encrypted any more: the keyring is removed");
+    if !matches!(keyring, Ok(None)) && survey.unseen.is_empty() {
+        let (path, aside) = (keyring::path(folder), keyring::path_aside(folder));
+        fs::rename(&path, &aside).map_err(VaultError::file(&path))?;
+        tracing::info!("nothing is encrypted any more: the keyring is now `keyring.old`");
     }
     Ok(())
 }
 
-/// The first keyring of a folder, durable before anything is encrypted.
+/// Looks which data keys files are under.
+fn look(folder: &Path) -> Result<Survey, VaultError> {
+    let survey = Survey::take(folder, None, &|_| true)?;
+    for (path, cause) in &survey.unseen {
+        tracing::warn!(path = %path.display(), cause, "a file cannot be seen: no data key leaves the keyring");
+    }
+    Ok(survey)
+}
+
+/// The first keyring of a folder, durable before anything is encrypted. It has the keys of one that
+/// was put aside under the same master key, when encryption was turned off.
 fn create(folder: &Path, master: &MasterKey, survey: &Survey) -> Result<Keyring, VaultError> {
-    if let Some((_, file)) = survey.in_use.iter().next() {
+    let aside = SealedKeyring::load(&keyring::path_aside(folder)).ok().flatten();
+    let aside = aside.filter(|aside| aside.master == master.id());
+    let aside = aside.and_then(|aside| aside.open(master));
+    let has = |number| aside.as_ref().is_some_and(|aside| aside.get(number).is_some());
+    if let Some((_, file)) = survey.in_use.iter().find(|(number, _)| !has(**number)) {
         let keyring = keyring::path(folder);
         return Err(VaultError::NoKeyring { file: file.clone(), keyring });
     }
-    let created = Keyring::create()?;
+    let created = aside.map_or_else(Keyring::create, |aside| aside.with_new_key())?;
     keyring::replace(folder, &created.encode(master)?)?;
     tracing::info!(key = %master.id(), "a keyring is made: new files are encrypted");
     Ok(created)
@@ -108,8 +124,8 @@ fn take_over(
             return Err(VaultError::UnknownDataKey { file: file.clone(), number: *number });
         }
     }
-    let mut kept = opened.clone();
-    kept.older.retain(|number, _| survey.in_use.contains_key(number));
+    let sees_all = survey.unseen.is_empty();
+    let kept = opened.with_keys_in_use(|key| !sees_all || survey.in_use.contains_key(&key));
     let dropped = opened.older.len() - kept.older.len();
     if wanted == master.id() && dropped == 0 {
         return Ok(opened);

@@ -37,8 +37,10 @@ pub struct Survey {
     /// Those of them that are not as a new file would be.
     pub stale_files: u64,
     pub stale_bytes: u64,
-    /// The data keys that files are under, each with one such file.
+    /// The data keys that files are under, each with one such file; one of the database if there is.
     pub(crate) in_use: BTreeMap<u32, PathBuf>,
+    /// Files and folders that could not be seen, each with the cause: they may be under any key.
+    pub(crate) unseen: Vec<(PathBuf, String)>,
 }
 
 impl Survey {
@@ -50,10 +52,15 @@ impl Survey {
         is_counted: &dyn Fn(&str) -> bool,
     ) -> Result<Self, VaultError> {
         let mut survey = Self::default();
-        let orphans = folder.join(ORPHANS);
-        for file in files(folder)? {
+        let [database, orphans] = FOLDERS.map(|within| folder.join(within));
+        let mut needed = list(&database).map_err(VaultError::file(&database))?;
+        needed.extend([HIGH_WATER, AUTHORITY_KEY].map(|file| folder.join(file)));
+        for file in needed {
+            survey.look_at(&file, current, true).map_err(VaultError::file(&file))?;
+        }
+        for file in list(&orphans).map_err(VaultError::file(&orphans))? {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            let is_counted = !file.starts_with(&orphans) || is_counted(&name);
+            let is_counted = is_counted(&name);
             survey.look_at(&file, current, is_counted).map_err(VaultError::file(&file))?;
         }
         Ok(survey)
@@ -64,8 +71,13 @@ impl Survey {
             return Ok(());
         }
         let (beginning, bytes) = match beginning(file) {
-            // Deleted meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Else it was deleted meanwhile, or is not there.
+                if file.is_symlink() {
+                    self.unseen.push((file.to_owned(), error.to_string()));
+                }
+                return Ok(());
+            }
             seen => seen?,
         };
         if let Beginning::Sealed { number } = beginning {
@@ -122,27 +134,25 @@ pub const HIGH_WATER: &str = "high-water";
 /// The key of the cluster's authority, which the first node has until the directory has it.
 pub const AUTHORITY_KEY: &str = "identity/authority-key.pem";
 
-/// The folder of orphan files, in which operators may have files of their own.
-const ORPHANS: &str = "orphans";
-/// Of a data folder: the database and orphan files.
-pub(crate) const FOLDERS: [&str; 2] = ["db", ORPHANS];
+/// Of a data folder: the database, and orphan files, beside which operators may have files of their
+/// own. Other files of the data folder than these and the two above are never encrypted.
+pub(crate) const FOLDERS: [&str; 2] = ["db", "orphans"];
 
-/// The files that may be encrypted: those two, the database and orphan files. Others of the folder,
-/// such as the ballast and the node's certificate, are not.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, VaultError> {
-    let mut files = vec![folder.join(HIGH_WATER), folder.join(AUTHORITY_KEY)];
-    files.retain(|file| file.exists());
-    for within in FOLDERS {
-        let within = folder.join(within);
-        let entries = match fs::read_dir(&within) {
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            entries => entries.map_err(VaultError::file(&within))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(VaultError::file(&within))?;
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                files.push(entry.path());
-            }
+/// The files of a folder, sorted, also those that are links or cannot be looked at. None if there is
+/// no folder.
+fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        // A link to a folder that is not there is no folder that was never made.
+        Err(error) if error.kind() == ErrorKind::NotFound && !folder.is_symlink() => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.metadata().map_or(true, |metadata| metadata.is_file()) {
+            files.push(path);
         }
     }
     files.sort();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::keyring::{self, Keyring};
+use crate::keyring::{self, Keyring, SPARE_KEYS};
 
 #[test]
 fn master_key_that_is_changed_opens_the_folder_and_the_one_before_does_not() {
@@ -76,8 +76,72 @@ fn data_key_is_changed_and_a_key_that_no_file_is_under_leaves_the_keyring() {
     drop(folder);
     let folder = node.open(&node.settings(1)).unwrap();
     let status = vault(&folder).status();
-    assert_eq!((status.data_key, status.older_keys), (2, 0));
+    assert_eq!((status.data_key, status.older_keys), (2, 1), "it was the last");
     assert_eq!(read(&folder, &node.path("orphans/a.orphans")).unwrap(), b"newer");
+    for _ in 0..SPARE_KEYS {
+        vault(&folder).rotate_data_key().unwrap();
+    }
+    for name in ["high-water", "orphans/a.orphans"] {
+        vault(&folder).rewrite(&node.path(name)).unwrap();
+    }
+    assert_eq!(vault(&folder).status().older_keys, SPARE_KEYS + 1);
+    drop(folder);
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(vault(&folder).status().older_keys, SPARE_KEYS);
+}
+
+#[test]
+fn file_that_was_not_there_at_some_starts_is_read_when_it_is_there_again() {
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    node.write(&folder, "orphans/a.orphans", b"batches");
+    vault(&folder).rotate_data_key().unwrap();
+    drop(folder);
+    let [here, away] = ["orphans", "away"].map(|name| node.path(name));
+    fs::rename(&here, &away).unwrap();
+    for _ in 0..3 {
+        vault(&node.open(&node.settings(1)).unwrap()).rotate_data_key().unwrap();
+    }
+    fs::rename(&away, &here).unwrap();
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(read(&folder, &here.join("a.orphans")).unwrap(), b"batches");
+    drop(folder);
+    // Encryption is turned off meanwhile.
+    fs::rename(&here, &away).unwrap();
+    assert!(Folder::open(node.data.path(), None).unwrap().vault().is_none());
+    fs::rename(&away, &here).unwrap();
+    assert!(matches!(Folder::open(node.data.path(), None), Err(VaultError::NoKey { .. })));
+    let folder = node.open(&node.settings(1)).unwrap();
+    assert_eq!(read(&folder, &here.join("a.orphans")).unwrap(), b"batches");
+}
+
+#[test]
+fn files_that_are_links_keep_their_data_key_and_are_written_again_where_they_lie() {
+    use std::os::unix::fs::symlink;
+    let node = Node::new();
+    let folder = node.open(&node.settings(1)).unwrap();
+    let (link, file) = (node.path("orphans/a.orphans"), node.keys.path().join("moved"));
+    node.write(&folder, "orphans/a.orphans", b"batches");
+    fs::rename(&link, &file).unwrap();
+    symlink(&file, &link).unwrap();
+    let rotate = |folder: Folder| {
+        for _ in 0..=SPARE_KEYS {
+            vault(&folder).rotate_data_key().unwrap();
+        }
+        drop(folder);
+        node.open(&node.settings(1)).unwrap()
+    };
+    let folder = rotate(folder);
+    assert_eq!(vault(&folder).survey(|_| true).unwrap().stale_files, 1);
+    assert_eq!(read(&folder, &link).unwrap(), b"batches");
+    vault(&folder).rewrite(&link).unwrap();
+    assert!(link.is_symlink() && !vault(&folder).is_stale(&file).unwrap());
+    // What links lead to may not be mounted yet.
+    let away = node.keys.path().join("away");
+    fs::rename(&file, &away).unwrap();
+    let folder = rotate(folder);
+    fs::rename(&away, &file).unwrap();
+    assert_eq!(read(&folder, &link).unwrap(), b"batches");
 }
 
 #[test]
@@ -142,7 +206,7 @@ fn data_key_is_changed_no_more_while_a_hundred_older_ones_wait_for_a_start() {
     assert!(matches!(vault(&folder).rotate_data_key(), Err(VaultError::TooManyKeys(100))));
     drop(folder);
     let folder = node.open(&node.settings(1)).unwrap();
-    assert_eq!(vault(&folder).status().older_keys, 0);
+    assert_eq!(vault(&folder).status().older_keys, SPARE_KEYS);
     vault(&folder).rotate_data_key().unwrap();
 }
 
