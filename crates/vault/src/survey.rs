@@ -34,7 +34,7 @@ pub struct Survey {
     pub bytes: u64,
     /// Files that are begun anew with the next start of the node, and are not as they will be.
     pub stale_until_restart: u64,
-    /// Those of them that are not as a new file would be.
+    /// Those of them that are not as a new file would be, or cannot be read.
     pub stale_files: u64,
     pub stale_bytes: u64,
     /// The data keys that files are under, each with one such file; one of the database if there is.
@@ -58,12 +58,27 @@ impl Survey {
         for file in needed {
             survey.look_at(&file, current, true).map_err(VaultError::file(&file))?;
         }
-        for file in list(&orphans).map_err(VaultError::file(&orphans))? {
+        // A node serves without these.
+        let found = list(&orphans).unwrap_or_else(|error| {
+            survey.unseen.push((orphans, error.to_string()));
+            Vec::new()
+        });
+        for file in found {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             let is_counted = is_counted(&name);
-            survey.look_at(&file, current, is_counted).map_err(VaultError::file(&file))?;
+            if let Err(error) = survey.look_at(&file, current, is_counted) {
+                survey.files += u64::from(is_counted);
+                survey.stale_files += u64::from(is_counted);
+                survey.unseen.push((file, error.to_string()));
+            }
         }
         Ok(survey)
+    }
+
+    /// Whether the node serves without the file.
+    pub(crate) fn is_orphan(folder: &Path, file: &Path) -> bool {
+        let [_, orphans] = FOLDERS;
+        file.starts_with(folder.join(orphans))
     }
 
     fn look_at(&mut self, file: &Path, current: Option<u32>, is_counted: bool) -> io::Result<()> {

@@ -223,6 +223,49 @@ fn file_under_a_data_key_that_the_keyring_lacks_is_refused_by_name() {
     assert!(matches!(refused, VaultError::UnknownDataKey { number: 2, .. }), "{refused}");
 }
 
+#[test]
+fn file_of_orphans_that_cannot_be_read_keeps_no_node_from_starting_and_all_data_keys() {
+    use std::os::unix::fs::symlink;
+    let node = Node::new();
+    let [orphans, away] = ["orphans", "away"].map(|name| node.path(name));
+    let unreadable = node.path("orphans/unreadable");
+    symlink(&unreadable, &unreadable).unwrap();
+    assert!(Folder::open(node.data.path(), None).is_ok());
+    let many_keys = |folder: &Folder| {
+        for _ in 0..=SPARE_KEYS {
+            vault(folder).rotate_data_key().unwrap();
+        }
+        vault(folder).status().older_keys
+    };
+    let folder = node.open(&node.settings(1)).unwrap();
+    let survey = vault(&folder).survey(|name| name == "unreadable").unwrap();
+    assert_eq!((survey.files, survey.stale_files), (1, 1), "it may be plain");
+    assert_eq!(vault(&folder).survey(|_| false).unwrap().stale_files, 0);
+    let older = many_keys(&folder);
+    drop(folder);
+    let opened = || node.open(&node.settings(1)).unwrap();
+    assert_eq!(vault(&opened()).status().older_keys, older);
+    fs::remove_file(&unreadable).unwrap();
+    // The whole folder.
+    fs::rename(&orphans, &away).unwrap();
+    symlink(&orphans, &orphans).unwrap();
+    assert_eq!(vault(&opened()).status().older_keys, older);
+    fs::remove_file(&orphans).unwrap();
+    fs::rename(&away, &orphans).unwrap();
+    // A file of another node's.
+    let other = Node::new();
+    let of_other = other.open(&other.settings(2)).unwrap();
+    while vault(&of_other).status().data_key < 90 {
+        vault(&of_other).rotate_data_key().unwrap();
+    }
+    other.write(&of_other, "orphans/a.orphans", b"batches");
+    fs::copy(other.path("orphans/a.orphans"), node.path("orphans/a.orphans")).unwrap();
+    assert_eq!(vault(&opened()).status().older_keys, older);
+    // All is seen.
+    fs::remove_file(node.path("orphans/a.orphans")).unwrap();
+    assert_eq!(vault(&opened()).status().older_keys, SPARE_KEYS);
+}
+
 /// The folder as a crash leaves it at each step of replacing the keyring: nothing of the new one,
 /// any part of it under its temporary name, or the new one.
 #[test]
