@@ -28,24 +28,62 @@ impl RocksEngine {
         self.remove_old_info_logs(vault)?;
         let mut tried = BTreeSet::new();
         while let Some(table) = self.next_stale(vault, &tried)? {
-            if admit(table.size as u64).is_break() {
-                return Err(StorageError::cancelled("the rewriting of files was ended"));
-            }
-            let mut options = CompactOptions::default();
-            // Others go on meanwhile.
-            options.set_exclusive_manual_compaction(false);
-            // Also those of the last level, of which nothing would be dropped.
-            options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-            let (first, last) = (table.start_key.as_deref(), table.end_key.as_deref());
-            match self.family(&table.column_family_name) {
-                Ok(family) => self.db.compact_range_cf_opt(&family, first, last, &options),
+            match self.rewrite_table(&table, admit) {
                 // Dropped meanwhile, with its tables.
                 Err(StorageError::NoFamily(_)) => {}
-                Err(error) => return Err(error),
+                rewritten => rewritten?,
             }
             tried.insert(table.name);
         }
         Ok(())
+    }
+
+    /// Compacts the first key of a table: RocksDB takes whole tables, so this one goes, with those
+    /// that overlap it on the next level, and of the levels below no more than one table each.
+    /// Where it does not go, since its first key is of a range of deletions, it is compacted whole,
+    /// slice by slice.
+    fn rewrite_table(
+        &self,
+        table: &LiveFile,
+        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        let (Some(first), Some(last)) = (&table.start_key, &table.end_key) else { return Ok(()) };
+        let family = &table.column_family_name;
+        let mut options = CompactOptions::default();
+        // Others go on meanwhile.
+        options.set_exclusive_manual_compaction(false);
+        // Also those of the last level, of which nothing would be dropped; but for those that this
+        // compaction has written there.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+        let mut stretches = vec![(first.clone(), self.bytes_with_overlapping(table)?)];
+        stretches.extend(self.slices(family, first, &[last.as_slice(), &[0]].concat())?);
+        let mut from = first.clone();
+        for (until, bytes) in stretches {
+            if admit(bytes).is_break() {
+                return Err(StorageError::cancelled("the rewriting of files was ended"));
+            }
+            let handle = self.family(family)?;
+            self.db.compact_range_cf_opt(&handle, Some(&from), Some(&until), &options);
+            if self.db.live_files()?.iter().all(|live| live.name != table.name) {
+                break;
+            }
+            from = until;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a table and of those that are compacted with it: they overlap it on its own
+    /// level or on the next one that has any.
+    fn bytes_with_overlapping(&self, table: &LiveFile) -> Result<u64, StorageError> {
+        let mut others = self.db.live_files()?;
+        others.retain(|other| other.column_family_name == table.column_family_name);
+        let below = others.iter().map(|other| other.level).filter(|level| *level > table.level);
+        let below = below.min();
+        others.retain(|other| {
+            let is_near = other.level == table.level || Some(other.level) == below;
+            is_near && other.start_key <= table.end_key && other.end_key >= table.start_key
+        });
+        Ok(others.iter().map(|other| other.size as u64).sum())
     }
 
     fn next_stale(

@@ -244,3 +244,50 @@ fn rewriting_ends_when_its_pace_says_so_and_goes_on_later() {
     opened.rewrite();
     assert_eq!(opened.survey().stale_files, 0);
 }
+
+#[test]
+fn tables_are_written_again_once_and_admitted_with_those_that_overlap_them() {
+    let node = Node::new();
+    let opened = node.open(None);
+    opened.engine.create_family(&state()).unwrap();
+    for round in 0..2u8 {
+        let mut rows = WriteBatch::default();
+        for number in 0..50 {
+            let key = [KEY, &[number, round]].concat();
+            rows.put(&state().as_str().into(), key, VALUE.to_vec());
+        }
+        opened.engine.write(rows, Durability::Unlogged).unwrap();
+        opened.engine.flush(&state()).unwrap();
+    }
+    drop(opened);
+    let opened = node.open(Some(true));
+    let tables = || {
+        let mut tables = opened.engine.db.live_files().unwrap();
+        tables.retain(|table| table.column_family_name == state());
+        tables
+    };
+    // Tables, logs and others are numbered alike.
+    let number = |name: &str| {
+        let stem = name.trim_matches('/').split('.').next()?;
+        stem.rsplit('-').next()?.parse::<u64>().ok()
+    };
+    let newest = || {
+        let files = fs::read_dir(node.data.join("db")).unwrap();
+        files.filter_map(|entry| number(entry.unwrap().file_name().to_str()?)).max().unwrap()
+    };
+    let bytes: u64 = tables().iter().map(|table| table.size as u64).sum();
+    assert_eq!(tables().len(), 2);
+    let (mut admitted, mut before) = (Vec::new(), 0);
+    opened
+        .engine
+        .rewrite(&mut |bytes| {
+            admitted.push(bytes);
+            before = newest();
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(admitted, [bytes]);
+    let numbers: Vec<_> = tables().iter().map(|table| number(&table.name)).collect();
+    assert_eq!(numbers, [Some(before + 1)]);
+    assert_eq!(opened.survey().stale_files, 0);
+}
