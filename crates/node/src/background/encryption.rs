@@ -113,7 +113,11 @@ impl Encryption {
             Ok(()) => *self.problem.lock() = None,
             // Of one file that is no part of the database; it stays as it was.
             Err(error @ (StorageError::File { .. } | StorageError::Corruption { .. })) => {
-                tracing::warn!(%error, "a file cannot be written again as new ones are encrypted");
+                let problem = error.to_string();
+                let known = self.problem.lock().replace(problem.clone());
+                if known != Some(problem) {
+                    tracing::warn!(%error, "a file cannot be written again as new ones are encrypted");
+                }
             }
             Err(error) => fatal(&error),
         }
@@ -294,5 +298,22 @@ mod tests {
         disk.check(folder.path(), 0);
         encryption.rewrite();
         assert_eq!((stale(), encryption.warnings()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn file_that_cannot_be_written_again_is_named_until_it_is_gone() {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(DiskGuard::default()));
+        let encryption = encryption(folder.path(), &disk);
+        encryption.rewrite();
+        let path = encryption.data_dir.join(ORPHANS);
+        let mut damaged = fs::read(&path).unwrap();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(&path, damaged).unwrap();
+        encryption.vault().unwrap().rotate_data_key().unwrap();
+        encryption.rewrite();
+        assert!(encryption.warnings().concat().contains(ORPHANS), "{:?}", encryption.warnings());
+        fs::remove_file(&path).unwrap();
+        encryption.rewrite();
+        assert_eq!(encryption.warnings(), Vec::<String>::new());
     }
 }

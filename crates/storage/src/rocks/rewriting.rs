@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use meridian_vault::Vault;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, LiveFile};
@@ -18,14 +19,23 @@ impl RocksEngine {
         vault: &Vault,
         admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
-        // The log is in new files once no memtable needs the old ones.
-        for family in self.families() {
-            match self.flush(&family) {
-                Err(StorageError::NoFamily(_)) => {}
-                flushed => flushed?,
+        if !self.stale_files(vault, |name| name.ends_with(".log"))?.is_empty() {
+            // The log is in new files once no memtable needs the old ones.
+            for family in self.families() {
+                match self.flush(&family) {
+                    Err(StorageError::NoFamily(_)) => {}
+                    flushed => flushed?,
+                }
             }
         }
-        self.remove_old_info_logs(vault)?;
+        // RocksDB's log for people of earlier openings: keys are in it, and nothing writes it again.
+        for path in self.stale_files(vault, |name| name.starts_with("LOG.old."))? {
+            match std::fs::remove_file(&path) {
+                // RocksDB keeps a few and removes the others.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                removed => removed.map_err(|source| file_error(&path, source))?,
+            }
+        }
         let mut tried = BTreeSet::new();
         while let Some(table) = self.next_stale(vault, &tried)? {
             match self.rewrite_table(&table, admit) {
@@ -96,10 +106,7 @@ impl RocksEngine {
             let is_stale = match vault.is_stale(&path) {
                 // Compacted away meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound => false,
-                looked => looked.map_err(|source| StorageError::File {
-                    path: path.display().to_string(),
-                    source,
-                })?,
+                looked => looked.map_err(|source| file_error(&path, source))?,
             };
             if is_stale && !tried.contains(&table.name) {
                 return Ok(Some(table));
@@ -108,24 +115,30 @@ impl RocksEngine {
         Ok(None)
     }
 
-    /// RocksDB's log for people of earlier openings: keys are in it, and nothing writes it again.
-    fn remove_old_info_logs(&self, vault: &Vault) -> Result<(), StorageError> {
-        let failed = |source| StorageError::File { path: self.path.display().to_string(), source };
+    /// The files with such names that are not encrypted as new ones are.
+    fn stale_files(
+        &self,
+        vault: &Vault,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<PathBuf>, StorageError> {
+        let failed = |source| file_error(&self.path, source);
+        let mut stale = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !name.starts_with("LOG.old.") {
+            let entry = entry.map_err(failed)?;
+            if !entry.file_name().to_str().is_some_and(&is_wanted) {
                 continue;
             }
-            let removed = vault
-                .is_stale(&path)
-                .and_then(|is_stale| if is_stale { std::fs::remove_file(&path) } else { Ok(()) });
-            match removed {
-                // RocksDB keeps a few and removes the others.
+            match vault.is_stale(&entry.path()) {
+                Ok(true) => stale.push(entry.path()),
+                Ok(false) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                removed => removed.map_err(failed)?,
+                Err(error) => return Err(file_error(&entry.path(), error)),
             }
         }
-        Ok(())
+        Ok(stale)
     }
+}
+
+fn file_error(path: &Path, source: std::io::Error) -> StorageError {
+    StorageError::File { path: path.display().to_string(), source }
 }

@@ -291,3 +291,19 @@ fn tables_are_written_again_once_and_admitted_with_those_that_overlap_them() {
     assert_eq!(numbers, [Some(before + 1)]);
     assert_eq!(opened.survey().stale_files, 0);
 }
+
+#[test]
+fn memtables_are_not_flushed_where_no_log_is_to_be_written_again() {
+    let node = Node::new();
+    let opened = node.open(Some(true));
+    opened.fill(0);
+    opened.fill(1);
+    let unflushed = || opened.engine.property(&state(), NUM_ENTRIES_ACTIVE_MEM_TABLE);
+    let before = unflushed();
+    assert!(before > 0);
+    opened.rewrite();
+    assert_eq!(unflushed(), before);
+    opened.folder.vault().unwrap().rotate_data_key().unwrap();
+    opened.rewrite();
+    assert_eq!(unflushed(), 0);
+}
