@@ -28,6 +28,8 @@ pub(crate) async fn open_folder(config: &NodeConfig) -> Result<Folder, StartErro
             // No other user reads what clients stored, also in a folder of an earlier version.
             .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o700)))
             .map_err(|source| StorageError::File { path: path.display().to_string(), source })?;
+        // Before the first write: the keyring is replaced where the master key is another.
+        disk::make_room(&path);
         let folder = Folder::open(&path, encryption.as_ref())?;
         orphan_files::remove_leftovers(&folder);
         Ok(folder)
@@ -83,7 +85,6 @@ fn open_owned(
     let path = folder.join("db");
     let file = |source| StorageError::File { path: path.display().to_string(), source };
     std::fs::create_dir_all(&path).map_err(file)?;
-    disk::make_room(folder);
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&path, options)?);
     claim(&engine, node_id)?;
     Ok(engine)
