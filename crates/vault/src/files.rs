@@ -5,9 +5,9 @@
 //! (8 bytes, big-endian) and whether it is the last (4), so that no chunk can be left out, moved or
 //! added: the construction STREAM, with a key of its own for each file in place of a prefix.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::header::{Beginning, HEADER_BYTES, Kind, USED_BYTES};
@@ -183,6 +183,13 @@ impl FileReader {
         Ok(Self { form: ReadForm::Sealed(sealed), content_bytes })
     }
 
+    fn metadata(&self) -> io::Result<Metadata> {
+        match &self.form {
+            ReadForm::Plain(file) => file.get_ref().metadata(),
+            ReadForm::Sealed(chunks) => chunks.file.metadata(),
+        }
+    }
+
     /// Of the content.
     pub fn content_bytes(&self) -> u64 {
         self.content_bytes
@@ -279,11 +286,15 @@ impl Vault {
     ///
     /// # Errors
     /// When the disk says no, or the file is damaged; it stays as it was, alone.
+    /// [`ErrorKind::NotFound`] if it was deleted or replaced meanwhile.
     pub fn rewrite(&self, path: &Path) -> io::Result<()> {
         let path = &fs::canonicalize(path)?;
         let temporary = rewritten(path);
-        let from = FileReader::open(path, Some(self))?;
-        let copied = self.copy(from, &temporary).and_then(|()| fs::rename(&temporary, path));
+        let mut from = FileReader::open(path, Some(self))?;
+        // Open until the end: no other file can have its inode.
+        let source = from.metadata()?;
+        let copied = self.copy(&mut from, &temporary);
+        let copied = copied.and_then(|()| put_in_place(&temporary, path, &source));
         if copied.is_err() {
             // The disk may be full of it, and it may be in the clear.
             drop(fs::remove_file(&temporary));
@@ -292,11 +303,21 @@ impl Vault {
         sync_folder(path)
     }
 
-    fn copy(&self, mut from: FileReader, to: &Path) -> io::Result<()> {
+    fn copy(&self, from: &mut FileReader, to: &Path) -> io::Result<()> {
         let mut to = FileWriter::create(to, Some(self))?;
-        io::copy(&mut from, &mut to)?;
+        io::copy(from, &mut to)?;
         to.finish()
     }
+}
+
+/// Renames a copy to the name of its source, if the source still has it: what an operator deleted
+/// meanwhile does not come back.
+fn put_in_place(copy: &Path, path: &Path, source: &Metadata) -> io::Result<()> {
+    let present = fs::symlink_metadata(path)?;
+    if (present.dev(), present.ino()) != (source.dev(), source.ino()) {
+        return Err(io::Error::new(ErrorKind::NotFound, "it was replaced by another file"));
+    }
+    fs::rename(copy, path)
 }
 
 /// The name of a file while it is written again.
@@ -316,6 +337,28 @@ fn sync_folder(of: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::key::random_key;
+
+    #[test]
+    fn file_that_was_deleted_or_replaced_while_it_was_copied_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, copy] =
+            ["a.orphans", "a.orphans.rewritten"].map(|name| folder.path().join(name));
+        fs::write(&path, "as it was").unwrap();
+        fs::write(&copy, "again").unwrap();
+        let opened = FileReader::open(&path, None).unwrap();
+        let put = || put_in_place(&copy, &path, &opened.metadata().unwrap()).map_err(|e| e.kind());
+        fs::remove_file(&path).unwrap();
+        assert_eq!(put(), Err(ErrorKind::NotFound));
+        assert!(!path.exists());
+        fs::write(&path, "another").unwrap();
+        assert_eq!(put(), Err(ErrorKind::NotFound));
+        assert_eq!(fs::read(&path).unwrap(), b"another");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "as it was").unwrap();
+        let opened = FileReader::open(&path, None).unwrap();
+        put_in_place(&copy, &path, &opened.metadata().unwrap()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"again");
+    }
 
     #[test]
     fn nothing_follows_a_chunk_that_could_not_be_written() {
