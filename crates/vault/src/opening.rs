@@ -28,6 +28,13 @@ pub(crate) fn open(
     folder: &Path,
     settings: Option<&EncryptionSettings>,
 ) -> Result<Option<Vault>, VaultError> {
+    let seals = settings.is_some_and(|settings| settings.seals);
+    if !seals && !keyring::path(folder).exists() {
+        refuse_encrypted(folder, &Ok(None))?;
+        return Ok(None);
+    }
+    // Before the keyring is read: a process that holds the lock may replace it.
+    let lock = lock(folder)?;
     let sealed = SealedKeyring::load(&keyring::path(folder));
     let Some(settings) = settings else {
         refuse_encrypted(folder, &sealed)?;
@@ -40,7 +47,6 @@ pub(crate) fn open(
     }
     let wanted = sealed.as_ref().map(|sealed| sealed.master);
     let master = read_key(folder, &settings.key, wanted)?;
-    let lock = lock(folder)?;
     let survey = look(folder)?;
     let keyring = match sealed {
         None => create(folder, &master, &survey)?,

@@ -178,6 +178,14 @@ fn folder_is_open_once_at_a_time() {
     let node = Node::new();
     let first = node.open(&node.settings(1)).unwrap();
     assert!(matches!(node.open(&node.settings(1)), Err(VaultError::InUse(_))));
+    // Its keyring is not even read: it may be replaced at any time.
+    let keyring = fs::read(node.path("keyring")).unwrap();
+    fs::write(node.path("keyring"), "not yet").unwrap();
+    for settings in [Some(node.settings(1)), None] {
+        let refused = Folder::open(node.data.path(), settings.as_ref());
+        assert!(matches!(refused, Err(VaultError::InUse(_))), "{refused:?}");
+    }
+    fs::write(node.path("keyring"), keyring).unwrap();
     drop(first);
     assert!(node.open(&node.settings(1)).is_ok());
 }
@@ -186,8 +194,10 @@ fn folder_is_open_once_at_a_time() {
 fn no_key_is_in_an_error_or_in_debug_output() {
     let node = Node::new();
     let folder = node.open(&node.settings(1)).unwrap();
+    let opened = format!("{folder:?}");
+    drop(folder);
     let wrong = node.open(&node.settings(2)).unwrap_err();
-    let said = format!("{folder:?} {wrong:?} {wrong} {:?}", node.settings(1).key.read().unwrap());
+    let said = format!("{opened} {wrong:?} {wrong} {:?}", node.settings(1).key.read().unwrap());
     assert!(!said.contains(&format!("{:?}", &key_bytes(1)[..4]).replace(['[', ']'], "")));
     assert!(said.contains(&id(1).to_string()));
 }
