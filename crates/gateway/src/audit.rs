@@ -17,7 +17,8 @@
 //!   its line before it asks the database for anything.
 //! - A line is JSON by serde, whatever clients send; keys and values are in it only where operators ask
 //!   for them, and secrets of tokens never.
-//! - Requests without a token that opens their database take no more than half of the room.
+//! - Room is divided among tokens, and requests without a token that opens their database take no more
+//!   than half of it. A request that waits for long has none meanwhile.
 
 mod entry;
 mod line;
@@ -40,11 +41,11 @@ use tracing::warn;
 
 use self::line::Line;
 use self::log_file::LogFile;
-use self::queue::{LINE_BYTES, Place, Queue};
+use self::queue::{LINE_BYTES, Place, Queue, Whose};
 use self::writer::Writer;
 
 pub(crate) use self::entry::{Asked, Audited};
-pub(crate) use self::noted::{Noted, of, written};
+pub(crate) use self::noted::{Noted, of, over, written};
 
 /// How long a server that stops waits for lines to be on the disk.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -197,7 +198,7 @@ impl Audit {
         line.set("keys", keys);
         line.set("values", values);
         line.set("when_full", if when_full == WhenFull::Drop { "drop" } else { "refuse" });
-        self.push(&line, self.place(), false);
+        self.push(&line, None, Whose::Log);
     }
 
     fn settings(&self) -> &AuditSettings {
@@ -232,8 +233,8 @@ impl Audit {
         sample == Sample::ALL || sample.has(self.0.choice.hash_one(number))
     }
 
-    fn place(&self) -> Option<Place> {
-        Queue::take(&self.0.queue, LINE_BYTES)
+    fn place(&self, whose: Whose, bytes: usize) -> Option<Place> {
+        Queue::take(&self.0.queue, whose, bytes)
     }
 
     /// Whether a request has to be refused that has this room for its line, or none.
@@ -246,11 +247,9 @@ impl Audit {
         refuses
     }
 
-    /// Has a line written, if there is room for it. `place`: taken before. `is_strangers`: its
-    /// request showed no token that opens its database.
-    fn push(&self, line: &Line, place: Option<Place>, is_strangers: bool) {
-        let place = if is_strangers { None } else { place };
-        let place = place.or_else(|| Queue::take_of(&self.0.queue, LINE_BYTES, is_strangers));
+    /// Has a line written, if there is room for it. `place`: taken before.
+    fn push(&self, line: &Line, place: Option<Place>, whose: Whose) {
+        let place = place.or_else(|| self.place(whose, LINE_BYTES));
         if !place.is_some_and(|place| place.fill(line.encode())) {
             self.0.queue.dropped();
             self.0.counters.dropped.increment(1);
@@ -309,7 +308,7 @@ mod tests {
             let mut line = Line::begun("a");
             line.set("number", sent);
             line.set("parts", "x".repeat(200 << 10));
-            audit.push(&line, audit.place(), false);
+            audit.push(&line, audit.place(Whose::Token(7), LINE_BYTES), Whose::Token(7));
             sent += 1;
             assert!(sent < 1000, "lines are never dropped");
         }

@@ -180,6 +180,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
                 let failed = (refusal.status() == StatusCode::UNAUTHORIZED)
                     .then(|| self.failed_authentication(&parts.headers, &refusal));
                 audited.refused(&refusal, failed);
+                audit::over(&mut parts.extensions);
                 // Over HTTP/2 a refused stream ends by itself. A client that sent `Expect:
                 // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);

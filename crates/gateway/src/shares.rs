@@ -68,6 +68,11 @@ impl Shares {
         self.0.total
     }
 
+    /// What all holders together have.
+    pub(crate) fn used(&self) -> u64 {
+        self.0.state().used
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.0.state().closed
     }

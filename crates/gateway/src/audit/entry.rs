@@ -1,6 +1,7 @@
 //! The entry of one request: all that is known of it. The line is written when the last part of the program that knows of
 //! the request is done with it: a write whose client has left has its outcome all the same.
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -11,7 +12,7 @@ use meridian_types::{Consistency, DatabaseId};
 
 use super::Audit;
 use super::line::Line;
-use super::queue::Place;
+use super::queue::{LINE_BYTES, Place, Whose};
 use super::stream::AuditedStream;
 use crate::access::digest;
 use crate::answer::{Answer, AnswerBody};
@@ -37,14 +38,19 @@ pub(crate) struct Entry {
     audit: Audit,
     began: Instant,
     number: u64,
+    /// The token that was shown.
+    whose: Whose,
     open: Mutex<Open>,
 }
 
 struct Open {
     line: Line,
     place: Option<Place>,
+    /// The room that was given back while the request waits.
+    given_back: usize,
     /// The client has its answer, or will have it if it takes it.
     is_answered: bool,
+    /// No token that opens the database was seen.
     is_strangers: bool,
 }
 
@@ -68,17 +74,20 @@ impl<'a, C: Catalogue> Audited<'a, C> {
         audited
     }
 
-    /// The entry of a request that is to have a line whatever comes of it, with room for the line if
-    /// there is any.
+    /// The entry of a request that is to have a line whatever comes of it.
     pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
         self.entry.as_ref()
     }
 
     fn enter(&self, audit: &Audit, number: u64) -> Arc<Entry> {
         let line = begun(&audit.0.gateway, self.asked, self.catalogue);
-        let open = Open { line, place: audit.place(), is_answered: false, is_strangers: false };
+        let token = head::bearer(self.asked.headers);
+        let whose = token.map(|token| Whose::Token(audit.0.choice.hash_one(token)));
+        let open =
+            Open { line, place: None, given_back: 0, is_answered: false, is_strangers: true };
         let (began, audit) = (self.asked.began, audit.clone());
-        Arc::new(Entry { audit, began, number, open: Mutex::new(open) })
+        let whose = whose.unwrap_or(Whose::Stranger);
+        Arc::new(Entry { audit, began, number, whose, open: Mutex::new(open) })
     }
 
     /// Of a request that has a line for what came of it.
@@ -128,7 +137,9 @@ impl<'a, C: Catalogue> Audited<'a, C> {
     /// A write has an unknown outcome, so that its client has no answer.
     pub(crate) fn unanswered(self) {
         if let Some(entry) = self.late_entry() {
-            entry.note(|line| line.set("outcome", "unknown"));
+            let mut open = entry.open();
+            open.is_strangers = false;
+            open.line.set("outcome", "unknown");
         }
     }
 }
@@ -218,10 +229,32 @@ impl Entry {
         note(&mut self.open().line);
     }
 
-    /// Refuses the request if its line has no room, and operators want no operation without.
+    /// The token opens the database: takes room for the line. Refuses the request if there is none,
+    /// and operators want no operation without.
     pub(super) fn admit(&self) -> Result<(), Refusal> {
-        let refuses = self.audit.refuses(self.open().place.as_ref());
-        if refuses { Err(Refusal::Unaudited) } else { Ok(()) }
+        let mut open = self.open();
+        open.is_strangers = false;
+        self.take(&mut open, LINE_BYTES)
+    }
+
+    fn take(&self, open: &mut Open, bytes: usize) -> Result<(), Refusal> {
+        if open.place.is_none() {
+            open.place = self.audit.place(self.whose, bytes);
+        }
+        if self.audit.refuses(open.place.as_ref()) { Err(Refusal::Unaudited) } else { Ok(()) }
+    }
+
+    /// Gives the room back, for as long as the request waits.
+    pub(super) fn wait(&self) {
+        let mut open = self.open();
+        open.given_back = open.place.take().map_or(LINE_BYTES, |place| place.bytes());
+    }
+
+    /// Takes the room again that was given back.
+    pub(super) fn go_on(&self) -> Result<(), Refusal> {
+        let mut open = self.open();
+        let bytes = open.given_back;
+        self.take(&mut open, bytes)
     }
 
     /// Takes room for so many bytes more. `false`: they have no place in the line.
@@ -235,9 +268,10 @@ impl Entry {
         let mut open = self.open();
         open.line.set("stream", self.number);
         let line = open.line.without(&["bytes_in", "parts", "parts_left_out"]);
-        let open = Open { line, place: None, is_answered: true, is_strangers: false };
+        let Open { is_strangers, .. } = *open;
+        let open = Open { line, place: None, given_back: 0, is_answered: true, is_strangers };
         let (audit, open) = (self.audit.clone(), Mutex::new(open));
-        Arc::new(Self { audit, began: self.began, number: self.number, open })
+        Arc::new(Self { audit, began: self.began, number: self.number, whose: self.whose, open })
     }
 }
 
@@ -249,6 +283,10 @@ impl Drop for Entry {
         if !open.is_answered {
             open.line.set("answered", false);
         }
-        self.audit.push(&open.line, open.place.take(), open.is_strangers);
+        let (place, whose) = match open.is_strangers {
+            true => (None, Whose::Stranger),
+            false => (open.place.take(), self.whose),
+        };
+        self.audit.push(&open.line, place, whose);
     }
 }

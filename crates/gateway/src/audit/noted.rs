@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hyper::http::Extensions;
 use hyper::http::request::Parts;
 use meridian_types::{Consistency, DatabaseId, QueueName, ReadRange, Transaction, WriteOutcome};
 
@@ -21,6 +22,11 @@ pub(crate) fn of(parts: &Parts) -> Noted<'_> {
     Noted(parts.extensions.get())
 }
 
+/// The request is over, though the rest of its body may come yet: its entry waits for none of it.
+pub(crate) fn over(extensions: &mut Extensions) {
+    drop(extensions.remove::<Arc<Entry>>());
+}
+
 impl Noted<'_> {
     /// For what goes on without the request.
     pub(crate) fn entry(self) -> Option<Arc<Entry>> {
@@ -36,6 +42,18 @@ impl Noted<'_> {
     /// The token opens the database, and the request may go on unless the log has no room for it.
     pub(crate) fn admit(self) -> Result<(), Refusal> {
         self.0.map_or(Ok(()), |entry| entry.admit())
+    }
+
+    /// The request waits, maybe for long, and its line has no room meanwhile.
+    pub(crate) fn wait(self) {
+        if let Some(entry) = self.0 {
+            entry.wait();
+        }
+    }
+
+    /// The request has waited, and may go on unless the log has no room for it by now.
+    pub(crate) fn go_on(self) -> Result<(), Refusal> {
+        self.0.map_or(Ok(()), |entry| entry.go_on())
     }
 
     /// A metadata exchange, whose path names the database.

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::shares::{Holder, Share, Shares};
+
 /// All lines that wait, and the room that was taken for others. Part of the headroom of a process.
 const TOTAL_BYTES: usize = 16 << 20;
 /// Lines of requests without a token that opens their database stay below.
@@ -15,7 +17,31 @@ const BATCH_BYTES: usize = 256 << 10;
 /// So much does not wait for company.
 const URGENT_BYTES: usize = TOTAL_BYTES / 4;
 
+/// The one whose line it is. Each token has its share of the room, and strangers one together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A token's, by its hash.
+    Token(u64),
+    /// A request's without a token that opens its database.
+    Stranger,
+    /// The log's own.
+    Log,
+}
+
+impl Whose {
+    fn holder(self) -> Holder {
+        let token = match self {
+            Self::Log => 0,
+            Self::Stranger => 1,
+            Self::Token(hash) => hash.max(2),
+        };
+        Holder { token, shard: None }
+    }
+}
+
 pub(super) struct Queue {
+    /// Of `lines`, of the batch that is being written, and of places.
+    room: Shares,
     state: Mutex<State>,
     /// For the writer.
     work: Condvar,
@@ -25,9 +51,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct State {
-    lines: VecDeque<Vec<u8>>,
-    /// Of `lines`, of the batch that is being written, and of places.
-    used: usize,
+    lines: VecDeque<(Vec<u8>, Share)>,
     /// Of `lines`.
     queued: usize,
     /// Lines that were dropped since the file was last told.
@@ -47,7 +71,8 @@ pub(super) struct Batch {
     pub(super) lines: u64,
     /// Lines that were dropped behind these.
     pub(super) dropped: u64,
-    used: usize,
+    /// The room of its lines.
+    shares: Vec<Share>,
 }
 
 pub(super) enum Work {
@@ -59,7 +84,8 @@ pub(super) enum Work {
 
 impl Queue {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), work: Condvar::new(), flushed: Condvar::new() }
+        let room = Shares::new(TOTAL_BYTES as u64);
+        Self { room, state: Mutex::default(), work: Condvar::new(), flushed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,14 +94,13 @@ impl Queue {
     }
 
     /// Room for a line of so many bytes.
-    pub(super) fn take(queue: &Arc<Self>, bytes: usize) -> Option<Place> {
-        Self::take_of(queue, bytes, false)
-    }
-
-    pub(super) fn take_of(queue: &Arc<Self>, bytes: usize, is_strangers: bool) -> Option<Place> {
-        let limit = if is_strangers { STRANGERS_BYTES } else { TOTAL_BYTES };
-        let mut place = Place { queue: Arc::clone(queue), bytes: 0 };
-        place.resize(bytes, limit).then_some(place)
+    pub(super) fn take(queue: &Arc<Self>, whose: Whose, bytes: usize) -> Option<Place> {
+        let bytes = bytes as u64;
+        if whose == Whose::Stranger && queue.room.used() + bytes > STRANGERS_BYTES as u64 {
+            return None;
+        }
+        let share = queue.room.take(whose.holder(), bytes)?;
+        Some(Place { queue: Arc::clone(queue), share })
     }
 
     /// A line had no room.
@@ -126,9 +151,9 @@ impl Queue {
     }
 
     /// For the writer: a batch is in the file, or was given up.
-    pub(super) fn wrote(&self, batch: &Batch) {
+    pub(super) fn wrote(&self, batch: Batch) {
+        drop(batch);
         let mut state = self.state();
-        state.used = state.used.saturating_sub(batch.used);
         state.writing = 0;
         state.failure = None;
     }
@@ -162,13 +187,13 @@ impl State {
     fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
         while batch.bytes.len() < BATCH_BYTES
-            && let Some(line) = self.lines.pop_front()
+            && let Some((line, share)) = self.lines.pop_front()
         {
             batch.bytes.extend_from_slice(&line);
+            batch.shares.push(share);
             batch.lines += 1;
         }
-        batch.used = batch.bytes.len();
-        self.queued -= batch.used;
+        self.queued -= batch.bytes.len();
         self.writing = batch.lines;
         // They were dropped while these lines waited.
         batch.dropped = std::mem::take(&mut self.dropped);
@@ -179,48 +204,35 @@ impl State {
 /// Room for a line, until it is dropped.
 pub(super) struct Place {
     queue: Arc<Queue>,
-    bytes: usize,
+    share: Share,
 }
 
 impl Place {
-    fn resize(&mut self, bytes: usize, limit: usize) -> bool {
-        let mut state = self.queue.state();
-        let used = state.used.saturating_sub(self.bytes) + bytes;
-        if used > limit && bytes > self.bytes {
-            return false;
-        }
-        (state.used, self.bytes) = (used, bytes);
-        true
+    pub(super) fn bytes(&self) -> usize {
+        // No more than was taken, in bytes of memory.
+        usize::try_from(self.share.amount()).unwrap_or(usize::MAX)
     }
 
     /// Takes room for so many bytes more.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
-        self.resize(self.bytes + bytes, TOTAL_BYTES)
+        self.share.grow(bytes as u64)
     }
 
     /// Has the line written, if it has room: it has, where it is as long as was taken for it.
-    pub(super) fn fill(mut self, line: Vec<u8>) -> bool {
-        if !self.resize(line.len(), TOTAL_BYTES) {
+    pub(super) fn fill(self, line: Vec<u8>) -> bool {
+        let Self { queue, mut share } = self;
+        if !share.resize(line.len() as u64) {
             return false;
         }
-        // From now on the line's.
-        self.bytes = 0;
-        let mut state = self.queue.state();
+        let mut state = queue.state();
         let wakes = state.lines.is_empty() || state.queued >= URGENT_BYTES;
         state.queued += line.len();
-        state.lines.push_back(line);
+        state.lines.push_back((line, share));
         drop(state);
         if wakes {
-            self.queue.work.notify_one();
+            queue.work.notify_one();
         }
         true
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut state = self.queue.state();
-        state.used = state.used.saturating_sub(self.bytes);
     }
 }
 
@@ -232,12 +244,18 @@ mod tests {
         Arc::new(Queue::new())
     }
 
+    const TOKEN: Whose = Whose::Token(7);
+    const OTHER: Whose = Whose::Token(8);
+
+    fn all_of(queue: &Arc<Queue>, whose: Whose) -> Vec<Place> {
+        std::iter::from_fn(|| Queue::take(queue, whose, LINE_BYTES)).take(100_000).collect()
+    }
+
     #[test]
     fn lines_and_places_share_one_bound_and_give_it_back() {
         let queue = queue();
-        let mut places: Vec<Place> =
-            std::iter::from_fn(|| Queue::take(&queue, LINE_BYTES)).take(100_000).collect();
-        assert_eq!(places.len(), TOTAL_BYTES / LINE_BYTES);
+        let mut places = all_of(&queue, TOKEN);
+        assert_eq!(places.len(), TOTAL_BYTES / LINE_BYTES / 4 * 3);
         // A line that fits into its place has room, and a longer one has none.
         assert!(places.pop().unwrap().fill(vec![b'x'; LINE_BYTES]));
         assert!(!places.pop().unwrap().fill(vec![b'x'; 2 * LINE_BYTES + 1]));
@@ -245,33 +263,47 @@ mod tests {
         assert!(last.grow(LINE_BYTES) && !last.grow(1));
         drop((places, last));
         let Work::Write(batch) = queue.next() else { panic!("there is a line") };
-        assert_eq!((batch.lines, queue.state().used), (1, LINE_BYTES));
-        queue.wrote(&batch);
-        let state = queue.state();
-        assert_eq!((state.used, state.queued), (0, 0));
+        assert_eq!((batch.lines, queue.room.used()), (1, LINE_BYTES as u64));
+        queue.wrote(batch);
+        assert_eq!((queue.room.used(), queue.state().queued), (0, 0));
+    }
+
+    #[test]
+    fn token_that_has_its_part_leaves_room_to_others_until_its_lines_are_written() {
+        let queue = queue();
+        let flood = all_of(&queue, TOKEN);
+        assert!(Queue::take(&queue, TOKEN, LINE_BYTES).is_none());
+        assert!(all_of(&queue, OTHER).len() >= 1000);
+        flood.into_iter().for_each(|place| assert!(place.fill(vec![b'x'; LINE_BYTES])));
+        assert!(Queue::take(&queue, TOKEN, LINE_BYTES).is_none());
+        assert!(all_of(&queue, OTHER).len() >= 1000);
+        let Work::Write(batch) = queue.next() else { panic!("there are lines") };
+        assert!(Queue::take(&queue, TOKEN, LINE_BYTES).is_none());
+        queue.wrote(batch);
+        assert!(Queue::take(&queue, TOKEN, LINE_BYTES).is_some());
     }
 
     #[test]
     fn lines_of_strangers_leave_half_of_the_room_to_others() {
         let queue = queue();
         let mut lines = 0;
-        while let Some(place) = Queue::take_of(&queue, LINE_BYTES, true) {
+        while let Some(place) = Queue::take(&queue, Whose::Stranger, LINE_BYTES) {
             assert!(place.fill(vec![b'x'; LINE_BYTES]));
             lines += 1;
         }
         assert_eq!(lines, STRANGERS_BYTES / LINE_BYTES);
-        assert!(Queue::take(&queue, STRANGERS_BYTES).is_some());
+        assert!(Queue::take(&queue, TOKEN, STRANGERS_BYTES / 2).is_some());
     }
 
     #[test]
     fn flush_ends_once_all_is_synced_or_with_its_time_or_at_a_file_that_fails() {
         let queue = queue();
-        assert!(Queue::take(&queue, 10).unwrap().fill(b"a line\n".to_vec()));
+        assert!(Queue::take(&queue, TOKEN, 10).unwrap().fill(b"a line\n".to_vec()));
         assert_eq!(queue.flush(Duration::from_millis(1)), 1);
         queue.fails("full");
         assert_eq!(queue.flush(Duration::from_secs(600)), 1);
         let Work::Write(batch) = queue.next() else { panic!("there is a line") };
-        queue.wrote(&batch);
+        queue.wrote(batch);
         let flushing = Arc::clone(&queue);
         let flushed = std::thread::spawn(move || flushing.flush(Duration::from_secs(600)));
         assert!(matches!(queue.next(), Work::Sync));

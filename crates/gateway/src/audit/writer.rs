@@ -45,7 +45,7 @@ impl Writer {
                         batch.bytes.extend(line.encode());
                     }
                     self.write(&batch);
-                    self.queue.wrote(&batch);
+                    self.queue.wrote(batch);
                     self.queue.gather(PACE);
                 }
                 Work::Sync => {

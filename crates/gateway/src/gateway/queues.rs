@@ -110,6 +110,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let _open = self.listener(token, parts)?;
         // A long poll is no request in progress: it would take their places for as long as it waits.
         drop(shares);
+        noted.wait();
         let listener = queue_json::new_listener();
         let (held, lease) = (Vec::new(), Some(lease));
         let incarnation = queue_json::new_incarnation();
@@ -117,6 +118,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let listen = Listen { queue, listener, credits: max, lease, held, incarnation };
         let listened = self.database.listen(listen);
         let (messages, enough) = polled(listened, max, wait, &self.stopping).await?;
+        noted.go_on()?;
         if !self.stream_access(&authorized, Permission::Listen).holds() {
             // Says why.
             self.authorize(parts, Route::Queue(QueueRoute::Poll))?;

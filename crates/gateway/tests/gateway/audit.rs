@@ -1,18 +1,22 @@
 //! The audit log: the line of each request, what is never in it, and what becomes of requests when it
 //! cannot be written.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::Method;
+use hyper::body::Frame;
 use meridian_gateway::{Audit, AuditSettings, Options, Sample, TrustedProxies, WhenFull, digest};
 use meridian_proto::kv_connect as pb;
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Client, MAIN_TEXT, OTHERS, Plan, READER, Server, WRITER, all, set, until};
+use crate::support::{
+    Client, MAIN_TEXT, OTHERS, Plan, READER, Server, WRITER, all, gateway, set, until,
+};
 
 /// With all requests, and without keys and values.
 fn plain() -> AuditSettings {
@@ -495,4 +499,64 @@ async fn no_operation_is_carried_out_without_its_line_where_operators_want_that(
     assert_eq!(post(&server, "unknown", "/kv/strong/atomic_write", &write).await, 401);
     assert_eq!(server.memory.writes_begun.load(std::sync::atomic::Ordering::SeqCst), 0);
     assert!(server.memory.reads.lock().unwrap().is_empty());
+}
+
+fn request<B>(token: &str, path: &str, body: B) -> hyper::Request<B> {
+    let headers = [("x-denokv-version", "3"), ("x-denokv-database-id", MAIN_TEXT)];
+    let authorization = format!("Bearer {token}");
+    let request = hyper::Request::post(path).header("authorization", authorization);
+    let request =
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    request.body(body).unwrap()
+}
+
+/// More than there are places for lines; of ten tokens, since none has all listeners.
+#[tokio::test]
+async fn polls_that_wait_leave_the_places_of_their_lines_to_others_and_take_them_again() {
+    const POLLS: usize = 8300;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let settings = AuditSettings { file: file.clone(), when_full: WhenFull::Refuse, ..plain() };
+    let audit = Some(Audit::open(settings, "amsterdam-a").unwrap());
+    let token = |number: usize| format!("a-token-that-polls-{}", number % 10);
+    let options = Options { audit, ..Options::default() };
+    let (gateway, memory) = gateway(options, (0..10).map(token));
+    let mut polls = std::collections::VecDeque::new();
+    for number in 0..POLLS {
+        let body = Full::new(Bytes::from_static(b"{}"));
+        let mut poll = Box::pin(gateway.handle(request(&token(number), "/kv/queue/poll", body)));
+        while memory.queues.listeners() == number {
+            let answer = futures::poll!(poll.as_mut()).map(|answer| answer.map(|it| it.status()));
+            assert!(answer.is_pending(), "{number} polls wait: {answer:?}");
+            tokio::task::yield_now().await;
+        }
+        polls.push_back(poll);
+    }
+    let body = Full::new(all().encode_to_vec().into());
+    let read = gateway.handle(request(READER, "/kv/strong/snapshot_read", body)).await;
+    assert_eq!(read.unwrap().status(), 200);
+    memory.queues.deliver().await;
+    assert_eq!(polls.pop_front().unwrap().await.unwrap().status(), 200);
+    drop(polls);
+    drop(gateway);
+    until(|| file_lines(&file) == 1 + POLLS + 1).await;
+    let lines = lines(&std::fs::read_to_string(&file).unwrap());
+    one_has(&lines, &json!({ "operation": "poll", "outcome": "ok", "messages": 1 }));
+    one_has(&lines, &json!({ "operation": "snapshot_read", "outcome": "ok" }));
+}
+
+/// Neither does it keep the room of others for as long as its client likes.
+#[tokio::test]
+async fn line_of_a_refused_request_waits_for_none_of_its_body() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let settings = AuditSettings { file: file.clone(), ..plain() };
+    let audit = Some(Audit::open(settings, "amsterdam-a").unwrap());
+    let (gateway, _) = gateway(Options { audit, ..Options::default() }, []);
+    let never = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    // Its token may not write.
+    let mut refused =
+        std::pin::pin!(gateway.handle(request(READER, "/kv/strong/atomic_write", never)));
+    assert!(futures::poll!(refused.as_mut()).is_pending(), "its body is read to the end");
+    until(|| file_lines(&file) == 2).await;
 }

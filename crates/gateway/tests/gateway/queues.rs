@@ -51,7 +51,17 @@ impl Queues {
     }
 
     pub(crate) fn is_listened_to(&self) -> bool {
-        !self.listeners.lock().unwrap().is_empty()
+        self.listeners() > 0
+    }
+
+    pub(crate) fn listeners(&self) -> usize {
+        self.listeners.lock().unwrap().len()
+    }
+
+    /// Gives the oldest listener a message.
+    pub(crate) async fn deliver(&self) {
+        let tell = self.listeners.lock().unwrap()[0].tell.clone();
+        tell.send(Heard::Messages(vec![message(8)])).await.unwrap();
     }
 
     pub(crate) fn list(&self, list: QueueList) -> QueuePage {

@@ -12,9 +12,9 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Grant, Listen,
-    Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports, TokenName,
-    Unavailable, Watch, Write, WriteFailure, digest, serve,
+    Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Gateway, Grant,
+    Listen, Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports,
+    TokenName, Unavailable, Watch, Write, WriteFailure, digest, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
@@ -187,7 +187,7 @@ pub(crate) struct Server {
 }
 
 /// `main`, which is the default, and `other`.
-struct TwoDatabases {
+pub(crate) struct TwoDatabases {
     access: Access,
     hearing: Arc<Hearing>,
     revoked: Arc<AtomicBool>,
@@ -250,6 +250,42 @@ impl Catalogue for TwoDatabases {
     }
 }
 
+impl TwoDatabases {
+    /// With these tokens beside the usual ones.
+    fn with_tokens(current: bool, tokens: Vec<AccessToken>) -> Self {
+        let token = |secret: &str, databases, permissions| AccessToken {
+            secret: secret.to_owned(),
+            grant: Grant::new(databases, permissions),
+        };
+        let access = Access::new(
+            [
+                token(WRITER, Databases::All, Permissions::ALL),
+                token(SECOND_WRITER, Databases::All, Permissions::ALL),
+                token(NEW, Databases::All, Permissions::ALL),
+                token(READER, Databases::All, Permissions::READ_ONLY),
+                token(OTHERS, Databases::Only(vec![OTHER]), Permissions::ALL),
+            ]
+            .into_iter()
+            .chain(tokens),
+        );
+        let hearing = Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) };
+        let (revoked, quotas) = Default::default();
+        Self { access: access.unwrap(), hearing: Arc::new(hearing), revoked, quotas }
+    }
+}
+
+/// A gateway without sockets, and its database. `tokens`: beside the usual ones, for all.
+pub(crate) fn gateway(
+    options: Options,
+    tokens: impl IntoIterator<Item = String>,
+) -> (Gateway<Memory, TwoDatabases>, Arc<Memory>) {
+    let token =
+        |secret| AccessToken { secret, grant: Grant::new(Databases::All, Permissions::ALL) };
+    let tokens = tokens.into_iter().map(token).collect();
+    let (memory, catalogue) = (Arc::new(Memory::new()), TwoDatabases::with_tokens(true, tokens));
+    (Gateway::new(Arc::clone(&memory), Arc::new(catalogue), options), memory)
+}
+
 impl Server {
     pub(crate) async fn start() -> Self {
         Self::with(Options::default()).await
@@ -271,31 +307,9 @@ impl Server {
         current: bool,
         tokens: Vec<AccessToken>,
     ) -> Self {
-        let token = |secret: &str, databases, permissions| AccessToken {
-            secret: secret.to_owned(),
-            grant: Grant::new(databases, permissions),
-        };
-        let access = Access::new(
-            [
-                token(WRITER, Databases::All, Permissions::ALL),
-                token(SECOND_WRITER, Databases::All, Permissions::ALL),
-                token(NEW, Databases::All, Permissions::ALL),
-                token(READER, Databases::All, Permissions::READ_ONLY),
-                token(OTHERS, Databases::Only(vec![OTHER]), Permissions::ALL),
-            ]
-            .into_iter()
-            .chain(tokens),
-        );
-        let hearing =
-            Arc::new(Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) });
-        let revoked = Arc::<AtomicBool>::default();
-        let quotas = Arc::<Mutex<Quotas>>::default();
-        let catalogue = TwoDatabases {
-            access: access.unwrap(),
-            hearing: Arc::clone(&hearing),
-            revoked: Arc::clone(&revoked),
-            quotas: Arc::clone(&quotas),
-        };
+        let catalogue = TwoDatabases::with_tokens(current, tokens);
+        let (hearing, revoked) = (Arc::clone(&catalogue.hearing), Arc::clone(&catalogue.revoked));
+        let quotas = Arc::clone(&catalogue.quotas);
         let memory = Arc::new(Memory::new());
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_address().unwrap();
