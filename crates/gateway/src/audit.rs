@@ -15,8 +15,9 @@
 //!   counted, also in the file itself.
 //! - Where operators want no operation without its line ([`WhenFull::Refuse`]), a request has room for
 //!   its line before it asks the database for anything.
-//! - A line is JSON by serde, whatever clients send; keys and values are in it only where operators ask
-//!   for them, and secrets of tokens never.
+//! - A line is JSON that serde reads, whatever clients send; keys and values are in it only where
+//!   operators ask for them, and secrets of tokens never.
+//! - An entry holds keys and values as the text that its line has, and room for as much.
 //! - Room is divided among tokens, and requests without a token that opens their database take no more
 //!   than half of it. A request that waits for long has none meanwhile.
 

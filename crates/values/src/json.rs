@@ -25,15 +25,22 @@ pub fn key(key: &Key) -> String {
 /// arrays, boxed primitives, dates that are none, `Float16Array`, buffers that may grow, and objects
 /// that lead to themselves.
 pub fn value(value: &Stored) -> Option<String> {
-    match value {
+    value_within(value, MAX_BYTES)
+}
+
+/// As [`value`]; nor where the text is longer than so many bytes, beyond which little is written.
+pub fn value_within(value: &Stored, max_bytes: usize) -> Option<String> {
+    let text = match value {
         Stored::U64(integer) => Some(typed("KvU64", &quoted(&integer.to_string()))),
         Stored::Bytes(bytes) => Some(typed("Uint8Array", &quoted(&base64url(bytes)))),
         Stored::V8(graph) => {
-            let mut writer = Writer { graph, within: Vec::new(), output: String::new() };
+            let (within, output) = (Vec::new(), String::new());
+            let mut writer = Writer { graph, max_bytes, within, output };
             writer.value(graph.root())?;
             Some(writer.output)
         }
-    }
+    };
+    text.filter(|text| text.len() <= max_bytes)
 }
 
 /// Bytes in the characters that need no escapes in a URL, without padding.
@@ -118,6 +125,7 @@ fn number_text(number: f64) -> String {
 
 struct Writer<'a> {
     graph: &'a Graph,
+    max_bytes: usize,
     /// The objects that the present one is within.
     within: Vec<ObjectId>,
     output: String,
@@ -125,7 +133,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn value(&mut self, value: &Value) -> Option<()> {
-        if self.output.len() > MAX_BYTES {
+        if self.output.len() > self.max_bytes {
             return None;
         }
         let text = match value {
@@ -321,5 +329,15 @@ mod tests {
             data.extend([b'^', level + 1, b'$', 0, 2]);
         }
         assert_eq!(of_v8(&data), None);
+    }
+
+    #[test]
+    fn text_that_is_longer_than_it_may_be_is_not_made() {
+        let map = v8::read(b"\xff\x0f;I\x02_:\x02").unwrap();
+        for stored in [Stored::U64(5), Stored::Bytes(vec![7; 9]), Stored::V8(map)] {
+            let text = value(&stored).unwrap();
+            assert_eq!(value_within(&stored, text.len()).as_ref(), Some(&text));
+            assert_eq!(value_within(&stored, text.len() - 1), None);
+        }
     }
 }

@@ -1,23 +1,21 @@
 //! A line of the log: names and what stands for each, in the order in which they were set.
 
 use chrono::{SecondsFormat, Utc};
-use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde::Serialize;
 
 /// A line, or a part of it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Line(Vec<(&'static str, Field)>);
 
-#[derive(Debug, Clone, Serialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone)]
 pub(super) enum Field {
     Word(&'static str),
     Text(String),
     Number(u64),
     Part(f64),
     Truth(bool),
-    Json(Value),
-    Lines(Vec<Line>),
+    /// As it stands in the line: a tree of it takes many times as much memory.
+    Json(String),
 }
 
 fn now() -> String {
@@ -66,18 +64,37 @@ impl Line {
 
     /// With its end.
     pub(super) fn encode(&self) -> Vec<u8> {
-        // No map here has keys that are not texts, and memory does not refuse to be written.
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+        let mut bytes = self.encode_part();
         bytes.push(b'\n');
         bytes.shrink_to_fit();
         bytes
     }
+
+    pub(super) fn encode_part(&self) -> Vec<u8> {
+        let mut bytes = vec![b'{'];
+        for (at, (name, field)) in self.0.iter().enumerate() {
+            if at > 0 {
+                bytes.push(b',');
+            }
+            write(&mut bytes, name);
+            bytes.push(b':');
+            match field {
+                Field::Word(word) => write(&mut bytes, word),
+                Field::Text(text) => write(&mut bytes, text),
+                Field::Number(number) => write(&mut bytes, number),
+                Field::Part(part) => write(&mut bytes, part),
+                Field::Truth(truth) => write(&mut bytes, truth),
+                Field::Json(text) => bytes.extend_from_slice(text.as_bytes()),
+            }
+        }
+        bytes.push(b'}');
+        bytes
+    }
 }
 
-impl Serialize for Line {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, field)| (name, field)))
-    }
+fn write(bytes: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    // No map is among the fields, and memory does not refuse to be written.
+    drop(serde_json::to_writer(bytes, value));
 }
 
 impl From<&'static str> for Field {

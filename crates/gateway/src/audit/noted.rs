@@ -118,9 +118,9 @@ impl Noted<'_> {
         let mut parts = PartsText::new(settings.values);
         add(&mut parts);
         let has_room = entry.has_room(parts.bytes())?;
-        let (lines, left_out) = parts.finish(has_room);
+        let (parts, left_out) = parts.finish(has_room);
         entry.note(|line| {
-            line.set("parts", Field::Lines(lines));
+            line.set("parts", Field::Json(parts));
             if left_out > 0 {
                 line.set("parts_left_out", left_out);
             }

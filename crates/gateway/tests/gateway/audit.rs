@@ -560,3 +560,50 @@ async fn line_of_a_refused_request_waits_for_none_of_its_body() {
     assert!(futures::poll!(refused.as_mut()).is_pending(), "its body is read to the end");
     until(|| file_lines(&file) == 2).await;
 }
+
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// A hundred bytes whose text are 220 KiB: arrays that have the next one twice.
+#[tokio::test]
+async fn writes_in_progress_hold_no_more_of_their_values_than_their_lines_have() {
+    const LEVELS: u8 = 12;
+    let mut data = b"\xff\x0f".to_vec();
+    data.extend(b"A\x02".repeat(LEVELS.into()));
+    data.extend(b"A\x00$\x00\x00");
+    data.extend((0..LEVELS).rev().flat_map(|level| [b'^', level + 1, b'$', 0, 2]));
+    let mut write = set("k", "");
+    let value = write.mutations[0].value.as_mut().unwrap();
+    (value.data, value.encoding) = (data.into(), pb::ValueEncoding::VeV8.into());
+    let write = Bytes::from(write.encode_to_vec());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let settings = AuditSettings { file: file.clone(), keys: true, values: true, ..plain() };
+    let audit = Some(Audit::open(settings, "amsterdam-a").unwrap());
+    let (gateway, memory) = gateway(Options { audit, ..Options::default() }, []);
+    memory.plan(Plan::Hold);
+    let before = resident_bytes();
+    let mut writing: Vec<_> = (0..40)
+        .map(|_| {
+            let body = Full::new(write.clone());
+            Box::pin(gateway.handle(request(WRITER, "/kv/strong/atomic_write", body)))
+        })
+        .collect();
+    for write in &mut writing {
+        assert!(futures::poll!(write.as_mut()).is_pending());
+    }
+    let held = resident_bytes().saturating_sub(before);
+    assert_eq!(memory.writes_begun.load(std::sync::atomic::Ordering::SeqCst), 40);
+    assert!(held < 64 << 20, "{} MiB", held >> 20);
+    memory.plan(Plan::Work);
+    for write in writing {
+        memory.release.notify_one();
+        assert_eq!(write.await.unwrap().status(), 200);
+    }
+    until(|| file_lines(&file) == 41).await;
+    let lines = lines(&std::fs::read_to_string(&file).unwrap());
+    let whole = |line: &&Value| line["parts"][0]["value"].to_string().len() > 200 << 10;
+    assert_eq!(lines.iter().filter(whole).count(), 40);
+}
