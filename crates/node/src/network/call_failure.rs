@@ -10,6 +10,9 @@ pub(crate) enum Failed {
     NotLeader(Option<NodeId>),
     /// Nothing was done there, or will be, for this reason.
     NotDone(String),
+    /// As [`Failed::NotDone`]: the database has its share of what the node has, which serves others.
+    /// No other node would do it instead.
+    Busy(String),
     /// No connection: nothing was done there.
     Unreachable(String),
     /// Something may have been done, or may be yet.

@@ -347,6 +347,9 @@ fn written(reply: WriteReply) -> Result<Written, Failed> {
     match reply {
         WriteReply::Done(outcome) => Ok(Written { outcome: outcome.into_inner(), leader: None }),
         WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
+        WriteReply::NotCommitted(refusal) if refusal.is_of_its_database() => {
+            Err(Failed::Busy(refusal.to_string()))
+        }
         WriteReply::NotCommitted(refusal) => Err(Failed::NotDone(refusal.to_string())),
         WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
     }
@@ -362,6 +365,7 @@ pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written
         Some(Wire::CheckFailed(failed)) => WriteOutcome::CheckFailed(failed.indexes),
         Some(Wire::Rejected(text)) => WriteOutcome::Rejected(text),
         Some(Wire::NotLeader(hint)) => return Err(Failed::NotLeader(node_id(hint.leader))),
+        Some(Wire::NotCommitted(reason)) if response.busy => return Err(Failed::Busy(reason)),
         Some(Wire::NotCommitted(reason)) => return Err(Failed::NotDone(reason)),
         Some(Wire::Unknown(reason)) => return Err(Failed::Unknown(reason)),
         Some(Wire::ClockUnknown(_)) => {

@@ -27,8 +27,8 @@ pub(crate) enum Outcome<T> {
     /// Of this node. Late nodes were asked long before it, and have not answered yet.
     Answer { node: NodeId, answer: T, late: Vec<NodeId> },
     /// Why no node had an answer, why a try may have done something (if one may), and which did
-    /// not answer.
-    Nothing { reason: String, unknown: Option<String>, lost: Option<NodeId> },
+    /// not answer. `busy`: the database has its share, and no node is to be asked at once.
+    Nothing { reason: String, unknown: Option<String>, lost: Option<NodeId>, busy: bool },
 }
 
 /// The surroundings that an attempt under way looks at.
@@ -103,8 +103,8 @@ where
                     return Outcome::Answer { node, answer, late };
                 }
             }
-            Step::Nothing { reason, unknown, lost } => {
-                return Outcome::Nothing { reason, unknown, lost };
+            Step::Nothing { reason, unknown, lost, busy } => {
+                return Outcome::Nothing { reason, unknown, lost, busy };
             }
         }
         let (listens, wakes_at) = (!attempt.has_moved(), attempt.wakes_at(surroundings));

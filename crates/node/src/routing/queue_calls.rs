@@ -235,7 +235,10 @@ pub(crate) fn part_to_wire(part: Result<Part, NotListening>) -> wire::ListenPart
             Wire::NotLeader(shard_wire::NotLeader { leader: node_id_to_wire(leader) })
         }
         Err(Over::Failed(
-            Failed::NotDone(reason) | Failed::Unreachable(reason) | Failed::Unknown(reason),
+            Failed::NotDone(reason)
+            | Failed::Busy(reason)
+            | Failed::Unreachable(reason)
+            | Failed::Unknown(reason),
         )) => Wire::Unavailable(reason),
         Err(Over::NotTaken) => Wire::Unavailable("what came was not taken".to_owned()),
     };

@@ -201,8 +201,9 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         self.record_health(node, result);
         match result {
             Err(Failed::NotLeader(Some(hint))) if *hint != node => self.leaders.named(shard, *hint),
+            // It leads, and serves others.
+            Err(Failed::Busy(_)) | Ok(()) => {}
             Err(_) => self.leaders.failed(shard, node),
-            Ok(()) => {}
         }
     }
 }

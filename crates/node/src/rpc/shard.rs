@@ -110,6 +110,7 @@ pub(super) fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
 
 pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
     use write_response::Result as Wire;
+    let busy = matches!(&reply, WriteReply::NotCommitted(refusal) if refusal.is_of_its_database());
     let result = match reply {
         WriteReply::Done(outcome) => match outcome.into_inner() {
             WriteOutcome::Committed(stamp) => Wire::Committed(stamp.0.to_vec().into()),
@@ -120,11 +121,12 @@ pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
         WriteReply::NotCommitted(refusal) => Wire::NotCommitted(refusal.to_string()),
         WriteReply::Unknown => Wire::Unknown("leadership was lost".to_owned()),
     };
-    response(result)
+    wire::WriteResponse { busy, ..response(result) }
 }
 
 fn response(result: write_response::Result) -> wire::WriteResponse {
-    wire::WriteResponse { result: Some(result), leader: 0, clock: Some(write_calls::clock()) }
+    let clock = Some(write_calls::clock());
+    wire::WriteResponse { result: Some(result), clock, ..wire::WriteResponse::default() }
 }
 
 /// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: a
@@ -148,7 +150,7 @@ async fn pass_on(
             wire::WriteResponse { leader: leader.0, clock: Some(write_calls::clock()), ..answer }
         }
         Ok(answer) => wire::WriteResponse { clock: Some(write_calls::clock()), ..answer },
-        Err(Failed::NotDone(reason) | Failed::Unreachable(reason)) => {
+        Err(Failed::NotDone(reason) | Failed::Busy(reason) | Failed::Unreachable(reason)) => {
             response(write_response::Result::NotCommitted(not_reached(reason)))
         }
         Err(Failed::Unknown(reason)) => {

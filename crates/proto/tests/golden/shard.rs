@@ -169,13 +169,15 @@ fn answers_to_writes_to_a_shard_are_golden() {
     ];
     for (result, golden) in results {
         assert_golden(
-            &shard::WriteResponse { result: Some(result), leader: 0, clock: None },
+            &shard::WriteResponse { result: Some(result), ..shard::WriteResponse::default() },
             &[golden],
         );
     }
     let (clock, clock_fields) = process_time();
-    let passed_on = shard::WriteResponse { result: None, leader: L + 2, clock: Some(clock) };
-    assert_golden(&passed_on, &[field_varint(7, L + 2), field_message(8, &clock_fields)]);
+    let passed_on =
+        shard::WriteResponse { result: None, leader: L + 2, clock: Some(clock), busy: true };
+    let golden = [field_varint(7, L + 2), field_message(8, &clock_fields), field_varint(10, 1)];
+    assert_golden(&passed_on, &golden);
 }
 
 #[test]

@@ -93,11 +93,12 @@ pub(crate) enum Step {
         late: Vec<NodeId>,
     },
     /// No node had an answer: why, why a try may have done something (if one may), and which node
-    /// did not answer.
+    /// did not answer. `busy`: a node that leads says that the database has its share.
     Nothing {
         reason: String,
         unknown: Option<String>,
         lost: Option<NodeId>,
+        busy: bool,
     },
 }
 
@@ -130,6 +131,7 @@ pub(crate) struct Attempt {
     refused: BTreeSet<NodeId>,
     /// A node that answered says that no node that is waited for leads.
     leads_elsewhere: bool,
+    busy: bool,
     has_moved: bool,
     /// When another node is asked beside the pending ones.
     hedge_at: Duration,
@@ -151,6 +153,7 @@ impl Attempt {
             named: BTreeSet::new(),
             refused: BTreeSet::new(),
             leads_elsewhere: false,
+            busy: false,
             has_moved: false,
             hedge_at: Duration::ZERO,
             purchase: None,
@@ -198,7 +201,9 @@ impl Attempt {
                 self.give_up()
             }
             Event::Found(leader) => match leader {
-                Some(leader) if !self.is_pending(leader) && self.hinted.insert(leader) => {
+                Some(leader)
+                    if !self.busy && !self.is_pending(leader) && self.hinted.insert(leader) =>
+                {
                     self.put_first(leader);
                     self.ask_next(now, patience)
                 }
@@ -243,6 +248,7 @@ impl Attempt {
             reason: reason.unwrap_or_else(|| "it has no leader at present".to_owned()),
             unknown: self.unknown.take(),
             lost: self.lost,
+            busy: self.busy,
         }
     }
 
@@ -256,7 +262,7 @@ impl Attempt {
         patience: &impl Patience,
     ) -> Step {
         self.note_unknown(&failed);
-        if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_)) {
+        if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_) | Failed::Busy(_)) {
             self.lost = self.lost.or(Some(node));
         }
         let is_free = at_once && matches!(failed, Failed::NotLeader(None) | Failed::NotDone(_));
@@ -275,6 +281,13 @@ impl Attempt {
             Failed::NotLeader(_) => self.leads_elsewhere = true,
             Failed::NotDone(reason) => {
                 self.refused.insert(node);
+                self.reason = Some(reason);
+            }
+            // No other node is to be asked, and none that is waited for leads.
+            Failed::Busy(reason) => {
+                self.refused.insert(node);
+                self.next.clear();
+                (self.busy, self.leads_elsewhere) = (true, true);
                 self.reason = Some(reason);
             }
             Failed::Unreachable(reason) | Failed::Unknown(reason) => self.reason = Some(reason),

@@ -149,7 +149,7 @@ async fn failure_asks_the_next_node_at_once_and_its_reason_is_kept() {
         }
     };
     let (outcome, tries) = run(&[1, 2, 3], NEVER, ask, |_| true).await;
-    let Outcome::Nothing { reason, unknown: Some(unknown), lost } = outcome else {
+    let Outcome::Nothing { reason, unknown: Some(unknown), lost, .. } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!((reason.as_str(), unknown.as_str()), ("the disk is full", "the connection broke"));
@@ -179,7 +179,7 @@ async fn silent_node_is_abandoned_once_all_others_know_of_another_leader_or_none
         }
     };
     let (round, tries) = run(&[1, 2, 3], Duration::ZERO, knows_none, |_| true).await;
-    let Outcome::Nothing { reason, unknown: Some(_), lost: Some(NodeId(1 | 2)) } = round else {
+    let Outcome::Nothing { reason, unknown: Some(_), lost: Some(NodeId(1 | 2)), .. } = round else {
         panic!("{round:?}")
     };
     assert_eq!((reason.as_str(), asked(&tries)), ("no quorum answers", vec![1, 2, 3]));

@@ -134,7 +134,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     lags.notify_one();
                 }
                 Ok(Err(NotGiven::Refused(reason))) => round.refused = Some(reason),
-                Err(Failed::NotDone(reason)) => round.refused = Some(reason),
+                Err(Failed::NotDone(reason) | Failed::Busy(reason)) => round.refused = Some(reason),
                 Err(Failed::NotLeader(_)) => {
                     round.refused = Some("a node does not serve it".to_owned());
                 }

@@ -407,6 +407,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                                 // Others say so of the leader, too, that has not answered.
                                 Failed::NotLeader(_) => {}
                                 Failed::NotDone(why)
+                                | Failed::Busy(why)
                                 | Failed::Unreachable(why)
                                 | Failed::Unknown(why) => reason = why,
                             }

@@ -28,15 +28,21 @@ pub(super) struct Operation {
     pub(super) failed: u32,
     /// The node that did not answer in the attempt before.
     pub(super) lost: Option<NodeId>,
+    /// The attempt before ended with the word of the leader that the database has its share: the
+    /// next one costs the other databases of the shard nothing.
+    pub(super) busy: bool,
 }
+
+/// A database that has its share is tried again as late as after so many rounds that failed.
+const BUSY_ROUNDS: u32 = 4;
 
 impl Operation {
     pub(super) fn new(database: DatabaseId, bytes: usize) -> Self {
-        Self { database, bytes, failed: 0, lost: None }
+        Self { database, bytes, failed: 0, lost: None, busy: false }
     }
 
     fn next_pause(&mut self) -> Duration {
-        let pause = pause(self.failed);
+        let pause = pause(self.failed + if self.busy { BUSY_ROUNDS } else { 0 });
         self.failed += 1;
         pause
     }
@@ -104,12 +110,13 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     pub(super) fn answered(&self, operation: &Operation, budget: &Budget, late: &[NodeId]) {
         let now = self.clock.now();
         late.iter().for_each(|node| self.health.was_silent(now, *node));
-        if operation.failed > 0 {
+        if operation.failed > 0 && !operation.busy {
             budget.answered(now);
         }
     }
 
-    /// Waits before another attempt: longer each time, and until it is paid for; or until the shard
+    /// Waits before another attempt: longer each time, and until it is paid for, which that of a
+    /// database that has its share is not; or until the shard
     /// is served again, or has moved since the attempt began. News of the rest of the cluster puts
     /// nothing off. False: `left` ran out.
     pub(super) async fn pause(
@@ -133,7 +140,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     if next >= until {
                         return false;
                     }
-                    if budget.pays(self.clock.now(), operation.bytes) {
+                    if operation.busy || budget.pays(self.clock.now(), operation.bytes) {
                         return true;
                     }
                     next = self.clock.now() + operation.next_pause();

@@ -38,7 +38,7 @@ impl Refusals {
         match result {
             Ok(()) => drop(self.at.lock().remove(&key)),
             Err(Failed::NotDone(_) | Failed::NotLeader(_)) => drop(self.at.lock().insert(key, now)),
-            Err(Failed::Unreachable(_) | Failed::Unknown(_)) => {}
+            Err(Failed::Busy(_) | Failed::Unreachable(_) | Failed::Unknown(_)) => {}
         }
     }
 

@@ -326,6 +326,9 @@ impl Drop for Moving {
 fn text(failed: Failed) -> String {
     match failed {
         Failed::NotLeader(_) => "a node does not serve it".to_owned(),
-        Failed::NotDone(reason) | Failed::Unreachable(reason) | Failed::Unknown(reason) => reason,
+        Failed::NotDone(reason)
+        | Failed::Busy(reason)
+        | Failed::Unreachable(reason)
+        | Failed::Unknown(reason) => reason,
     }
 }

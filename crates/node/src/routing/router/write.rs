@@ -102,8 +102,8 @@ impl<'a, N: Nodes, C: Clock> WriteOperation<'a, N, C> {
                 router.leaders.answered(router.clock.now(), shard.0, node, leader);
                 Ok(written.outcome)
             }
-            Outcome::Nothing { reason, unknown: maybe, lost } => {
-                operation.lost = lost;
+            Outcome::Nothing { reason, unknown: maybe, lost, busy } => {
+                (operation.lost, operation.busy) = (lost, busy);
                 *unknown = unknown.take().or(maybe);
                 Err(reason)
             }

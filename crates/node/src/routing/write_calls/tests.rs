@@ -143,7 +143,7 @@ impl Shard for Asks {
             false => write_response::Result::NotLeader(wire::NotLeader { leader: 2 }),
         };
         let clock = Some(wire::ProcessTime { process: 7, millis: 5_000_000 });
-        Ok(Response::new(wire::WriteResponse { result: Some(result), leader: 0, clock }))
+        Ok(Response::new(wire::WriteResponse { result: Some(result), clock, ..Default::default() }))
     }
 
     async fn read(

@@ -53,6 +53,16 @@ pub(crate) enum WriteRefusal {
     Stopping,
 }
 
+impl WriteRefusal {
+    /// Whether the database has its share, and a write of another would be carried out.
+    pub(crate) fn is_of_its_database(&self) -> bool {
+        matches!(
+            self,
+            Self::ShareOfQueue | Self::ShareOfMemory { .. } | Self::ReplicationLagsByThis { .. }
+        )
+    }
+}
+
 impl From<NoRoom> for WriteRefusal {
     fn from(no_room: NoRoom) -> Self {
         match no_room {

@@ -92,11 +92,12 @@ impl Run {
         let at = |delay| Some(self.now + delay);
         let (first, second) = (self.chance.delay(), self.chance.delay());
         let unknown = |_: Option<NodeId>| Failed::Unknown("it broke".to_owned());
-        let (carried_out_at, ends_at, ends) = match self.chance.below(8) {
+        let (carried_out_at, ends_at, ends) = match self.chance.below(9) {
             0 => (None, at(first), Ends::Failed(|_| Failed::Unreachable("refused".to_owned()))),
             1 => (None, at(first), Ends::Failed(|_| Failed::NotDone("full".to_owned()))),
             2 => (None, at(first), Ends::Failed(Failed::NotLeader)),
             3 => (at(first), None, Ends::Told),
+            8 => (None, at(first), Ends::Failed(|_| Failed::Busy("its share".to_owned()))),
             // Before or after it is carried out.
             4 => (at(first), at(second), Ends::Failed(unknown)),
             5 => (None, at(first), Ends::Failed(unknown)),

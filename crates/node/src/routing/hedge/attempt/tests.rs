@@ -119,9 +119,34 @@ fn refusal_at_once_is_free_once_in_an_attempt_where_bounds_say_so() {
     scenario.then(Event::Begun);
     assert_eq!(scenario.fails(1, refused()), ask(2, false, None));
     assert_eq!(scenario.fails(2, refused()), Step::Pay);
-    let nothing =
-        Step::Nothing { reason: "the disk is full".to_owned(), unknown: None, lost: None };
+    let nothing = Step::Nothing {
+        reason: "the disk is full".to_owned(),
+        unknown: None,
+        lost: None,
+        busy: false,
+    };
     assert_eq!(scenario.then(Event::Paid(false)), nothing);
+}
+
+#[test]
+fn leader_that_says_that_the_database_has_its_share_ends_the_attempt_and_no_other_is_asked() {
+    let busy = || Failed::Busy("its share".to_owned());
+    let nothing =
+        Step::Nothing { reason: "its share".to_owned(), unknown: None, lost: None, busy: true };
+    let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
+    scenario.then(Event::Begun);
+    assert_eq!(scenario.fails(1, busy()), nothing);
+    // One that was asked beside it, and only waits for a leader, is given up once it is late.
+    let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
+    scenario.then(Event::Begun);
+    scenario.later();
+    assert_eq!(scenario.then(Event::Paid(true)), ask(2, true, Some(1)));
+    assert_eq!(scenario.fails(1, busy()), Step::Wait);
+    assert_eq!(scenario.then(Event::Found(Some(NodeId(1)))), Step::Wait);
+    assert_eq!(scenario.later(), Step::GiveUp(NodeId(2)));
+    let unreachable = Failed::Unreachable("no connection".to_owned());
+    let step = scenario.then(Event::GivenUp { node: NodeId(2), failed: unreachable });
+    assert!(matches!(step, Step::Nothing { unknown: None, busy: true, .. }), "{step:?}");
 }
 
 #[test]
@@ -143,6 +168,7 @@ fn unknown_try_marks_the_next_as_overlapping_and_the_outcome_as_unknown() {
         reason: "the disk is full".to_owned(),
         unknown: Some("the connection broke".to_owned()),
         lost: Some(NodeId(1)),
+        busy: false,
     };
     assert_eq!(scenario.fails(2, refused()), nothing);
 }
@@ -174,6 +200,7 @@ fn late_node_is_given_up_once_all_others_know_of_no_leader() {
         reason: "it has no leader at present".to_owned(),
         unknown: Some("the connection broke".to_owned()),
         lost: Some(NodeId(2)),
+        busy: false,
     };
     assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: broke() }), nothing);
 }
@@ -215,6 +242,7 @@ fn moved_shard_gives_up_late_nodes_and_asks_no_other() {
         reason: "it has no leader at present".to_owned(),
         unknown: None,
         lost: Some(NodeId(1)),
+        busy: false,
     };
     assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: unreachable }), nothing);
 }

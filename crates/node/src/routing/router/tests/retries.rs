@@ -87,6 +87,33 @@ fn write_that_all_nodes_refuse_is_tried_again_after_growing_pauses() {
 }
 
 #[test]
+fn write_of_a_database_that_has_its_share_costs_its_neighbours_neither_leader_nor_tries() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        assert!(world.commits().await);
+        let (budget, _) = router.leaders.subscribe(ShardId(1));
+        let spend = || (0..1000).take_while(|_| budget.pays(time.now(), 0)).count();
+        spend();
+        let (began, before) = (time.now(), voters.calls());
+        let busy = |_| Failed::Busy("its share".to_owned());
+        voters.scripted.lock().extend((0..3).map(busy));
+        let writing = world.writing();
+        while voters.calls() < before + 3 {
+            time.sleep(Duration::from_millis(1)).await;
+            assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(1)));
+        }
+        assert!(matches!(writing.await, Ok(WriteOutcome::Committed(_))));
+        assert_eq!(voters.asked()[before..], [1; 4], "the leader alone");
+        // Of 240, 480 and 960 ms, each by up to a half more or less.
+        let took = time.now() - began;
+        assert!((Duration::from_millis(800)..Duration::from_secs(3)).contains(&took), "{took:?}");
+        // Nothing was spent, and nothing earned beyond the part of a first try.
+        let earned = spend() as f64 - 20.0 * took.as_secs_f64();
+        assert!((-1.0..=0.2).contains(&earned), "{earned}");
+    });
+}
+
+#[test]
 fn request_earns_its_part_of_a_further_try_once() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
