@@ -36,7 +36,7 @@ mod room;
 mod session;
 mod term;
 
-use backlog::{Backlog, QUEUE_REQUESTS, Queued};
+use backlog::{Backlog, LastCommit, QUEUE_REQUESTS, Queued};
 use expiry::Expiry;
 use logged_time::{LoggedTime, ShardClock};
 use session::{Session, TermEnd};
@@ -90,6 +90,7 @@ pub(crate) struct Proposer {
     queue: mpsc::Sender<Queued>,
     /// Among the writes that wait.
     places: Division,
+    last_commit: LastCommit,
     sealed: watch::Sender<bool>,
     drained: watch::Receiver<Option<u64>>,
     budget: WriteBytes,
@@ -116,10 +117,10 @@ impl Proposer {
         let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
         let (following, budget) = (drained.subscribe(), parts.writes.clone());
         let task = Task::new(parts, requests, sealed.subscribe(), drained);
-        let clock = task.time.clock();
+        let (clock, last_commit) = (task.time.clock(), task.inbox.backlog.last_commit());
         tokio::spawn(task.run());
         let places = Division::new(QUEUE_REQUESTS);
-        Self { queue, places, sealed, drained: following, budget, clock }
+        Self { queue, places, last_commit, sealed, drained: following, budget, clock }
     }
 
     /// The shard's time while this node leads, in milliseconds since the Unix epoch. `now` on the
@@ -161,11 +162,11 @@ impl Proposer {
         let Some(place) = self.places.take(request.database, 1) else {
             return refused_for_room(WriteRefusal::ShareOfQueue);
         };
-        let (reply, mut answer) = oneshot::channel();
+        let ((reply, mut answer), since) = (oneshot::channel(), Instant::now());
         let departure = Arc::<Departure>::default();
         let queued = Queued {
             request,
-            since: Instant::now(),
+            since,
             until,
             departure: Arc::clone(&departure),
             reply,
@@ -181,7 +182,9 @@ impl Proposer {
         match tokio::time::timeout_at(until.into(), &mut answer).await {
             Ok(answer) => answer.unwrap_or(WriteReply::Unknown),
             // Whatever holds the task up.
-            Err(_) if departure.take_back() => WriteReply::NotCommitted(WriteRefusal::NoQuorum),
+            Err(_) if departure.take_back() => {
+                WriteReply::NotCommitted(self.last_commit.refusal(since))
+            }
             Err(_) => answer.await.unwrap_or(WriteReply::Unknown),
         }
     }

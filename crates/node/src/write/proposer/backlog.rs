@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_types::{DatabaseId, NodeId};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::recent::{Asks, Recent};
@@ -25,7 +26,7 @@ pub(super) struct Queued {
     pub(super) request: WriteRequest,
     /// When it was handed to the proposer.
     pub(super) since: Instant,
-    /// Not evaluated by then it is refused, definitely: no quorum answers.
+    /// Not evaluated by then it is refused, definitely: no quorum answers, or it is not its turn.
     pub(super) until: Instant,
     /// It leaves to be evaluated. Its caller may take it back before.
     pub(super) departure: Arc<Departure>,
@@ -34,6 +35,23 @@ pub(super) struct Queued {
     pub(super) held: Arc<HeldForWrite>,
     /// Its place among those that wait, of its database's part of them.
     pub(super) _place: Part,
+}
+
+/// When a batch was last committed here. Cheap to clone; clones share it.
+#[derive(Clone, Default)]
+pub(super) struct LastCommit(Arc<Mutex<Option<Instant>>>);
+
+impl LastCommit {
+    fn is_now(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    /// The refusal of a request that waits since then. A quorum that has answered meanwhile did so
+    /// for requests whose turn it was.
+    pub(super) fn refusal(&self, since: Instant) -> WriteRefusal {
+        let has_answered = self.0.lock().is_some_and(|at| at > since);
+        if has_answered { WriteRefusal::NotItsTurn } else { WriteRefusal::NoQuorum }
+    }
 }
 
 /// The requests that the task has taken from the queue and not evaluated yet.
@@ -48,6 +66,7 @@ pub(super) struct Backlog {
     order: VecDeque<DatabaseId>,
     len: usize,
     recent: Recent,
+    last_commit: LastCommit,
 }
 
 /// The requests of one database, in order. It stays without any for as long as it is in debt, or
@@ -80,7 +99,17 @@ impl Line {
 impl Backlog {
     pub(super) fn new(now: Instant) -> Self {
         let (lines, order) = (BTreeMap::new(), VecDeque::new());
-        Self { lines, order, len: 0, recent: Recent::new(now) }
+        let (recent, last_commit) = (Recent::new(now), LastCommit::default());
+        Self { lines, order, len: 0, recent, last_commit }
+    }
+
+    pub(super) fn last_commit(&self) -> LastCommit {
+        self.last_commit.clone()
+    }
+
+    /// A batch was committed just now.
+    pub(super) fn batch_committed(&self) {
+        self.last_commit.is_now();
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -201,7 +230,8 @@ impl Backlog {
         self.recent.asks(database)
     }
 
-    /// Refuses what has waited too long to be evaluated, as it does while no quorum answers.
+    /// Refuses what has waited too long to be evaluated, as it does while no quorum answers, or while
+    /// its database has more waiting than it has turns.
     pub(super) fn give_up(&mut self) {
         let now = Instant::now();
         for line in self.lines.values_mut() {
@@ -209,7 +239,8 @@ impl Backlog {
                 && let Some(queued) = line.requests.pop_front()
             {
                 self.len -= 1;
-                respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::NoQuorum));
+                let refusal = self.last_commit.refusal(queued.since);
+                respond(queued.reply, WriteReply::NotCommitted(refusal));
             }
         }
     }

@@ -31,6 +31,8 @@ pub(crate) enum WriteRefusal {
     UnknownDatabase(ShardId),
     #[error("the shard's leader gets no answer from a quorum")]
     NoQuorum,
+    #[error("this database writes more than its shard's leader takes at present")]
+    NotItsTurn,
     #[error("more than {QUEUE_REQUESTS} writes are waiting")]
     QueueFull,
     #[error(
@@ -58,7 +60,10 @@ impl WriteRefusal {
     pub(crate) fn is_of_its_database(&self) -> bool {
         matches!(
             self,
-            Self::ShareOfQueue | Self::ShareOfMemory { .. } | Self::ReplicationLagsByThis { .. }
+            Self::ShareOfQueue
+                | Self::ShareOfMemory { .. }
+                | Self::ReplicationLagsByThis { .. }
+                | Self::NotItsTurn
         )
     }
 }

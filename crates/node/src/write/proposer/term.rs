@@ -92,6 +92,7 @@ impl TermSession for Term<'_> {
                 if self.session.completed(result).is_err() {
                     return ControlFlow::Break(self.session.leave());
                 }
+                self.inbox.backlog.batch_committed();
             }
             Event::Request(queued) => self.inbox.accept(queued),
             Event::Tick => {

@@ -180,6 +180,23 @@ fn request_given_up_is_refused_and_frees_its_memory_while_later_ones_wait_on() {
 }
 
 #[test]
+fn request_that_waits_while_others_are_served_is_told_that_it_was_not_its_turn() {
+    let (now, budget) = (Instant::now(), bytes(9));
+    let mut backlog = Backlog::new(now);
+    backlog.batch_committed();
+    let (queued, mut before) = queued(&budget, now);
+    backlog.push(queued);
+    backlog.give_up();
+    assert_eq!(before.try_recv(), Ok(no_quorum()), "the batch was committed before it came");
+    let (queued, mut answer) = of_database(1, &budget, now);
+    backlog.push(queued);
+    backlog.batch_committed();
+    backlog.give_up();
+    let refused = WriteReply::NotCommitted(WriteRefusal::NotItsTurn);
+    assert_eq!(answer.try_recv(), Ok(refused));
+}
+
+#[test]
 fn backlog_is_full_with_as_many_requests_as_may_wait() {
     let (budget, mut backlog) = (bytes(2 * QUEUE_REQUESTS), Backlog::new(Instant::now()));
     let mut answers = Vec::new();
@@ -244,8 +261,9 @@ async fn request_not_evaluated_in_time_is_refused_and_an_evaluated_one_is_answer
     let budget = bytes(1 << 20);
     let drained = watch::Sender::new(None).subscribe();
     let (sealed, clock) = (watch::Sender::new(false), ShardClock::default());
-    let places = Division::new(9);
-    let proposer = Proposer { queue, places, sealed, drained, budget: budget.clone(), clock };
+    let (places, last_commit) = (Division::new(9), LastCommit::default());
+    let proposer =
+        Proposer { queue, places, last_commit, sealed, drained, budget: budget.clone(), clock };
     let write = || {
         let proposer = proposer.clone();
         tokio::spawn(async move {
@@ -259,13 +277,20 @@ async fn request_not_evaluated_in_time_is_refused_and_an_evaluated_one_is_answer
     let refused = tokio::time::timeout(Duration::from_secs(60), refused).await;
     assert_eq!(refused.unwrap().unwrap(), no_quorum());
     assert!(backlog.next(Instant::now()).is_none());
+    let refused = write();
+    backlog.push(requests.recv().await.unwrap());
+    // Others are served.
+    proposer.last_commit.is_now();
+    let refused = tokio::time::timeout(Duration::from_secs(60), refused).await;
+    assert_eq!(refused.unwrap().unwrap(), WriteReply::NotCommitted(WriteRefusal::NotItsTurn));
+    assert!(backlog.next(Instant::now()).is_none());
     let (answered, taken) = loop {
         let answered = write();
         backlog.push(requests.recv().await.unwrap());
         match backlog.next(Instant::now()) {
             Some(taken) => break (answered, taken),
             // The machine stood still meanwhile.
-            None => assert_eq!(answered.await.unwrap(), no_quorum()),
+            None => assert!(matches!(answered.await.unwrap(), WriteReply::NotCommitted(_))),
         }
     };
     tokio::time::sleep(PATIENCE + Duration::from_millis(50)).await;
