@@ -255,9 +255,12 @@ impl Backlog {
     }
 
     fn answer_all(&mut self, answer: impl Fn() -> WriteReply) {
-        for queued in self.lines.values_mut().flat_map(|line| line.requests.drain(..)) {
+        // With the debts: nothing of them is proposed by this node, or in this epoch, any more.
+        let lines = std::mem::take(&mut self.lines);
+        for queued in lines.into_values().flat_map(|line| line.requests) {
             respond(queued.reply, answer());
         }
+        self.order.clear();
         self.len = 0;
     }
 }

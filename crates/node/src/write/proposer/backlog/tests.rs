@@ -197,6 +197,23 @@ fn request_that_waits_while_others_are_served_is_told_that_it_was_not_its_turn()
 }
 
 #[test]
+fn node_that_does_not_lead_keeps_nothing_of_the_databases_whose_requests_came_to_it() {
+    let (mut world, mut answers) = (World::new(), Vec::new());
+    for number in 1..=200 {
+        world.add(number, 2);
+        world.backlog.decline(Some(NodeId(2)));
+        answers.append(&mut world.answers);
+        assert!(world.backlog.lines.is_empty() && world.backlog.order.is_empty());
+    }
+    for mut answer in answers {
+        assert_eq!(answer.try_recv(), Ok(WriteReply::NotLeader(Some(NodeId(2)))));
+    }
+    assert!(world.backlog.is_empty() && world.batch(BATCH, SMALL).is_empty());
+    world.add(1, 1);
+    assert_eq!(world.batch(BATCH, SMALL), [1]);
+}
+
+#[test]
 fn backlog_is_full_with_as_many_requests_as_may_wait() {
     let (budget, mut backlog) = (bytes(2 * QUEUE_REQUESTS), Backlog::new(Instant::now()));
     let mut answers = Vec::new();
