@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 /// An amount that databases take parts of. Cheap to clone; clones share the amount.
 ///
 /// While more than a quarter is free, every database takes what it asks for. From then on a
-/// database may have half of what the others leave: however many there are, a new one finds
-/// something left.
+/// database that has some may have half of what the others leave, so that each flood leaves as much
+/// as it takes; and one that has nothing takes what is free, of which a dozen floods leave little.
 #[derive(Clone)]
 pub(crate) struct Division(Arc<Inner>);
 
@@ -47,7 +47,8 @@ impl Division {
         let before = held.by_database.get(&database).copied().unwrap_or_default();
         let (all, own) = (held.all.checked_add(amount)?, before.checked_add(amount)?);
         let of_others = held.all - before;
-        if all > total - total / 4 && own > total.saturating_sub(of_others) / 2 {
+        let may_have = total.saturating_sub(of_others) / if before == 0 { 1 } else { 2 };
+        if all > total - total / 4 && own > may_have {
             return None;
         }
         held.all = all;
@@ -119,9 +120,13 @@ mod tests {
     use super::*;
 
     fn all_of(division: &Division, number: u16) -> Vec<Part> {
+        all_of_by(division, number, 1)
+    }
+
+    fn all_of_by(division: &Division, number: u16, amount: usize) -> Vec<Part> {
         let [high, low] = number.to_be_bytes();
         let database = DatabaseId([high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        std::iter::from_fn(|| division.take(database, 1)).take(10_000).collect()
+        std::iter::from_fn(|| division.take(database, amount)).take(1 << 20).collect()
     }
 
     #[test]
@@ -134,6 +139,19 @@ mod tests {
         assert!(division.take(DatabaseId([9; 16]), usize::MAX).is_none());
         drop((flood, floods));
         assert!(division.0.held.lock().by_database.is_empty() && division.0.held.lock().all == 0);
+    }
+
+    #[test]
+    fn database_that_has_nothing_takes_what_a_dozen_floods_have_left() {
+        let division = Division::new(1 << 20);
+        let floods: Vec<_> = (1..=12).flat_map(|number| all_of_by(&division, number, 7)).collect();
+        let free = (1 << 20) - division.0.held.lock().all;
+        assert!((8..1000).contains(&free), "{free} are free");
+        let quiet = DatabaseId([9; 16]);
+        assert!(division.take(quiet, free + 1).is_none());
+        let write = division.take(quiet, free - 1);
+        assert!(write.is_some() && division.take(quiet, 1).is_none(), "one write, and no flood");
+        drop((floods, write));
     }
 
     #[test]
