@@ -218,6 +218,12 @@ impl Backlog {
         }
     }
 
+    /// An internal writer has logged so much of this database.
+    pub(super) fn logged_internally(&mut self, now: Instant, database: DatabaseId, bytes: u64) {
+        self.recent.advance(now);
+        self.recent.add_internal(database, bytes);
+    }
+
     /// The database has no turn for so long.
     pub(super) fn pause(&mut self, database: DatabaseId, now: Instant, pause: Duration) {
         let until = now + pause;

@@ -23,11 +23,17 @@ pub(super) enum Asks {
 struct Written {
     present: u64,
     before: u64,
+    /// Whether any of it was for its clients.
+    for_clients: (bool, bool),
 }
 
 impl Written {
     fn total(self) -> u128 {
         u128::from(self.present) + u128::from(self.before)
+    }
+
+    fn has_clients(self) -> bool {
+        self.for_clients.0 || self.for_clients.1
     }
 }
 
@@ -41,11 +47,13 @@ pub(super) struct Recent {
     databases: BTreeMap<DatabaseId, Written>,
     /// Of all of them.
     total: u128,
+    /// The number of databases whose clients wrote.
+    with_clients: usize,
 }
 
 impl Recent {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, databases: BTreeMap::new(), total: 0 }
+        Self { since: now, databases: BTreeMap::new(), total: 0, with_clients: 0 }
     }
 
     /// To be called before anything else of this time.
@@ -56,24 +64,42 @@ impl Recent {
         }
         let forgets_all = passed >= 2 * WINDOW;
         self.databases.retain(|_, written| {
-            let before = if forgets_all { 0 } else { written.present };
-            *written = Written { present: 0, before };
+            let (present, has_clients) = (written.present, written.for_clients.0);
+            let before = if forgets_all { 0 } else { present };
+            *written = Written { present: 0, before, for_clients: (false, has_clients) };
             before > 0
         });
+        let with_clients = self.databases.values().filter(|written| written.has_clients());
+        self.with_clients = with_clients.count();
         self.total = self.databases.values().map(|written| written.total()).sum();
         self.since = now;
     }
 
+    /// For a client.
     pub(super) fn add(&mut self, database: DatabaseId, bytes: u64) {
+        let written = self.log(database, bytes);
+        let had_clients = written.has_clients();
+        written.for_clients.0 = true;
+        self.with_clients += usize::from(!had_clients);
+    }
+
+    /// By an internal writer: nobody waits for it, so that it takes no part of a batch from others.
+    pub(super) fn add_internal(&mut self, database: DatabaseId, bytes: u64) {
+        self.log(database, bytes);
+    }
+
+    fn log(&mut self, database: DatabaseId, bytes: u64) -> &mut Written {
         let written = self.databases.entry(database).or_default();
         let before = written.total();
         written.present = written.present.saturating_add(bytes.max(1));
         self.total += written.total() - before;
+        written
     }
 
-    /// Whether others than this database wrote of late.
+    /// Whether clients of others than this database wrote of late.
     pub(super) fn has_others(&self, database: DatabaseId) -> bool {
-        self.databases.len() > usize::from(self.databases.contains_key(&database))
+        let own = self.databases.get(&database).is_some_and(|written| written.has_clients());
+        self.with_clients > usize::from(own)
     }
 
     pub(super) fn asks(&self, database: DatabaseId) -> Asks {
@@ -138,6 +164,23 @@ mod tests {
     }
 
     #[test]
+    fn sweeps_count_as_what_their_database_asks_for_and_make_it_no_neighbour() {
+        let (start, swept, quiet) = (Instant::now(), DatabaseId([1; 16]), DatabaseId([2; 16]));
+        let mut recent = Recent::new(start);
+        recent.add(quiet, 1000);
+        recent.add_internal(swept, 1_000_000);
+        assert_eq!((recent.asks(swept), recent.asks(quiet)), (Asks::TooMuch, Asks::Less));
+        assert_eq!((recent.has_others(swept), recent.has_others(quiet)), (true, false));
+        recent.add(swept, 1);
+        assert!(recent.has_others(quiet));
+        recent.advance(start + WINDOW);
+        assert!(recent.has_others(quiet));
+        recent.add_internal(swept, 1_000_000);
+        recent.advance(start + 2 * WINDOW);
+        assert_eq!((recent.asks(swept), recent.has_others(quiet)), (Asks::ItsShare, false));
+    }
+
+    #[test]
     fn total_is_that_of_all_databases_whatever_was_added_and_forgotten() {
         let start = Instant::now();
         let mut recent = Recent::new(start);
@@ -146,7 +189,7 @@ mod tests {
             let bytes = if step % 10 == 9 { u64::MAX } else { u64::from(step) };
             recent.add(DatabaseId([u8::try_from(step % 7).unwrap(); 16]), bytes);
             let sum: u128 = recent.databases.values().map(|written| written.total()).sum();
-            assert_eq!(recent.total, sum);
+            assert_eq!((recent.total, recent.with_clients), (sum, recent.databases.len()));
         }
         recent.advance(start + 100 * WINDOW);
         assert_eq!((recent.total, recent.databases.len()), (0, 0));

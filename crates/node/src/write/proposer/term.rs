@@ -161,7 +161,7 @@ impl Term<'_> {
             return Some(self.session.drop_databases(to_drop).await);
         }
         if self.expiry.is_due(Instant::now()) && self.session.admits(self.expiry) {
-            return Some(self.session.propose_internal(self.expiry).await);
+            return Some(self.session.propose_internal(self.expiry, &mut self.inbox.backlog).await);
         }
         match self.session.begins_at(&self.inbox.backlog) {
             Some(at) if at <= Instant::now() => {

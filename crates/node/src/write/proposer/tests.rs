@@ -224,12 +224,16 @@ impl Leader {
 
     /// A request that waits to be evaluated, and where its answer comes.
     fn queued(&self, transaction: Transaction) -> (Queued, oneshot::Receiver<WriteReply>) {
-        let request = WriteRequest {
-            database: DATABASE,
-            request_id: new_request_id(),
-            transaction,
-            retry: false,
-        };
+        self.queued_for(DATABASE, transaction)
+    }
+
+    fn queued_for(
+        &self,
+        database: DatabaseId,
+        transaction: Transaction,
+    ) -> (Queued, oneshot::Receiver<WriteReply>) {
+        let request =
+            WriteRequest { database, request_id: new_request_id(), transaction, retry: false };
         let Reserved { held, .. } = self.proposer.reserve(&request).unwrap();
         // However long it takes here.
         let until = Instant::now() + Duration::from_secs(60);
@@ -242,7 +246,7 @@ impl Leader {
                 departure: Arc::default(),
                 reply,
                 held,
-                _place: self.proposer.places.take(DATABASE, 1).unwrap(),
+                _place: self.proposer.places.take(database, 1).unwrap(),
             },
             answer,
         )

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
+use crate::write::proposer::recent::Asks;
 use crate::write::proposer::session::GATHERING;
 
 /// Requests that wait for a session of the test's own, and their answers.
@@ -179,7 +180,7 @@ async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() 
 }
 
 #[tokio::test]
-async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written() {
+async fn one_sweep_is_in_flight_at_a_time_and_charged_and_none_where_nothing_may_be_written() {
     const HOUR_MS: u64 = 3_600_000;
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
@@ -190,7 +191,12 @@ async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written(
     let mut expiry = Expiry::new(Instant::now());
     assert!(session.admits(&expiry));
     engine.hold_syncs();
-    session.propose_internal(&mut expiry).await.unwrap();
+    let mut waiting = Waiting::of(&leader);
+    let neighbour = DatabaseId([9; 16]);
+    assert_eq!(waiting.backlog.asks(neighbour), Asks::ItsShare);
+    session.propose_internal(&mut expiry, &mut waiting.backlog).await.unwrap();
+    // The database that is swept has written, for all that its neighbours are asked.
+    assert_eq!(waiting.backlog.asks(neighbour), Asks::Less);
     assert!(
         !session.is_idle() && !session.admits(&expiry),
         "the expired value is there still, and would be found again"
