@@ -24,6 +24,14 @@ impl<'a> Waiting<'a> {
         self.backlog.push(queued);
         (since, answer)
     }
+
+    fn add_bytes(&mut self, database: DatabaseId, bytes: usize) -> oneshot::Receiver<WriteReply> {
+        let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
+        let (queued, answer) =
+            self.leader.queued_for(database, mutation("k", MutationKind::Set(value)));
+        self.backlog.push(queued);
+        answer
+    }
 }
 
 /// The term in which the leader goes on leading, with its task out of the way.
@@ -145,6 +153,63 @@ async fn database_is_slowed_the_more_the_nearer_replication_lags_to_the_bound() 
     let (_, mut answer) = waiting.add(new_request_id());
     session.propose(&mut waiting.backlog).await.unwrap();
     assert!(matches!(answer.try_recv(), Ok(WriteReply::NotCommitted(_))) && session.is_idle());
+}
+
+/// Another database, in the same shard.
+const NEIGHBOUR: DatabaseId = DatabaseId([9; 16]);
+
+fn learn_of_a_neighbour(leader: &Leader) {
+    let mut cluster = leader.directory.known().cluster.clone();
+    let mut database = cluster.databases[&DATABASE].clone();
+    database.name = "neighbour".to_owned();
+    cluster.databases.insert(NEIGHBOUR, database);
+    cluster.version += 1;
+    leader.directory.learn(cluster).unwrap();
+}
+
+/// Bounds are 500 and 1000 ms.
+#[tokio::test]
+async fn lag_slows_and_refuses_the_database_that_writes_beyond_its_share_and_not_its_neighbour() {
+    let leader = Leader::start(Arc::default()).await;
+    learn_of_a_neighbour(&leader);
+    leader.commit(set("first", "v")).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    let mut waiting = Waiting::of(&leader);
+    let flood = |waiting: &mut Waiting<'_>| waiting.add_bytes(DATABASE, 50_000);
+    let quiet = |waiting: &mut Waiting<'_>| waiting.add_bytes(NEIGHBOUR, 10);
+    let answers = [flood(&mut waiting), flood(&mut waiting), quiet(&mut waiting)];
+    session.propose(&mut waiting.backlog).await.unwrap();
+    complete_one(&mut session).await;
+    assert!(answers.into_iter().all(|mut answer| is_committed(&answer.try_recv().unwrap())));
+    // Both are in this batch, and in the next one the neighbour alone.
+    leader.lag_ms.store(870, Ordering::Relaxed);
+    let (mut of_flood, mut of_quiet) = (flood(&mut waiting), quiet(&mut waiting));
+    session.propose(&mut waiting.backlog).await.unwrap();
+    let slowed_at_least_from = Instant::now();
+    let (mut next_of_flood, mut next_of_quiet) = (flood(&mut waiting), quiet(&mut waiting));
+    session.propose(&mut waiting.backlog).await.unwrap();
+    let took = slowed_at_least_from.elapsed();
+    while !session.is_idle() {
+        complete_one(&mut session).await;
+    }
+    for answer in [&mut of_flood, &mut of_quiet, &mut next_of_quiet] {
+        assert!(is_committed(&answer.try_recv().unwrap()));
+    }
+    // 370 of 500 ms make 74 of 100 ms.
+    let is_slowed = next_of_flood.try_recv() == Err(TryRecvError::Empty);
+    assert!(is_slowed || took > Duration::from_millis(70), "it had a turn after {took:?}");
+    // In the last quarter before the bound the database is refused, and its neighbour is not.
+    leader.lag_ms.store(900, Ordering::Relaxed);
+    let mut refused = flood(&mut waiting);
+    let due = session.begins_at(&waiting.backlog).unwrap();
+    tokio::time::sleep_until(due.into()).await;
+    let mut of_quiet = quiet(&mut waiting);
+    session.propose(&mut waiting.backlog).await.unwrap();
+    complete_one(&mut session).await;
+    assert!(is_committed(&of_quiet.try_recv().unwrap()));
+    let by_this = WriteRefusal::ReplicationLagsByThis { lag_ms: 900, max_ms: 1000 };
+    assert_eq!(refused.try_recv(), Ok(WriteReply::NotCommitted(by_this)));
 }
 
 #[tokio::test]
