@@ -40,6 +40,8 @@ pub(crate) struct Entry {
     number: u64,
     /// The token that was shown.
     whose: Whose,
+    /// It has a line whatever comes of it.
+    is_sampled: bool,
     open: Mutex<Open>,
 }
 
@@ -52,6 +54,8 @@ struct Open {
     is_answered: bool,
     /// No token that opens the database was seen.
     is_strangers: bool,
+    /// What came of it has a line whatever the sample.
+    has_line: bool,
 }
 
 /// A request on its way through a gateway, which may have an audit log.
@@ -67,32 +71,33 @@ impl<'a, C: Catalogue> Audited<'a, C> {
         let mut audited = Self { audit, asked, catalogue, entry: None };
         if let Some(audit) = audit {
             let number = audit.next_number();
-            if audit.has_line(number) {
-                audited.entry = Some(audited.enter(audit, number));
+            let is_sampled = audit.has_line(number);
+            // Its outcome may turn out to be unknown when its client, and this, are gone.
+            if is_sampled || asked.route.is_some_and(is_write) {
+                audited.entry = Some(audited.enter(audit, number, is_sampled));
             }
         }
         audited
     }
 
-    /// The entry of a request that is to have a line whatever comes of it.
+    /// The entry of a request that is to have a line whatever comes of it, and of each write.
     pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
         self.entry.as_ref()
     }
 
-    fn enter(&self, audit: &Audit, number: u64) -> Arc<Entry> {
+    fn enter(&self, audit: &Audit, number: u64, is_sampled: bool) -> Arc<Entry> {
         let line = begun(&audit.0.gateway, self.asked, self.catalogue);
         let token = head::bearer(self.asked.headers);
         let whose = token.map(|token| Whose::Token(audit.0.choice.hash_one(token)));
-        let open =
-            Open { line, place: None, given_back: 0, is_answered: false, is_strangers: true };
+        let open = Open::new(line);
         let (began, audit) = (self.asked.began, audit.clone());
         let whose = whose.unwrap_or(Whose::Stranger);
-        Arc::new(Entry { audit, began, number, whose, open: Mutex::new(open) })
+        Arc::new(Entry { audit, began, number, whose, is_sampled, open: Mutex::new(open) })
     }
 
     /// Of a request that has a line for what came of it.
     fn late_entry(self) -> Option<Arc<Entry>> {
-        let enter = |audit: &'a Audit| self.enter(audit, audit.next_number());
+        let enter = |audit: &'a Audit| self.enter(audit, audit.next_number(), true);
         self.entry.clone().or_else(|| self.audit.map(enter))
     }
 
@@ -128,7 +133,8 @@ impl<'a, C: Catalogue> Audited<'a, C> {
     pub(crate) fn refused(self, refusal: &Refusal, failed: Option<FailedAuthentication>) {
         let Some(entry) = self.late_entry() else { return };
         let mut open = entry.open();
-        (open.is_answered, open.is_strangers) = (true, refusal.is_to_a_stranger());
+        (open.is_answered, open.has_line) = (true, true);
+        open.is_strangers = refusal.is_to_a_stranger();
         open.line.set("status", u64::from(refusal.status().as_u16()));
         open.line.set("outcome", "refused");
         open.line.set("reason", failed.map_or(refusal.class(), |failed| failed.reason.label()));
@@ -138,16 +144,16 @@ impl<'a, C: Catalogue> Audited<'a, C> {
     pub(crate) fn unanswered(self) {
         if let Some(entry) = self.late_entry() {
             let mut open = entry.open();
-            open.is_strangers = false;
+            (open.is_strangers, open.has_line) = (false, true);
             open.line.set("outcome", "unknown");
         }
     }
 }
 
 pub(super) fn begun(gateway: &str, asked: Asked<'_>, catalogue: &impl Catalogue) -> Line {
-    let Asked { route, headers, address, .. } = asked;
+    let Asked { route, headers, address, began } = asked;
     let (operation, consistency) = names(route);
-    let mut line = Line::begun(gateway);
+    let mut line = Line::begun_before(gateway, began.elapsed());
     line.set("operation", operation);
     line.set("outcome", "abandoned");
     if let Some(consistency) = consistency {
@@ -216,6 +222,17 @@ fn names(route: Option<Route<'_>>) -> (&'static str, Option<Consistency>) {
     }
 }
 
+fn is_write(route: Route<'_>) -> bool {
+    matches!(route, Route::AtomicWrite | Route::Queue(QueueRoute::Enqueue | QueueRoute::Change))
+}
+
+impl Open {
+    fn new(line: Line) -> Self {
+        let (place, given_back) = (None, 0);
+        Self { line, place, given_back, is_answered: false, is_strangers: true, has_line: false }
+    }
+}
+
 impl Entry {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -225,16 +242,27 @@ impl Entry {
         &self.audit
     }
 
+    pub(super) fn is_sampled(&self) -> bool {
+        self.is_sampled
+    }
+
+    /// Notes what came of the request, which has a line whatever the sample.
+    pub(super) fn note_for_certain(&self, note: impl FnOnce(&mut Line)) {
+        let mut open = self.open();
+        open.has_line = true;
+        note(&mut open.line);
+    }
+
     pub(super) fn note(&self, note: impl FnOnce(&mut Line)) {
         note(&mut self.open().line);
     }
 
     /// The token opens the database: takes room for the line. Refuses the request if there is none,
-    /// and operators want no operation without.
+    /// and operators want no operation without. One that most likely has no line takes none.
     pub(super) fn admit(&self) -> Result<(), Refusal> {
         let mut open = self.open();
         open.is_strangers = false;
-        self.take(&mut open, LINE_BYTES)
+        if self.is_sampled { self.take(&mut open, LINE_BYTES) } else { Ok(()) }
     }
 
     fn take(&self, open: &mut Open, bytes: usize) -> Result<(), Refusal> {
@@ -269,15 +297,18 @@ impl Entry {
         open.line.set("stream", self.number);
         let line = open.line.without(&["bytes_in", "parts", "parts_left_out"]);
         let Open { is_strangers, .. } = *open;
-        let open = Open { line, place: None, given_back: 0, is_answered: true, is_strangers };
-        let (audit, open) = (self.audit.clone(), Mutex::new(open));
-        Arc::new(Self { audit, began: self.began, number: self.number, whose: self.whose, open })
+        let open = Mutex::new(Open { is_answered: true, is_strangers, ..Open::new(line) });
+        let Self { began, number, whose, is_sampled, .. } = *self;
+        Arc::new(Self { audit: self.audit.clone(), began, number, whose, is_sampled, open })
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_sampled && !open.has_line {
+            return;
+        }
         let micros = self.began.elapsed().as_micros();
         open.line.set("duration_us", u64::try_from(micros).unwrap_or(u64::MAX));
         if !open.is_answered {

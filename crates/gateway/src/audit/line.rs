@@ -1,6 +1,8 @@
 //! A line of the log: names and what stands for each, in the order in which they were set.
 
-use chrono::{SecondsFormat, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
 /// A line, or a part of it.
@@ -18,15 +20,21 @@ pub(super) enum Field {
     Json(String),
 }
 
-fn now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
+fn text(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 impl Line {
     /// Of a gateway, and of now.
     pub(super) fn begun(gateway: &str) -> Self {
+        Self::begun_before(gateway, Duration::ZERO)
+    }
+
+    /// Of a gateway, and of so long ago.
+    pub(super) fn begun_before(gateway: &str, ago: Duration) -> Self {
+        let time = Utc::now() - TimeDelta::from_std(ago).unwrap_or_default();
         let mut line = Self(Vec::with_capacity(24));
-        line.set("time", now());
+        line.set("time", text(time));
         line.set("gateway", gateway.to_owned());
         line
     }
@@ -51,7 +59,7 @@ impl Line {
 
     /// Is of now.
     pub(super) fn happens(&mut self) {
-        self.set("time", now());
+        self.set("time", text(Utc::now()));
     }
 
     /// The same without these, to be kept for long.

@@ -14,7 +14,7 @@ use crate::Catalogue;
 use crate::database::{ReadOutput, WriteFailure};
 use crate::refusal::Refusal;
 
-/// The entry of a request, if it is to have a line whatever comes of it.
+/// The entry of a request, if it may have a line when it ends well, or when it is gone.
 #[derive(Clone, Copy)]
 pub(crate) struct Noted<'a>(Option<&'a Arc<Entry>>);
 
@@ -112,7 +112,7 @@ impl Noted<'_> {
     fn parts(self, add: impl FnOnce(&mut PartsText)) -> Result<(), Refusal> {
         let Some(entry) = self.0 else { return Ok(()) };
         let settings = entry.audit().settings();
-        if !settings.keys {
+        if !settings.keys || !entry.is_sampled() {
             return Ok(());
         }
         let mut parts = PartsText::new(settings.values);
@@ -132,17 +132,20 @@ impl Noted<'_> {
 /// Notes the outcome of a write, whether or not its client is still there.
 pub(crate) fn written(entry: Option<Arc<Entry>>, outcome: &Result<WriteOutcome, WriteFailure>) {
     let Some(entry) = entry else { return };
-    entry.note(|line| match outcome {
-        Ok(WriteOutcome::Committed(versionstamp)) => {
+    match outcome {
+        Ok(WriteOutcome::Committed(versionstamp)) => entry.note(|line| {
             line.set("outcome", "committed");
             line.set("versionstamp", versionstamp.to_hex());
-        }
-        Ok(WriteOutcome::CheckFailed(failed)) => {
+        }),
+        Ok(WriteOutcome::CheckFailed(failed)) => entry.note(|line| {
             line.set("outcome", "conflict");
             line.set("failed_checks", failed.len());
+        }),
+        Ok(WriteOutcome::Rejected(_)) | Err(WriteFailure::NotCommitted(_)) => {
+            entry.note_for_certain(|line| line.set("outcome", "refused"));
         }
-        Ok(WriteOutcome::Rejected(_)) => line.set("outcome", "refused"),
-        Err(WriteFailure::NotCommitted(_)) => line.set("outcome", "refused"),
-        Err(WriteFailure::Unknown(_)) => line.set("outcome", "unknown"),
-    });
+        Err(WriteFailure::Unknown(_)) => {
+            entry.note_for_certain(|line| line.set("outcome", "unknown"));
+        }
+    }
 }

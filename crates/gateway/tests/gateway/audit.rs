@@ -3,19 +3,24 @@
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use chrono::{SecondsFormat, Utc};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
-use meridian_gateway::{Audit, AuditSettings, Options, Sample, TrustedProxies, WhenFull, digest};
+use meridian_gateway::{
+    Audit, AuditSettings, Gateway, Heard, Options, Sample, TrustedProxies, WhenFull, digest,
+};
 use meridian_proto::kv_connect as pb;
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, MAIN_TEXT, OTHERS, Plan, READER, Server, WRITER, all, gateway, set, until,
+    Client, MAIN_TEXT, Memory, OTHERS, Plan, READER, Server, TwoDatabases, WRITER, all, gateway,
+    set, until,
 };
 
 /// With all requests, and without keys and values.
@@ -606,4 +611,61 @@ async fn writes_in_progress_hold_no_more_of_their_values_than_their_lines_have()
     let lines = lines(&std::fs::read_to_string(&file).unwrap());
     let whole = |line: &&Value| line["parts"][0]["value"].to_string().len() > 200 << 10;
     assert_eq!(lines.iter().filter(whole).count(), 40);
+}
+
+/// The gateway of a test, whose log has none of the requests that may be left out.
+fn unsampled(folder: &TempDir) -> (Gateway<Memory, TwoDatabases>, Arc<Memory>) {
+    let (file, sample) = (folder.path().join("audit.jsonl"), Sample::new(0.0).unwrap());
+    let audit =
+        Some(Audit::open(AuditSettings { file, sample, ..plain() }, "amsterdam-a").unwrap());
+    gateway(Options { audit, ..Options::default() }, [])
+}
+
+#[tokio::test]
+async fn unsampled_write_whose_client_has_left_has_a_line_if_its_outcome_is_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gateway, memory) = unsampled(&folder);
+    for plan in [Plan::Hold, Plan::HoldUnknown] {
+        memory.plan(plan);
+        for (path, body) in [
+            ("/kv/strong/atomic_write", Bytes::from(set("k", "v").encode_to_vec())),
+            ("/kv/queue/enqueue", Bytes::from_static(br#"{"payload":"/w8w"}"#)),
+        ] {
+            let mut writing = Box::pin(gateway.handle(request(WRITER, path, Full::new(body))));
+            assert!(futures::poll!(writing.as_mut()).is_pending());
+            drop(writing);
+            memory.release.notify_one();
+        }
+    }
+    let file = folder.path().join("audit.jsonl");
+    until(|| file_lines(&file) == 3).await;
+    drop(gateway);
+    let lines = lines(&std::fs::read_to_string(&file).unwrap());
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    for (operation, count) in [("atomic_write", "mutations"), ("enqueue", "enqueues")] {
+        let unknown = json!({
+            "operation": operation, "outcome": "unknown", "answered": false, count: 1,
+            "token": fingerprint(WRITER),
+        });
+        one_has(&lines, &unknown);
+    }
+}
+
+#[tokio::test]
+async fn late_line_has_the_time_of_the_head_of_its_request() {
+    let now = || Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
+    let folder = tempfile::tempdir().unwrap();
+    let (gateway, memory) = unsampled(&folder);
+    let body = Full::new(Bytes::from_static(b"{}"));
+    let mut poll = Box::pin(gateway.handle(request(WRITER, "/kv/queue/poll", body)));
+    assert!(futures::poll!(poll.as_mut()).is_pending());
+    let asked = now();
+    until(|| now() > asked).await;
+    memory.queues.tell(Heard::Ended("no leader".to_owned())).await;
+    assert_eq!(poll.await.unwrap().status(), 503);
+    let file = folder.path().join("audit.jsonl");
+    until(|| file_lines(&file) == 2).await;
+    let lines = lines(&std::fs::read_to_string(&file).unwrap());
+    let refused = one_has(&lines, &json!({ "operation": "poll", "reason": "unavailable" }));
+    assert!(refused["time"].as_str().unwrap() <= asked.as_str(), "{refused} after {asked}");
 }

@@ -60,8 +60,13 @@ impl Queues {
 
     /// Gives the oldest listener a message.
     pub(crate) async fn deliver(&self) {
+        self.tell(Heard::Messages(vec![message(8)])).await;
+    }
+
+    /// Tells the oldest listener.
+    pub(crate) async fn tell(&self, heard: Heard) {
         let tell = self.listeners.lock().unwrap()[0].tell.clone();
-        tell.send(Heard::Messages(vec![message(8)])).await.unwrap();
+        tell.send(heard).await.unwrap();
     }
 
     pub(crate) fn list(&self, list: QueueList) -> QueuePage {

@@ -54,6 +54,8 @@ pub(crate) enum Plan {
     Reject(&'static str),
     /// A write waits for `Memory::release`, then works.
     Hold,
+    /// As [`Plan::Hold`], but then nobody knows.
+    HoldUnknown,
 }
 
 /// The last sequence, and all entries.
@@ -168,6 +170,10 @@ impl Database for Memory {
             Plan::Unknown => return Err(WriteFailure::Unknown("the leader is gone".to_owned())),
             Plan::Reject(text) => return Ok(WriteOutcome::Rejected(text.to_owned())),
             Plan::Hold => self.release.notified().await,
+            Plan::HoldUnknown => {
+                self.release.notified().await;
+                return Err(WriteFailure::Unknown("the leader is gone".to_owned()));
+            }
         }
         Ok(self.commit(&write))
     }
