@@ -12,9 +12,9 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Gateway, Grant,
-    Listen, Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports,
-    TokenName, Unavailable, Watch, Write, WriteFailure, digest, serve,
+    Access, AccessToken, Catalogue, Changed, ChangesWanted, Database, Databases, Grant, Listen,
+    Listened, NoChanges, Options, QueueList, QueuePage, Read, ReadOutput, Reports, TokenName,
+    Unavailable, Watch, Write, WriteFailure, digest, serve,
 };
 use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
@@ -75,7 +75,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new((0, BTreeMap::new())),
             plan: Mutex::new(Plan::Work),
@@ -258,7 +258,7 @@ impl Catalogue for TwoDatabases {
 
 impl TwoDatabases {
     /// With these tokens beside the usual ones.
-    fn with_tokens(current: bool, tokens: Vec<AccessToken>) -> Self {
+    pub(crate) fn with_tokens(current: bool, tokens: Vec<AccessToken>) -> Self {
         let token = |secret: &str, databases, permissions| AccessToken {
             secret: secret.to_owned(),
             grant: Grant::new(databases, permissions),
@@ -278,18 +278,6 @@ impl TwoDatabases {
         let (revoked, quotas) = Default::default();
         Self { access: access.unwrap(), hearing: Arc::new(hearing), revoked, quotas }
     }
-}
-
-/// A gateway without sockets, and its database. `tokens`: beside the usual ones, for all.
-pub(crate) fn gateway(
-    options: Options,
-    tokens: impl IntoIterator<Item = String>,
-) -> (Gateway<Memory, TwoDatabases>, Arc<Memory>) {
-    let token =
-        |secret| AccessToken { secret, grant: Grant::new(Databases::All, Permissions::ALL) };
-    let tokens = tokens.into_iter().map(token).collect();
-    let (memory, catalogue) = (Arc::new(Memory::new()), TwoDatabases::with_tokens(true, tokens));
-    (Gateway::new(Arc::clone(&memory), Arc::new(catalogue), options), memory)
 }
 
 impl Server {
