@@ -242,6 +242,22 @@ need_cargo_fuzz() {
   PATH=$folder/bin:$PATH
 }
 
+# Installs cargo-deny once, into the cache. It looks at some hundred packages, so it need not be fast: not
+# optimised, it is built in a part of the time.
+CARGO_DENY_VERSION=0.20.2
+need_cargo_deny() {
+  local folder=$MERIDIAN_CACHE/cargo-deny-$CARGO_DENY_VERSION
+  if [[ ! -x $folder/bin/cargo-deny ]]; then
+    say "building cargo-deny $CARGO_DENY_VERSION, which takes some minutes"
+    # Not in the checkout, whose settings would hold.
+    (cd "$MERIDIAN_CACHE" && CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=0 \
+      CARGO_TARGET_DIR=$folder/target cargo install cargo-deny --version "$CARGO_DENY_VERSION" \
+      --locked --root "$folder" >&2) || fail "cargo-deny could not be built"
+    rm -rf "$folder/target"
+  fi
+  PATH=$folder/bin:$PATH
+}
+
 need_shellcheck() {
   have shellcheck || install_debian_packages "verify checks the scripts" shellcheck
 }
