@@ -1,5 +1,5 @@
 //! Quotas that are set while a cluster of processes serves: of databases, of tokens, and of what is
-//! stored; and the command that shows who uses what.
+//! stored; and the command that shows the use of each.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,7 +41,7 @@ async fn quotas_are_set_while_serving_hold_and_are_shown() {
     let quotas = order(&cluster, &set).await;
     assert_eq!(quotas, serde_json::json!({"keys": 100, "stored-bytes": 1 << 30}));
 
-    // What stores more is rejected for good once the leader has measured, and nothing else is.
+    // A write that stores more is rejected for good once the leader has measured, and nothing else is.
     let rejected = poll::until("the leader has measured the database", DEADLINE, async || {
         match client.set(&key(0), b"other").await {
             Ok(_) => Err("it is taken"),
@@ -74,7 +74,7 @@ async fn quotas_are_set_while_serving_hold_and_are_shown() {
     let set = ["tokens", "set-quotas", "slow", "--requests-per-second=1"];
     assert_eq!(order(&cluster, &set).await, serde_json::json!({"requests-per-second": 1}));
     let refused = poll::until("requests of the token are refused", DEADLINE, async || {
-        let reads = (0..10).map(|_| slow.get(&key(1)));
+        let reads = (0..10).map(async |_| slow.get(&key(1)).await);
         let read = futures::future::join_all(reads).await;
         read.into_iter().find_map(|read| read.err().map(|error| error.to_string())).ok_or("none is")
     })
@@ -90,7 +90,7 @@ async fn quotas_are_set_while_serving_hold_and_are_shown() {
     let remove = ["tokens", "set-quotas", "slow", "--remove=requests-per-second"];
     assert_eq!(order(&cluster, &remove).await, serde_json::json!({}));
     poll::until("the token is as before", DEADLINE, async || {
-        let reads = (0..10).map(|_| slow.get(&key(1)));
+        let reads = (0..10).map(async |_| slow.get(&key(1)).await);
         let read = futures::future::join_all(reads).await;
         read.into_iter()
             .map(|read| read.map_err(|error| error.to_string()))

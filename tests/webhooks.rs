@@ -246,7 +246,7 @@ async fn webhook_changes_its_key_its_leader_and_ends_without_a_message_that_fail
 async fn endpoint_that_is_down_is_named_by_the_status_of_its_node_until_it_is_back() {
     let cluster = Cluster::start(ClusterOptions::default()).await;
     let (receiver, key) = (Receiver::start(KEY).await, file(KEY));
-    // Bound, so that nobody else listens there, and refused by the system.
+    // Bound, so that no other program listens there, and refused by the system.
     let bound = TcpSocket::new_v4().unwrap();
     bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let path = key.path().to_str().unwrap();

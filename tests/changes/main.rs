@@ -11,6 +11,7 @@
 
 mod epochs;
 mod follower;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -28,6 +29,7 @@ use meridian_types::{Consistency, NodeId};
 use meridian_values::json::{base64url, from_base64url};
 
 use follower::{Counting, Follower};
+use reading::{all_behind, all_from, until_end};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Behind nothing.
@@ -39,42 +41,6 @@ pub(crate) fn options(topology: &'static [usize]) -> ClusterOptions {
 
 pub(crate) fn bytes(text: &Option<String>) -> Vec<u8> {
     from_base64url(text.as_deref().unwrap()).unwrap()
-}
-
-/// Everything behind `after`, up to now, and the bookmark to go on from.
-async fn all_behind(client: &KvClient, prefix: &str, after: &str) -> (Vec<ChangeLine>, String) {
-    all_from(client, prefix, Some(after)).await
-}
-
-/// As [`all_behind`], or only the bookmark of now.
-async fn all_from(
-    client: &KvClient,
-    prefix: &str,
-    after: Option<&str>,
-) -> (Vec<ChangeLine>, String) {
-    until_end(client, prefix, after).await.unwrap_or_else(|message| panic!("{message}"))
-}
-
-/// As [`all_from`].
-///
-/// # Errors
-/// What the feed says, if it ends before all is told.
-async fn until_end(
-    client: &KvClient,
-    prefix: &str,
-    after: Option<&str>,
-) -> Result<(Vec<ChangeLine>, String), String> {
-    let from = ChangesFrom { prefix, after, follow: false };
-    let mut feed = client.changes(&from).await.map_err(|error| error.to_string())?;
-    let (mut lines, mut last) = (Vec::new(), String::new());
-    loop {
-        match feed.next().await.unwrap().expect("it says that all is told") {
-            ChangeLine::Bookmark { bookmark } => last = bookmark,
-            ChangeLine::End { end, .. } if end == "told" => return Ok((lines, last)),
-            ChangeLine::End { message, .. } => return Err(message),
-            line => lines.push(line),
-        }
-    }
 }
 
 /// Waits until all nodes have what the shard's leader has.

@@ -8,7 +8,7 @@ use hyper::{Request, StatusCode};
 use meridian_gateway::{Answer, AnswerBody, Databases, Gateway, Grant, Options, Unanswered, serve};
 use meridian_net::Listener;
 use meridian_storage::StorageError;
-use meridian_types::{DatabaseId, KeyPrefix, Permissions, ShardId, V8Format};
+use meridian_types::{DatabaseId, KeyPrefix, Permissions, Quotas, ShardId, V8Format};
 use tokio::task::JoinHandle;
 
 use crate::shard::Shard;
@@ -31,11 +31,16 @@ pub const PREFIX_TOKEN: &str = "token-for-keys-of-a";
 pub struct Catalogue {
     pub has_default: bool,
     pub is_current: bool,
+    /// Of the database.
+    pub quotas: Quotas,
+    /// Of the token for writing.
+    pub token_quotas: Quotas,
 }
 
 impl Default for Catalogue {
     fn default() -> Self {
-        Self { has_default: true, is_current: true }
+        let (quotas, token_quotas) = Default::default();
+        Self { has_default: true, is_current: true, quotas, token_quotas }
     }
 }
 
@@ -48,13 +53,24 @@ impl meridian_gateway::Catalogue for Catalogue {
         (name == "main").then_some(DATABASE)
     }
 
+    fn name(&self, database: DatabaseId) -> Option<String> {
+        (database == DATABASE).then(|| "main".to_owned())
+    }
+
+    fn quotas(&self, _: DatabaseId) -> Quotas {
+        self.quotas
+    }
+
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {
         (database != UNKNOWN_DATABASE).then_some(ShardId(1))
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         match bearer {
-            WRITER_TOKEN => Some(Grant::new(Databases::All, Permissions::ALL)),
+            WRITER_TOKEN => {
+                let grant = Grant::new(Databases::All, Permissions::ALL);
+                Some(grant.of_token(1, self.token_quotas))
+            }
             READER_TOKEN => Some(Grant::new(Databases::All, Permissions::READ_ONLY)),
             OTHERS_TOKEN => {
                 Some(Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), Permissions::ALL))

@@ -7,7 +7,7 @@ mod queues;
 mod quotas;
 
 use self::lookup::Authorized;
-use self::quotas::{Slot, metered};
+use self::quotas::{CountedBody, Slot, metered};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -167,9 +167,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         if let Some(entry) = audited.entry() {
             parts.extensions.insert(Arc::clone(entry));
         }
-        parts.extensions.insert(Slot::default());
-        let mut body = pin!(body);
-        let answer = match self.route(route, &parts, body.as_mut()).await {
+        let slot = Slot::default();
+        parts.extensions.insert(Arc::clone(&slot));
+        let body = pin!(body);
+        let mut body = CountedBody::new(body, slot);
+        let answer = match self.route(route, &parts, &mut body).await {
             Ok(mut answer) => {
                 if let Some(metered) = metered(&parts) {
                     answer.extensions_mut().insert(metered.clone());
@@ -283,7 +285,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(&authorized, parts).await?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
-        let (body, _share) = self.body(holder, parts, body, max_bytes).await?;
+        let (body, _share) = self.body(holder, body, max_bytes).await?;
         audit::of(parts).body(&body);
         let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
@@ -324,7 +326,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let open = open.ok_or_else(|| self.overloaded(Overload::Watches))?;
         let open = self.count_open(parts, Opened::Watch, open)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
-        let (body, share) = self.body(holder, parts, body, max_bytes).await?;
+        let (body, share) = self.body(holder, body, max_bytes).await?;
         audit::of(parts).body(&body);
         let message = validation::decode_watch(body)?;
         let keys = validation::watch(message)?;
@@ -357,7 +359,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let holder = self.holder(token, Some(shard));
         let request = self.begin(&authorized, parts).await?;
         let place = parts.extensions.get::<Arc<Place>>();
-        let body = self.body(holder, parts, body, self.options.max_body_bytes);
+        let body = self.body(holder, body, self.options.max_body_bytes);
         let (body, share) = match place {
             Some(place) => place.complete(body).await,
             None => body.await,
@@ -445,7 +447,6 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     async fn body<B>(
         &self,
         holder: Holder,
-        parts: &Parts,
         body: B,
         max_bytes: usize,
     ) -> Result<(Bytes, Share), Refusal>
@@ -454,12 +455,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
         let collected = body::collect(body, share, max_bytes, self.options.body_timeout).await;
-        match &collected {
-            Ok((body, _)) => self.count_body(parts, body.len()),
-            Err(Refusal::Overloaded { what, .. }) => self.telemetry.overloaded(*what),
-            Err(_) => {}
-        }
-        collected
+        collected.inspect_err(|refusal| {
+            if let Refusal::Overloaded { what, .. } = refusal {
+                self.telemetry.overloaded(*what);
+            }
+        })
     }
 
     /// Why a share of `what` was not to be had.

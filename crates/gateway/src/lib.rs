@@ -25,7 +25,7 @@
 //! | `failed_authentication` | why a request showed no token that opens its database, for operators |
 //! | `rights`, `forbidden` | the rights that each request needs, and the refusal for want of one |
 //! | `shares` | requests and bytes in progress, divided among tokens |
-//! | `usage` | who uses how much, and quotas on that |
+//! | `usage` | how much each database and token uses, and quotas on that |
 //! | `room` | room for what is kept for one client, as the database counts it, too |
 //! | `options` | settings and limits |
 //! | `telemetry` | metrics |

@@ -24,7 +24,7 @@ pub struct Options {
     pub trusted_proxies: TrustedProxies,
     /// A line for each request. `None`: there is no such log.
     pub audit: Option<Audit>,
-    /// Where it is counted who uses how much.
+    /// The counts of how much each database and token uses.
     pub usage: Usage,
     /// The region of this gateway, for logs.
     pub region: String,

@@ -97,7 +97,7 @@ pub(crate) enum Refusal {
     NotCurrent,
 }
 
-/// A quota that is used up, and who can change it.
+/// A quota that is used up, and the operators that can change it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OverQuota {
     pub(crate) exceeded: Exceeded,

@@ -168,7 +168,8 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
                 (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
             let ticket = self.admission.admit(origin, Arc::clone(&activity), evicted.clone());
             let shared = Arc::clone(&self.shared);
-            let connection = Connection { shared, peer, origin, activity, evicted };
+            let metered = Arc::default();
+            let connection = Connection { shared, peer, origin, activity, evicted, metered };
             let stopping = self.stopping.clone();
             self.open.spawn(async move {
                 connection.serve(stream, stopping).await;
@@ -270,6 +271,7 @@ struct Connection<G> {
     origin: Origin,
     activity: Arc<Activity>,
     evicted: CancellationToken,
+    metered: Arc<MeteredConnection>,
 }
 
 impl<G: Handle> Connection<G> {
@@ -325,7 +327,7 @@ impl<G: Handle> Connection<G> {
         }
     }
 
-    /// Notes in a request the way that it came by, and its place among the writes of its connection,
+    /// Notes in a request its connection, the way that it came by, and its place among the writes of its connection,
     /// where that is asked for. Returns the origin of its client.
     fn note_way(
         &self,
@@ -333,6 +335,7 @@ impl<G: Handle> Connection<G> {
         direct: Way,
         arrivals: &Arc<Arrivals>,
     ) -> Origin {
+        request.extensions_mut().insert(Arc::clone(&self.metered));
         let way = direct.behind(&self.shared.gateway.options().trusted_proxies, request.headers());
         let origin = Origin::of(way.address);
         let (is_http2, route) =
@@ -358,10 +361,8 @@ impl<G: Handle> Connection<G> {
         let Some(stream) = self.secured(stream, &mut stopping).await else { return };
         let direct = Way::direct(self.peer, stream.has_tls());
         let arrivals = Arc::new(Arrivals::default());
-        let metered = Arc::<MeteredConnection>::default();
         let service = service_fn(|mut request| {
             let origin = self.note_way(&mut request, direct.clone(), &arrivals);
-            request.extensions_mut().insert(Arc::clone(&metered));
             let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&self.activity));
             let begun = self.begin(&request);
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it

@@ -68,7 +68,7 @@ impl Shares {
         self.0.total
     }
 
-    /// What all holders together have.
+    /// The amount that all holders together have.
     pub(crate) fn used(&self) -> u64 {
         self.0.state().used
     }
@@ -102,7 +102,7 @@ pub(crate) struct Share {
     inner: Arc<Inner>,
     holder: Holder,
     amount: u64,
-    /// What else counts as open for as long.
+    /// Beside the share, quotas count something as open for as long.
     _open: Option<OpenCounts>,
 }
 

@@ -2,8 +2,10 @@
 //!
 //! Quotas of requests and bytes are kept by pace: a request begins once those before it are paid
 //! for, at so much a second; it waits for that up to [`MAX_WAIT`], and is refused beyond. What a
-//! quota allows in [`BURST`] may come at once. What is known only afterwards, as the bytes of an
-//! answer, is charged then, and the next request waits for it.
+//! quota allows in [`BURST`] may come at once. What is known only afterwards, as bytes are, is charged
+//! when it comes, and the next request waits for it; streams wait for their own. A quota that is
+//! changed holds for what was begun before, too, from the next request on, and no debt lasts for longer
+//! than [`MAX_DEBT`].
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,8 +19,12 @@ use tokio::time::Instant;
 
 /// How long a request waits for its turn at most.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(1);
-/// What may come at once: as much as in this time.
+/// As much as in this time may come at once.
 const BURST: Duration = Duration::from_secs(1);
+/// The longest that a pace is ahead: a large answer holds up an account with a small quota for so long.
+const MAX_DEBT: Duration = Duration::from_secs(10);
+/// How far ahead a stream lets the pace be: requests wait for their turn, and are not refused.
+const STREAM_AHEAD: Duration = Duration::from_millis(500);
 /// Accounts that were not used for so long may be forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// Accounts are forgotten once there are more.
@@ -53,18 +59,18 @@ impl Opened {
     }
 }
 
-/// What one account has used since this process started, and has open.
+/// The use of one account since this process started, and what it has open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Requests that were not refused by a quota.
+    /// Requests that had their turn.
     pub requests: u64,
     /// Of requests.
     pub bytes_in: u64,
     /// Of answers.
     pub bytes_out: u64,
-    /// Requests that waited for their turn.
+    /// Requests that waited for their turn by its quotas.
     pub slowed: u64,
-    /// Requests refused by a quota.
+    /// Requests refused by its quotas.
     pub refused: u64,
     pub connections: u64,
     pub watches: u64,
@@ -76,7 +82,7 @@ pub struct Used {
 pub struct Usage(Arc<RwLock<HashMap<Account, Arc<Meter>>>>);
 
 impl Usage {
-    /// What each account has used, those that were never used left out.
+    /// The use of each account, those that were never used left out.
     pub fn used(&self) -> Vec<(Account, Used)> {
         let meters = self.0.read().unwrap_or_else(PoisonError::into_inner);
         meters.iter().map(|(account, meter)| (*account, meter.used())).collect()
@@ -117,6 +123,8 @@ struct Meter {
 /// Until when what came so far is paid for, at the pace of each quota.
 #[derive(Debug, Clone, Copy)]
 struct Paces {
+    /// Those of the latest request.
+    quotas: Quotas,
     requests: Instant,
     bytes: Instant,
 }
@@ -125,7 +133,7 @@ impl Meter {
     fn new(now: Instant) -> Self {
         let [requests, bytes_in, bytes_out, slowed, refused] = [0; 5].map(AtomicU64::new);
         let [connections, watches, listeners] = [0; 3].map(AtomicU64::new);
-        let paces = Mutex::new(Paces { requests: now, bytes: now });
+        let paces = Mutex::new(Paces { quotas: Quotas::default(), requests: now, bytes: now });
         Self {
             requests,
             bytes_in,
@@ -167,8 +175,18 @@ impl Meter {
     }
 
     fn is_in_use(&self, now: Instant) -> bool {
-        let Paces { requests, bytes } = *self.paces();
+        let Paces { requests, bytes, .. } = *self.paces();
         requests.max(bytes) + FORGET_AFTER > now
+    }
+}
+
+impl Paces {
+    fn charge_request(&mut self, now: Instant) {
+        self.requests = paid(self.requests, 1, self.quotas.get(Quota::RequestsPerSecond), now);
+    }
+
+    fn charge_bytes(&mut self, bytes: u64, now: Instant) {
+        self.bytes = paid(self.bytes, bytes, self.quotas.get(Quota::BytesPerSecond), now);
     }
 }
 
@@ -177,11 +195,11 @@ fn paid(before: Instant, amount: u64, per_second: Option<NonZeroU64>, now: Insta
     // Where there is no quota, the time of the last use.
     let Some(per_second) = per_second else { return now };
     let takes = Duration::try_from_secs_f64(amount as f64 / per_second.get() as f64);
-    let takes = takes.unwrap_or(Duration::MAX);
-    before.max(now.checked_sub(BURST).unwrap_or(before)).checked_add(takes).unwrap_or(before)
+    let takes = takes.map_or(MAX_DEBT + BURST, |takes| takes.min(MAX_DEBT + BURST));
+    (before.max(now.checked_sub(BURST).unwrap_or(before)) + takes).min(now + MAX_DEBT)
 }
 
-/// What a quota does with a request.
+/// A request's turn under quotas.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// At this time, which may be over.
@@ -201,55 +219,55 @@ pub(crate) struct Exceeded {
 
 /// The accounts that one request counts for: its database and its token. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Metered(Arc<[(Account, Quotas, Arc<Meter>); 2]>);
+pub(crate) struct Metered(Arc<[(Account, Arc<Meter>); 2]>);
 
 impl Metered {
     pub(crate) fn new(usage: &Usage, accounts: [(Account, Quotas); 2]) -> Self {
-        Self(Arc::new(accounts.map(|(account, quotas)| (account, quotas, usage.meter(account)))))
+        Self(Arc::new(accounts.map(|(account, quotas)| {
+            let meter = usage.meter(account);
+            meter.paces().quotas = quotas;
+            (account, meter)
+        })))
     }
 
     fn accounts(&self) -> [Account; 2] {
         self.0.each_ref().map(|(account, ..)| *account)
     }
 
-    /// A request with a body of so many bytes, as far as they are known.
-    pub(crate) fn request(&self, bytes: u64, now: Instant) -> Turn {
+    /// A request that wants a turn.
+    pub(crate) fn request(&self, now: Instant) -> Turn {
         let mut turn = now;
-        for (account, quotas, meter) in &*self.0 {
-            let paces = *meter.paces();
+        for (account, meter) in &*self.0 {
+            let Paces { quotas, requests, bytes } = *meter.paces();
             for (quota, paid) in
-                [(Quota::RequestsPerSecond, paces.requests), (Quota::BytesPerSecond, paces.bytes)]
+                [(Quota::RequestsPerSecond, requests), (Quota::BytesPerSecond, bytes)]
             {
                 let Some(value) = quotas.get(quota) else { continue };
                 let wait = paid.saturating_duration_since(now);
                 if wait > MAX_WAIT {
-                    self.refused();
+                    add(&meter.refused, 1);
                     let (value, room_in) = (value.get(), Some(wait));
                     return Turn::Refused(Exceeded { quota, value, of: *account, room_in });
+                }
+                if paid > now {
+                    add(&meter.slowed, 1);
                 }
                 turn = turn.max(paid);
             }
         }
-        for (_, quotas, meter) in &*self.0 {
-            let mut paces = meter.paces();
-            let per_second = quotas.get(Quota::RequestsPerSecond);
-            paces.requests = paid(paces.requests, 1, per_second, now);
-            add(&meter.requests, 1);
-            if turn > now {
-                add(&meter.slowed, 1);
-            }
-        }
-        self.charge(bytes, now, |meter| &meter.bytes_in);
+        self.count_request(now);
         Turn::At(turn)
     }
 
-    fn refused(&self) {
-        for (.., meter) in &*self.0 {
-            add(&meter.refused, 1);
+    /// A request that has its turn whatever the quotas say.
+    pub(crate) fn count_request(&self, now: Instant) {
+        for (_, meter) in &*self.0 {
+            meter.paces().charge_request(now);
+            add(&meter.requests, 1);
         }
     }
 
-    /// Further bytes of the request.
+    /// Bytes of the request.
     pub(crate) fn received(&self, bytes: u64, now: Instant) {
         self.charge(bytes, now, |meter| &meter.bytes_in);
     }
@@ -260,26 +278,33 @@ impl Metered {
     }
 
     fn charge(&self, bytes: u64, now: Instant, count: impl Fn(&Meter) -> &AtomicU64) {
-        for (_, quotas, meter) in &*self.0 {
+        for (_, meter) in &*self.0 {
             add(count(meter), bytes);
-            if let Some(per_second) = quotas.get(Quota::BytesPerSecond) {
-                let mut paces = meter.paces();
-                paces.bytes = paid(paces.bytes, bytes, Some(per_second), now);
-            }
+            meter.paces().charge_bytes(bytes, now);
         }
+    }
+
+    /// When a stream may send more; in the past where it may now.
+    pub(crate) fn stream_turn(&self) -> Option<Instant> {
+        let ahead = |(_, meter): &(Account, Arc<Meter>)| {
+            let Paces { quotas, bytes, .. } = *meter.paces();
+            quotas.get(Quota::BytesPerSecond).and_then(|_| bytes.checked_sub(STREAM_AHEAD))
+        };
+        self.0.iter().filter_map(ahead).max()
     }
 
     /// # Errors
     /// [`Exceeded`]: a quota allows no more.
     pub(crate) fn open(&self, what: Opened) -> Result<OpenCounts, Exceeded> {
         let mut counts = OpenCounts { what, of: self.clone(), counted: 0 };
-        for (account, quotas, meter) in &*self.0 {
+        for (account, meter) in &*self.0 {
             let before = add(meter.open(what), 1);
             counts.counted += 1;
             let quota = what.quota();
-            let Some(value) = quotas.get(quota).map(NonZeroU64::get) else { continue };
+            let value = meter.paces().quotas.get(quota);
+            let Some(value) = value.map(NonZeroU64::get) else { continue };
             if before >= value {
-                self.refused();
+                add(&meter.refused, 1);
                 return Err(Exceeded { quota, value, of: *account, room_in: None });
             }
         }
@@ -303,7 +328,7 @@ pub(crate) struct OpenCounts {
 
 impl Drop for OpenCounts {
     fn drop(&mut self) {
-        for (.., meter) in self.of.0.iter().take(self.counted) {
+        for (_, meter) in self.of.0.iter().take(self.counted) {
             meter.open(self.what).fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -319,7 +344,7 @@ impl MeteredConnection {
     pub(crate) fn carries(&self, metered: &Metered) -> Result<(), Exceeded> {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.as_ref().is_none_or(|counted| counted.of.accounts() != metered.accounts()) {
-            // It may be the one that the token may have.
+            // A token that may have one connection may use this one for another database.
             *counted = None;
             *counted = Some(metered.open(Opened::Connection)?);
         }

@@ -131,7 +131,7 @@ fn a_controller_that_takes_a_starved_region_for_a_lost_one_is_caught() {
 fn a_leader_that_hands_messages_out_without_asking_for_its_lease_is_caught() {
     let (one_listener, acknowledged) = ("one listener at a time", "acknowledged messages");
     assert!(is_caught(Bug::HandOutWithoutTheLease, 60..63, one_listener));
-    assert!(is_caught(Bug::HandOutWithoutTheLease, 88..91, acknowledged));
+    assert!(is_caught(Bug::HandOutWithoutTheLease, 449..452, acknowledged));
 }
 
 #[test]

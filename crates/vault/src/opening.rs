@@ -86,7 +86,7 @@ fn look(folder: &Path) -> Result<Survey, VaultError> {
     Ok(survey)
 }
 
-/// The first keyring of a folder, durable before anything is encrypted. It has the keys of one that
+/// The first keyring of a folder, durable before anything is encrypted. It has the keys of a keyring that
 /// was put aside under the same master key, when encryption was turned off.
 fn create(folder: &Path, master: &MasterKey, survey: &Survey) -> Result<Keyring, VaultError> {
     let aside = SealedKeyring::load(&keyring::path_aside(folder)).ok().flatten();

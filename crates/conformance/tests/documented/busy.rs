@@ -13,6 +13,7 @@ use meridian_conformance::{Catalogue, DATABASE, Meridian, WRITER_TOKEN, whole};
 use meridian_gateway::{Answer, Audit, AuditSettings, Options, Sample, Unanswered, WhenFull};
 use meridian_kv_client::message::{range, set};
 use meridian_proto::kv_connect as pb;
+use meridian_types::{Quota, Quotas};
 use prost::Message;
 
 use crate::server::{Answered, READ, WATCH, WRITE};
@@ -91,6 +92,8 @@ pub(crate) async fn answers() -> Vec<Answered> {
         first_refusal("more metadata requests", "/", none).await,
         first_refusal("more bytes of bodies", WRITE, megabyte).await,
         listeners().await,
+        database_quota().await,
+        token_quota().await,
         unread_answers().await,
         stopping().await,
         full_audit_log().await,
@@ -113,6 +116,25 @@ async fn listeners() -> Answered {
         open.push(answer);
     }
     panic!("{} listeners are open", open.len());
+}
+
+fn quota(quota: Quota, value: u64) -> Quotas {
+    [(quota, value.try_into().unwrap())].into_iter().collect()
+}
+
+async fn database_quota() -> Answered {
+    let quotas = quota(Quota::RequestsPerSecond, 100);
+    let catalogue = Catalogue { quotas, ..Catalogue::default() };
+    let meridian = Meridian::new(Options::default(), catalogue).unwrap();
+    let case = "a quota of the database is used up, beyond what may wait for a second (`retry-after` says when to come again)";
+    first_refusal_of(meridian, case, READ, Bytes::new()).await
+}
+
+async fn token_quota() -> Answered {
+    let token_quotas = quota(Quota::Watches, 20);
+    let catalogue = Catalogue { token_quotas, ..Catalogue::default() };
+    let meridian = Meridian::new(Options::default(), catalogue).unwrap();
+    first_refusal_of(meridian, "a quota of the token is used up", WATCH, Bytes::new()).await
 }
 
 async fn unread_answers() -> Answered {

@@ -105,11 +105,11 @@ async fn metadata(server: &Server) -> Vec<Answered> {
     let reply = server.post("/", &writer, padded(4097)).await;
     answers.push(Answered::new("metadata with a large body", &reply));
 
-    let without = Catalogue { has_default: false, is_current: true };
+    let without = Catalogue { has_default: false, ..Catalogue::default() };
     let reply = Server::knowing(without).await.post("/", &writer, VERSIONS).await;
     let case = "metadata of a database without a name, and the cluster has no default";
     answers.push(Answered::new(case, &reply));
-    let starting = Server::knowing(Catalogue { has_default: true, is_current: false }).await;
+    let starting = Server::knowing(Catalogue { is_current: false, ..Catalogue::default() }).await;
     assert_eq!(starting.post("/db/main", &writer, VERSIONS).await.status, 200);
     let case = "an unknown token or database, before the gateway has heard from its cluster";
     for (path, token) in [("/db/main", "unknown"), ("/db/none", WRITER_TOKEN), (READ, "unknown")] {

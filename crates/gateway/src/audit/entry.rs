@@ -54,7 +54,7 @@ struct Open {
     is_answered: bool,
     /// No token that opens the database was seen.
     is_strangers: bool,
-    /// What came of it has a line whatever the sample.
+    /// The outcome has a line whatever the sample.
     has_line: bool,
 }
 
@@ -258,7 +258,7 @@ impl Entry {
     }
 
     /// The token opens the database: takes room for the line. Refuses the request if there is none,
-    /// and operators want no operation without. One that most likely has no line takes none.
+    /// and operators want no operation without. A request that most likely has no line takes none.
     pub(super) fn admit(&self) -> Result<(), Refusal> {
         let mut open = self.open();
         open.is_strangers = false;

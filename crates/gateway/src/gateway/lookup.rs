@@ -140,7 +140,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(authorized)
     }
 
-    fn on_data_path<'a>(&self, parts: &'a Parts) -> Result<Authorized<'a>, Refusal> {
+    pub(super) fn on_data_path<'a>(&self, parts: &'a Parts) -> Result<Authorized<'a>, Refusal> {
         let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
         // Checked before the database is looked up: a token for some databases says nothing about

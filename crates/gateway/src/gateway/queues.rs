@@ -57,7 +57,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let holder = self.holder(authorized.token, Some(authorized.shard));
         let request = self.begin(&authorized, parts).await?;
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
-        let (body, share) = self.body(holder, parts, body, max_bytes).await?;
+        let (body, share) = self.body(holder, body, max_bytes).await?;
         let noted = audit::of(parts);
         noted.body(&body);
         let asked = Asked { authorized, body, shares: (request, share), noted };

@@ -1,8 +1,11 @@
 //! Each request counts for its database and its token, and waits or is refused as their quotas say.
 
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 
-use hyper::header::CONTENT_LENGTH;
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::http::request::Parts;
 use tokio::time::Instant;
 
@@ -11,19 +14,60 @@ use super::lookup::Authorized;
 use crate::Catalogue;
 use crate::database::Database;
 use crate::refusal::{OverQuota, Refusal};
+use crate::route::{QueueRoute, Route};
 use crate::shares::Share;
 use crate::usage::{Account, Exceeded, Metered, MeteredConnection, Opened, Turn};
 
-/// What a request counts for, once that is known.
+/// The accounts that a request counts for, once they are known.
 pub(crate) type Slot = Arc<OnceLock<Metered>>;
 
-/// What the request counts for.
+/// The body of a request, whose bytes count as they come.
+pub(super) struct CountedBody<'a, B> {
+    body: Pin<&'a mut B>,
+    slot: Slot,
+}
+
+impl<'a, B> CountedBody<'a, B> {
+    pub(super) fn new(body: Pin<&'a mut B>, slot: Slot) -> Self {
+        Self { body, slot }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for CountedBody<'_, B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(this.body.as_mut().poll_frame(context));
+        if let (Some(Ok(frame)), Some(metered)) = (&frame, this.slot.get())
+            && let Some(data) = frame.data_ref()
+        {
+            metered.received(data.len() as u64, Instant::now());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The accounts that the request counts for.
 pub(crate) fn metered(parts: &Parts) -> Option<&Metered> {
     parts.extensions.get::<Slot>()?.get()
 }
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
-    /// Counts a request, and waits for its turn.
+    /// Counts a request, and waits for its turn. Reports on messages have theirs at once: what was
+    /// handled is not handed out again for want of it.
     ///
     /// # Errors
     /// [`Refusal::OverQuota`].
@@ -33,33 +77,32 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         parts: &Parts,
     ) -> Result<(), Refusal> {
         let Authorized { grant, database, .. } = authorized;
+        let is_report = Route::of(parts.uri.path()) == Some(Route::Queue(QueueRoute::Report));
         let of_database = (Account::Database(*database), self.catalogue.quotas(*database));
         let of_token = (grant.account, grant.quotas);
         let metered = Metered::new(&self.options.usage, [of_database, of_token]);
         if let Some(connection) = parts.extensions.get::<Arc<MeteredConnection>>() {
             connection.carries(&metered).map_err(|exceeded| self.over_quota(exceeded))?;
         }
-        let (now, bytes) = (Instant::now(), self.declared_bytes(parts));
-        let turn = match metered.request(bytes, now) {
+        let slot = parts.extensions.get::<Slot>();
+        // Set also for a request that is refused: the rest of its body counts. A request is authorized
+        // again where its rights may have ended meanwhile.
+        slot.inspect(|slot| drop(slot.set(metered.clone())));
+        let now = Instant::now();
+        if is_report {
+            metered.count_request(now);
+            return Ok(());
+        }
+        let turn = match metered.request(now) {
             Turn::At(turn) => turn,
             Turn::Refused(exceeded) => return Err(self.over_quota(exceeded)),
         };
-        if let Some(slot) = parts.extensions.get::<Slot>() {
-            // A request is authorized again where its rights may have ended meanwhile.
-            drop(slot.set(metered));
-        }
         if turn > now {
             tokio::time::sleep_until(turn).await;
+            // The token may have ended meanwhile.
+            self.looked_up(|| self.on_data_path(parts))?;
         }
         Ok(())
-    }
-
-    /// Counts the bytes of a body that came, beyond those that its head declared.
-    pub(super) fn count_body(&self, parts: &Parts, bytes: usize) {
-        if let Some(metered) = metered(parts) {
-            let undeclared = (bytes as u64).saturating_sub(self.declared_bytes(parts));
-            metered.received(undeclared, Instant::now());
-        }
     }
 
     /// Counts something as open for as long as its share is held.
@@ -86,12 +129,5 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Account::Token(_) | Account::ConfiguredTokens => None,
         };
         Refusal::OverQuota(OverQuota { exceeded, database })
-    }
-
-    /// Of the body, as the head says. A longer one than may come does not come, and is not charged.
-    fn declared_bytes(&self, parts: &Parts) -> u64 {
-        let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-        let declared: u64 = declared.and_then(|length| length.parse().ok()).unwrap_or(0);
-        declared.min(self.options.max_body_bytes as u64)
     }
 }

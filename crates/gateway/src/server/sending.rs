@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::activity::{Activity, Busy, StreamRoom, Untaken};
@@ -39,6 +39,8 @@ pub(super) struct Stream {
     _busy: Option<Busy>,
     /// The accounts that its bytes count for.
     metered: Option<Metered>,
+    /// Until a quota on their bytes allows more.
+    turn: Option<Pin<Box<Sleep>>>,
 }
 
 impl Sending {
@@ -63,6 +65,7 @@ impl Sending {
                 untaken: Some(activity.untaken(0, idle)),
                 _busy: busy.map(Busy::streams),
                 metered: None,
+                turn: None,
             })),
         }
     }
@@ -89,12 +92,19 @@ impl Stream {
         if self.end.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
+        if let Some(turn) = &mut self.turn {
+            ready!(turn.as_mut().poll(context));
+            self.turn = None;
+        }
         let frame = ready!(Pin::new(&mut self.frames).poll_frame(context));
         if let Some(Ok(frame)) = &frame {
             let length = frame.data_ref().map_or(0, Bytes::len);
             self.untaken = Some(self.activity.untaken(length, self.idle));
             if let Some(metered) = &self.metered {
-                metered.answered(length as u64, Instant::now());
+                let now = Instant::now();
+                metered.answered(length as u64, now);
+                let turn = metered.stream_turn().filter(|turn| *turn > now);
+                self.turn = turn.map(|turn| Box::pin(sleep_until(turn)));
             }
         }
         Poll::Ready(frame)

@@ -86,6 +86,7 @@ impl Served {
             origin: Origin::of(address.ip()),
             activity: Arc::new(Activity::new(Instant::now())),
             evicted: CancellationToken::new(),
+            metered: Arc::default(),
         };
         let stream = accepted.0;
         let serving = tokio::spawn(async move { connection.serve(stream, stopping).await });

@@ -23,7 +23,7 @@ fn used(usage: &Usage, account: Account) -> Used {
 fn turns(metered: &Metered, count: usize, bytes: u64, now: Instant) -> [usize; 3] {
     let mut seen = [0; 3];
     for _ in 0..count {
-        match metered.request(bytes, now) {
+        match metered.request(now) {
             Turn::At(at) if at <= now => seen[0] += 1,
             Turn::At(at) => {
                 assert!(at <= now + MAX_WAIT);
@@ -31,6 +31,7 @@ fn turns(metered: &Metered, count: usize, bytes: u64, now: Instant) -> [usize; 3
             }
             Turn::Refused(_) => seen[2] += 1,
         }
+        metered.received(bytes, now);
     }
     seen
 }
@@ -39,16 +40,16 @@ fn turns(metered: &Metered, count: usize, bytes: u64, now: Instant) -> [usize; 3
 fn burst_begins_at_once_the_next_wait_their_turn_and_the_rest_is_refused_without_a_charge() {
     let (usage, now) = (Usage::default(), Instant::now() + Duration::from_secs(9));
     let metered = metered(&usage, &[(Quota::RequestsPerSecond, 10)], &[]);
-    // One more begins at each bound: the one that uses it up.
+    // One more request begins at each bound: it uses the bound up.
     assert_eq!(turns(&metered, 100, 0, now), [11, 10, 79]);
-    let refused = metered.request(0, now);
+    let refused = metered.request(now);
     let Turn::Refused(Exceeded { quota, value, of, room_in }) = refused else { panic!() };
     assert_eq!((quota, value, of), (Quota::RequestsPerSecond, 10, MAIN));
     let room_in = room_in.unwrap();
     assert!(room_in > MAX_WAIT && room_in < 2 * MAX_WAIT, "{room_in:?}");
     // A second pays for ten.
     assert_eq!(turns(&metered, 100, 0, now + Duration::from_secs(1)), [0, 10, 90]);
-    // What was refused is not paid for: all is as at the beginning.
+    // Refused requests are not paid for: all is as at the beginning.
     assert_eq!(turns(&metered, 100, 0, now + Duration::from_secs(60)), [11, 10, 79]);
     let Used { requests, slowed, refused, .. } = used(&usage, MAIN);
     assert_eq!((requests, slowed, refused), (52, 30, 249));
@@ -60,11 +61,11 @@ fn bytes_of_answers_hold_up_the_next_request_as_those_of_requests_do() {
     let metered = metered(&usage, &[], &[(Quota::BytesPerSecond, 1000)]);
     assert_eq!(turns(&metered, 1, 500, now), [1, 0, 0]);
     metered.answered(900, now);
-    let Turn::At(turn) = metered.request(0, now) else { panic!("it waits") };
+    let Turn::At(turn) = metered.request(now) else { panic!("it waits") };
     let waits = turn - now;
     assert!(waits > Duration::from_millis(399) && waits < Duration::from_millis(401), "{waits:?}");
     metered.received(5000, now);
-    let Turn::Refused(Exceeded { quota, of, .. }) = metered.request(0, now) else { panic!() };
+    let Turn::Refused(Exceeded { quota, of, .. }) = metered.request(now) else { panic!() };
     assert_eq!((quota, of), (Quota::BytesPerSecond, TOKEN));
     // On average it is a thousand in a second.
     assert_eq!(turns(&metered, 1, 0, now + Duration::from_millis(4410)), [0, 1, 0]);
@@ -85,6 +86,31 @@ fn no_quota_holds_up_nothing_and_what_it_was_used_before_is_not_paid_for() {
 }
 
 #[test]
+fn changed_quota_holds_for_a_stream_that_was_open_before_and_no_debt_lasts() {
+    let (usage, now) = (Usage::default(), Instant::now() + Duration::from_secs(9));
+    let stream = metered(&usage, &[(Quota::BytesPerSecond, 10)], &[]);
+    stream.answered(1 << 40, now);
+    assert_eq!(stream.stream_turn(), Some(now + MAX_DEBT - STREAM_AHEAD));
+    assert_eq!(turns(&stream, 1, 0, now + MAX_DEBT - MAX_WAIT / 2), [0, 1, 0]);
+    let later = now + MAX_DEBT;
+    let raised = metered(&usage, &[(Quota::BytesPerSecond, 1 << 30)], &[]);
+    assert_eq!(turns(&raised, 1, 0, later), [1, 0, 0]);
+    // By the raised one.
+    stream.answered(1 << 20, later);
+    assert_eq!(turns(&raised, 1, 0, later), [0, 1, 0]);
+    assert!(stream.stream_turn().unwrap() < later);
+    let removed = metered(&usage, &[], &[]);
+    assert_eq!(turns(&removed, 1, 0, later), [1, 0, 0]);
+    stream.answered(1 << 40, later);
+    assert_eq!((stream.stream_turn(), turns(&removed, 9, 0, later)), (None, [9, 0, 0]));
+    // Bytes from before the quota are not paid for.
+    assert_eq!(
+        turns(&metered(&usage, &[(Quota::BytesPerSecond, 10)], &[]), 1, 0, later),
+        [1, 0, 0]
+    );
+}
+
+#[test]
 fn what_is_open_counts_until_it_is_dropped_and_a_refusal_counts_nothing() {
     let usage = Usage::default();
     let metered = metered(&usage, &[(Quota::Watches, 2)], &[(Quota::Listeners, 1)]);
@@ -95,7 +121,7 @@ fn what_is_open_counts_until_it_is_dropped_and_a_refusal_counts_nothing() {
     assert_eq!(metered.open(Opened::Listener).unwrap_err().of, TOKEN);
     for account in [MAIN, TOKEN] {
         let Used { watches, listeners, refused, .. } = used(&usage, account);
-        assert_eq!((watches, listeners, refused), (2, 1, 2));
+        assert_eq!((watches, listeners, refused), (2, 1, 1));
     }
     drop((open, listener));
     assert!(metered.open(Opened::Watch).is_ok() && metered.open(Opened::Listener).is_ok());
@@ -114,7 +140,7 @@ fn connection_counts_for_the_database_of_its_latest_request() {
     let (first, second) = (MeteredConnection::default(), MeteredConnection::default());
     first.carries(&main).unwrap();
     first.carries(&main).unwrap();
-    // It is the one that the token may have.
+    // The token has no other connection.
     first.carries(&other).unwrap();
     assert_eq!((used(&usage, MAIN).connections, used(&usage, OTHER).connections), (0, 1));
     assert_eq!(second.carries(&main).unwrap_err().quota, Quota::Connections);

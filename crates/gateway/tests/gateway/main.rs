@@ -15,6 +15,7 @@ mod data_path;
 mod fairness;
 mod gate;
 mod logged;
+mod messages;
 mod metadata;
 mod order;
 mod queues;

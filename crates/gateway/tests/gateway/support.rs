@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::gate::Gate;
 use crate::logged::Logged;
+pub(crate) use crate::messages::{all, set};
 use crate::queues::Queues;
 pub(crate) use crate::reply::Reply;
 use crate::watched::MemoryWatch;
@@ -54,7 +55,7 @@ pub(crate) enum Plan {
     Reject(&'static str),
     /// A write waits for `Memory::release`, then works.
     Hold,
-    /// As [`Plan::Hold`], but then nobody knows.
+    /// As [`Plan::Hold`], but then its outcome is unknown.
     HoldUnknown,
 }
 
@@ -471,25 +472,6 @@ impl Client {
     pub(crate) async fn read(&mut self, message: &pb::SnapshotRead) -> Result<Reply, hyper::Error> {
         self.data("/kv/strong/snapshot_read", WRITER, message).await
     }
-}
-
-pub(crate) fn set(key: &'static str, value: impl Into<Bytes>) -> pb::AtomicWrite {
-    let mutation = pb::Mutation {
-        key: key.into(),
-        value: Some(pb::KvValue {
-            data: value.into(),
-            encoding: pb::ValueEncoding::VeBytes.into(),
-        }),
-        mutation_type: pb::MutationType::MSet.into(),
-        ..Default::default()
-    };
-    pb::AtomicWrite { mutations: vec![mutation], ..Default::default() }
-}
-
-pub(crate) fn all() -> pb::SnapshotRead {
-    let end = Bytes::from_static(b"\xff");
-    let range = pb::ReadRange { start: "".into(), end, limit: 1000, reverse: false };
-    pb::SnapshotRead { ranges: vec![range] }
 }
 
 /// Waits until `condition` holds.

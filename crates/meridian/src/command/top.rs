@@ -1,4 +1,4 @@
-//! `meridian databases top`: who uses how much, live.
+//! `meridian databases top`: how much each database and token uses, live.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -32,7 +32,7 @@ pub(crate) struct Top {
     number: Option<u32>,
 }
 
-/// What one database or token used between two looks at all nodes, and has open.
+/// The use of one database or token between two looks at all nodes, and what it has open.
 #[derive(Debug, Default, Serialize, PartialEq)]
 struct Row {
     /// Of the database, or the token.
@@ -183,7 +183,8 @@ fn text(rows: &[Row], of_tokens: bool, left_out: u64) -> String {
         ">STORED",
     ]);
     let rate = |rate: f64| format!("{rate:.1}");
-    let size = |bytes: f64| format::size(bytes.round() as u64);
+    #[allow(clippy::cast_possible_truncation, reason = "no rate is so large")]
+    let size = |bytes: f64| format::size(bytes as u64);
     for row in rows {
         table.row([
             row.name.clone(),
@@ -250,7 +251,7 @@ mod tests {
         assert!(table.contains("19.5 KiB") && table.contains("2 accounts"), "{table}");
         let tokens = rows(&cluster, (&before, &now), 2.0, true);
         assert_eq!((tokens.len(), tokens[0].name.as_str()), (1, "9 (revoked)"));
-        // What a node used before it was looked at for the first time is no rate.
+        // A node's use before the first look at it is no rate.
         let first = rows(&cluster, (&BTreeMap::new(), &now), 2.0, true);
         assert_eq!(first[0].requests_per_second, 0.0);
     }

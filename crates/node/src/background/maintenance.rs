@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::background::disk_watch::DiskWatch;
 use crate::background::gauges::Gauges;
 use crate::background::marks::Marks;
-use crate::background::measuring::{MEASURE, Measuring};
+use crate::background::measuring::Measuring;
 use crate::background::parts::DutyParts;
 use crate::background::purge::Purge;
 use crate::background::queue_gauges::QueueGauges;
@@ -60,8 +60,7 @@ pub(crate) fn start(parts: &DutyParts) -> Vec<JoinHandle<()>> {
     duties.every(RECLAIM, move || Arc::clone(&reclaim).reclaim());
     let queues = Arc::new(QueueGauges::new(parts));
     duties.every(COUNT_QUEUES, move || Arc::clone(&queues).measure());
-    let measuring = Arc::new(Measuring::new(parts));
-    duties.every(MEASURE, move || Arc::clone(&measuring).measure());
+    duties.tasks.push(tokio::spawn(Measuring::new(parts).run()));
     let ids = RequestIds::new(parts);
     duties.every(FORGET_AFTER / 20, move || {
         ids.forget(Instant::now());

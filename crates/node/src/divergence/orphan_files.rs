@@ -136,7 +136,7 @@ impl std::fmt::Display for OrphanName {
 /// Behind the name of a file, but for its number, while it is written.
 const PARTIAL: &str = ".partial";
 
-/// Whether a name is one that a file has while it is written, or written again.
+/// Whether a file has such a name while it is written, or written again.
 fn is_temporary(name: &str) -> bool {
     let rewritten = name.strip_suffix(REWRITTEN).and_then(OrphanName::parse);
     let written = name.strip_suffix(PARTIAL);
@@ -144,7 +144,7 @@ fn is_temporary(name: &str) -> bool {
     rewritten.or(written).is_some()
 }
 
-/// Whether a file of this name in the folder is one that this module made. An operator's are beside
+/// Whether this module makes files of such a name in the folder. An operator's are beside
 /// them: exports, packed copies.
 pub(crate) fn is_ours(name: &str) -> bool {
     OrphanName::parse(name).is_some() || is_temporary(name)

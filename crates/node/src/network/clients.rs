@@ -1,5 +1,5 @@
 //! The security of connections of clients to the gateway of this process: certificates from files,
-//! which may change, its audit log, who uses how much, and what operators should know of them.
+//! which may change, its audit log, how much databases and tokens use, and what operators should know of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ impl ClientSecurity {
         self.tls.clone()
     }
 
-    /// Who uses how much.
+    /// The counts of how much each database and token uses.
     pub(crate) fn usage(&self) -> Usage {
         self.usage.clone()
     }

@@ -162,7 +162,7 @@ async fn no_more_requests_than_the_concurrency_are_open_at_a_time() {
 
 #[tokio::test]
 async fn endpoint_that_is_down_costs_few_attempts_and_its_messages_go_back() {
-    // Bound, so that nobody else listens there, and refused by the system.
+    // Bound, so that no other program listens there, and refused by the system.
     let bound = tokio::net::TcpSocket::new_v4().unwrap();
     bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let stage = stage(&format!("http://{}/", bound.local_addr().unwrap()), 100, 4, LONG);

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 ///
 /// While more than a quarter is free, every database takes what it asks for. From then on a
 /// database that has some may have half of what the others leave, so that each flood leaves as much
-/// as it takes; and one that has nothing takes what is free, of which a dozen floods leave little.
+/// as it takes; and a database that has nothing takes what is free, of which a dozen floods leave little.
 #[derive(Clone)]
 pub(crate) struct Division(Arc<Inner>);
 

@@ -16,8 +16,10 @@ impl StoredSizes {
     }
 
     /// Forgets all others.
-    pub(crate) fn keep(&self, databases: &[DatabaseId]) {
-        self.0.write().retain(|database, _| databases.contains(database));
+    pub(crate) fn keep(&self, is_kept: impl Fn(DatabaseId) -> bool) {
+        if !self.0.read().is_empty() {
+            self.0.write().retain(|database, _| is_kept(*database));
+        }
     }
 
     pub(crate) fn all(&self) -> Vec<(DatabaseId, StoredSize)> {
@@ -57,7 +59,7 @@ mod tests {
         let (sizes, one) = (StoredSizes::default(), |value: u64| value.try_into().unwrap());
         let quotas =
             || Quotas::from_iter([(Quota::StoredBytes, one(1000)), (Quota::Keys, one(10))]);
-        assert_eq!(sizes.rejection(DATABASE, quotas), None, "nobody has measured it");
+        assert_eq!(sizes.rejection(DATABASE, quotas), None, "it was not measured yet");
         for (keys, bytes, named) in [
             (9, 999, None),
             (9, 1000, Some("stored-bytes of 1000: it had 1000")),
@@ -72,7 +74,7 @@ mod tests {
             assert_eq!(sizes.rejection(DATABASE, Quotas::default), None);
         }
         sizes.measured(DATABASE, StoredSize { keys: 10, bytes: 0 });
-        sizes.keep(&[]);
+        sizes.keep(|_| false);
         assert_eq!((sizes.rejection(DATABASE, quotas), sizes.all()), (None, Vec::new()));
     }
 }

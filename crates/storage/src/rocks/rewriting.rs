@@ -83,7 +83,7 @@ impl RocksEngine {
     }
 
     /// The bytes of a table and of those that are compacted with it: they overlap it on its own
-    /// level or on the next one that has any.
+    /// level or on the next level with any.
     fn bytes_with_overlapping(&self, table: &LiveFile) -> Result<u64, StorageError> {
         let mut others = self.db.live_files()?;
         others.retain(|other| other.column_family_name == table.column_family_name);

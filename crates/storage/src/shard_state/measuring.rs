@@ -13,7 +13,7 @@ use crate::{Scan, StorageError};
 const STEP_BYTES: u64 = 1 << 20;
 const STEP_ROWS: u64 = 10_000;
 
-/// What a database stores. Values that have expired count until they are swept.
+/// The size of a database. Values that have expired count until they are swept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoredSize {
     /// Keys that have a value.

@@ -136,7 +136,7 @@ fn files_that_are_links_keep_their_data_key_and_are_written_again_where_they_lie
     assert_eq!(read(&folder, &link).unwrap(), b"batches");
     vault(&folder).rewrite(&link).unwrap();
     assert!(link.is_symlink() && !vault(&folder).is_stale(&file).unwrap());
-    // What links lead to may not be mounted yet.
+    // The targets of links may not be mounted yet.
     let away = node.keys.path().join("away");
     fs::rename(&file, &away).unwrap();
     let folder = rotate(folder);

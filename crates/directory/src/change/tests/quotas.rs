@@ -38,8 +38,8 @@ fn token_has_no_quota_of_what_is_stored() {
 fn quotas_of_nothing_and_both_ways_at_once_are_refused() {
     let both = set(QuotaOwner::Database(DATABASE), &[(Quota::Keys, 5)], &[Quota::Keys]);
     assert_eq!(refused(&cluster(), &both), "keys cannot be both set and removed");
-    let nobody = set(QuotaOwner::Token(9), &[], &[Quota::Keys]);
-    assert_eq!(refused(&cluster(), &nobody), "there is no token 9");
+    let no_token = set(QuotaOwner::Token(9), &[], &[Quota::Keys]);
+    assert_eq!(refused(&cluster(), &no_token), "there is no token 9");
     let nothing = set(QuotaOwner::Database(DatabaseId([9; 16])), &[], &[Quota::Keys]);
     assert!(refused(&cluster(), &nothing).starts_with("there is no database "));
 }

@@ -83,7 +83,7 @@ impl Recent {
         self.with_clients += usize::from(!had_clients);
     }
 
-    /// By an internal writer: nobody waits for it, so that it takes no part of a batch from others.
+    /// By an internal writer: no client waits for it, so that it takes no part of a batch from others.
     pub(super) fn add_internal(&mut self, database: DatabaseId, bytes: u64) {
         self.log(database, bytes);
     }
@@ -159,7 +159,7 @@ mod tests {
             assert_eq!(recent.asks(database(number)), Asks::ItsShare);
             assert!(recent.has_others(database(number)));
         }
-        // A sum over all of them takes a millisecond, and one that is kept less than a microsecond.
+        // A sum over all of them takes a millisecond, and a sum that is kept less than a microsecond.
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     }
 

@@ -38,7 +38,6 @@ impl AdmissionPolicy for Pressed {
     fn rejection(&self, _: DatabaseId) -> Option<String> {
         self.is_full.load(Ordering::Relaxed).then(|| "the quota is used up".to_owned())
     }
-
     fn proposed(&self, sequence: u64) {
         self.proposed.store(sequence, Ordering::Relaxed);
     }
@@ -430,35 +429,6 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
 }
 
 #[tokio::test]
-async fn what_stores_more_is_rejected_for_good_over_a_quota_and_deletes_and_earlier_writes_are_not()
-{
-    let leader = Leader::start(Arc::default()).await;
-    let rejected = |reply: &WriteReply| matches!(reply.outcome(), Some(WriteOutcome::Rejected(text)) if text.contains("quota"));
-    let (before, late) = (new_request_id(), new_request_id());
-    let committed = leader.write(before, true, set("k", "1")).await;
-    leader.is_full.store(true, Ordering::Relaxed);
-    let reply = leader.write(late, true, set("k", "2")).await;
-    assert!(rejected(&reply), "{reply:?}");
-    let reply = leader.write(new_request_id(), false, add("n", 1)).await;
-    assert!(rejected(&reply), "{reply:?}");
-    // One that committed before is told so, and no failed check is hidden.
-    assert_eq!(leader.write(before, true, set("k", "1")).await, committed);
-    let checks = vec![Check { key: Bytes::from_static(b"k"), versionstamp: None }];
-    let checked = Transaction { checks, ..set("k", "3") };
-    let reply = leader.write(new_request_id(), false, checked).await;
-    assert!(matches!(reply.outcome(), Some(WriteOutcome::CheckFailed(_))), "{reply:?}");
-    let delete =
-        Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
-    leader.commit(Transaction { mutations: vec![delete], ..Transaction::default() }).await;
-    assert_eq!(leader.value("k"), None);
-    // What was rejected stays so, should it come again when there is room.
-    leader.is_full.store(false, Ordering::Relaxed);
-    let reply = leader.write(late, true, set("k", "2")).await;
-    assert!(rejected(&reply), "{reply:?}");
-    leader.commit(set("k", "3")).await;
-}
-
-#[tokio::test]
 async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
     let leader = Leader::start(Arc::default()).await;
     let id = new_request_id();
@@ -526,4 +496,5 @@ mod batches;
 mod bounds;
 mod expiry;
 mod queues;
+mod quotas;
 mod terms;

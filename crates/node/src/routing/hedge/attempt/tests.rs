@@ -136,7 +136,7 @@ fn leader_that_says_that_the_database_has_its_share_ends_the_attempt_and_no_othe
     let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
     scenario.then(Event::Begun);
     assert_eq!(scenario.fails(1, busy()), nothing);
-    // One that was asked beside it, and only waits for a leader, is given up once it is late.
+    // A node that was asked beside it, and only waits for a leader, is given up once it is late.
     let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
     scenario.then(Event::Begun);
     scenario.later();
