@@ -26,7 +26,7 @@ done
 # p99 OPERATION: of the quiet database, in milliseconds.
 p99() {
   "$bench" --url "$quiet" --operations "$1" --http h2 --connections 4 --rate 50 --value-bytes 128 --keys 10000 \
-    --skip-load --duration 4s --warmup 500ms "${options[@]}" | awk -F'|' -v of=" $1 " '$2 == of { print $9 + 0 }'
+    --skip-load --duration 4s --warmup 500ms "${options[@]}" 2>/dev/null | awk -F'|' -v of=" $1 " '$2 == of { print $9 + 0 }'
 }
 
 # beside OPERATION: the same, while the other database is flooded.

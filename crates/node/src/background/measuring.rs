@@ -141,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn database_rests_for_twenty_times_as_long_as_it_took() {
+        let (mut due, now) = (Due::default(), Instant::now());
+        assert_eq!(due.begin([id(1)].into_iter(), now), [id(1)]);
+        due.ended(id(1), Duration::from_secs(10), now);
+        assert_eq!(due.begin([id(1)].into_iter(), now + Duration::from_secs(199)), []);
+        assert_eq!(due.begin([id(1)].into_iter(), now + Duration::from_secs(200)), [id(1)]);
+    }
+
+    #[test]
     fn large_database_holds_up_no_other_and_each_rests_for_its_own_time() {
         let (mut due, now) = (Due::default(), Instant::now());
         let wanted = || (1..=5).map(id);
