@@ -235,7 +235,7 @@ need_cargo_fuzz() {
   if [[ ! -x $folder/bin/cargo-fuzz ]]; then
     say "building cargo-fuzz $CARGO_FUZZ_VERSION"
     # Not in the checkout, whose settings would hold.
-    (cd "$MERIDIAN_CACHE" && CARGO_TARGET_DIR=$folder/target cargo install cargo-fuzz --version "$CARGO_FUZZ_VERSION" \
+    (mkdir -p "$MERIDIAN_CACHE" && cd "$MERIDIAN_CACHE" && CARGO_TARGET_DIR=$folder/target cargo install cargo-fuzz --version "$CARGO_FUZZ_VERSION" \
       --locked --root "$folder" >&2) || fail "cargo-fuzz could not be built"
     rm -rf "$folder/target"
   fi
@@ -250,7 +250,7 @@ need_cargo_deny() {
   if [[ ! -x $folder/bin/cargo-deny ]]; then
     say "building cargo-deny $CARGO_DENY_VERSION, which takes some minutes"
     # Not in the checkout, whose settings would hold.
-    (cd "$MERIDIAN_CACHE" && CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=0 \
+    (mkdir -p "$MERIDIAN_CACHE" && cd "$MERIDIAN_CACHE" && CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=0 \
       CARGO_TARGET_DIR=$folder/target cargo install cargo-deny --version "$CARGO_DENY_VERSION" \
       --locked --root "$folder" >&2) || fail "cargo-deny could not be built"
     rm -rf "$folder/target"
