@@ -437,11 +437,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     /// Counts a request as one in progress, and waits for its turn under quotas.
     async fn begin(&self, authorized: &Authorized<'_>, parts: &Parts) -> Result<Share, Refusal> {
-        let holder = self.holder(authorized.token, Some(authorized.shard));
-        let share = self.requests.take(holder, 1);
-        let share = share.ok_or_else(|| self.overloaded(Overload::Requests))?;
+        let share = self.in_progress(authorized)?;
         self.take_turn(authorized, parts).await?;
         Ok(share)
+    }
+
+    /// A share of the requests that may be in progress.
+    fn in_progress(&self, authorized: &Authorized<'_>) -> Result<Share, Refusal> {
+        let holder = self.holder(authorized.token, Some(authorized.shard));
+        self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
     }
 
     async fn body<B>(

@@ -55,7 +55,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let authorized = self.authorize(parts, Route::Queue(route))?;
         let holder = self.holder(authorized.token, Some(authorized.shard));
-        let request = self.begin(&authorized, parts).await?;
+        let request = match route {
+            // A message that was handled is not handed out again for want of a turn.
+            QueueRoute::Report => {
+                let share = self.in_progress(&authorized)?;
+                self.have_turn(&authorized, parts)?;
+                share
+            }
+            _ => self.begin(&authorized, parts).await?,
+        };
         let max_bytes = self.options.max_body_bytes.min(queue_json::MAX_BODY_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
         let noted = audit::of(parts);

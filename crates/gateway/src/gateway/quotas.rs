@@ -14,7 +14,6 @@ use super::lookup::Authorized;
 use crate::Catalogue;
 use crate::database::Database;
 use crate::refusal::{OverQuota, Refusal};
-use crate::route::{QueueRoute, Route};
 use crate::shares::Share;
 use crate::usage::{Account, Exceeded, Metered, MeteredConnection, Opened, Turn};
 
@@ -66,8 +65,7 @@ pub(crate) fn metered(parts: &Parts) -> Option<&Metered> {
 }
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
-    /// Counts a request, and waits for its turn. Reports on messages have theirs at once: what was
-    /// handled is not handed out again for want of it.
+    /// Counts a request, and waits for its turn.
     ///
     /// # Errors
     /// [`Refusal::OverQuota`].
@@ -76,23 +74,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         authorized: &Authorized<'_>,
         parts: &Parts,
     ) -> Result<(), Refusal> {
-        let Authorized { grant, database, .. } = authorized;
-        let is_report = Route::of(parts.uri.path()) == Some(Route::Queue(QueueRoute::Report));
-        let of_database = (Account::Database(*database), self.catalogue.quotas(*database));
-        let of_token = (grant.account, grant.quotas);
-        let metered = Metered::new(&self.options.usage, [of_database, of_token]);
-        if let Some(connection) = parts.extensions.get::<Arc<MeteredConnection>>() {
-            connection.carries(&metered).map_err(|exceeded| self.over_quota(exceeded))?;
-        }
-        let slot = parts.extensions.get::<Slot>();
-        // Set also for a request that is refused: the rest of its body counts. A request is authorized
-        // again where its rights may have ended meanwhile.
-        slot.inspect(|slot| drop(slot.set(metered.clone())));
+        let metered = self.meter(authorized, parts)?;
         let now = Instant::now();
-        if is_report {
-            metered.count_request(now);
-            return Ok(());
-        }
         let turn = match metered.request(now) {
             Turn::At(turn) => turn,
             Turn::Refused(exceeded) => return Err(self.over_quota(exceeded)),
@@ -105,6 +88,35 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(())
     }
 
+    /// Counts a request that has its turn at once.
+    ///
+    /// # Errors
+    /// [`Refusal::OverQuota`]: of its connection.
+    pub(super) fn have_turn(
+        &self,
+        authorized: &Authorized<'_>,
+        parts: &Parts,
+    ) -> Result<(), Refusal> {
+        self.meter(authorized, parts)?.count_request(Instant::now());
+        Ok(())
+    }
+
+    /// The accounts of a request, noted for its body and its answer, and for its connection.
+    fn meter(&self, authorized: &Authorized<'_>, parts: &Parts) -> Result<Metered, Refusal> {
+        let Authorized { grant, database, .. } = authorized;
+        let of_database = (Account::Database(*database), self.catalogue.quotas(*database));
+        let of_token = (grant.account, grant.quotas);
+        let metered = Metered::new(&self.options.usage, [of_database, of_token]);
+        if let Some(connection) = parts.extensions.get::<Arc<MeteredConnection>>() {
+            connection.carries(&metered).map_err(|exceeded| self.over_quota(exceeded))?;
+        }
+        let slot = parts.extensions.get::<Slot>();
+        // Set also for a request that is refused: the rest of its body counts. A request is authorized
+        // again where its rights may have ended meanwhile.
+        slot.inspect(|slot| drop(slot.set(metered.clone())));
+        Ok(metered)
+    }
+
     /// Counts something as open for as long as its share is held.
     ///
     /// # Errors
@@ -115,11 +127,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         what: Opened,
         share: Share,
     ) -> Result<Share, Refusal> {
-        match metered(parts).map(|metered| metered.open(what)).transpose() {
-            Ok(Some(open)) => Ok(share.of_open(open)),
-            Ok(None) => Ok(share),
-            Err(exceeded) => Err(self.over_quota(exceeded)),
-        }
+        let Some(metered) = metered(parts) else { return Ok(share) };
+        let open = metered.open(what).map_err(|exceeded| self.over_quota(exceeded))?;
+        Ok(share.of_open(open))
     }
 
     fn over_quota(&self, exceeded: Exceeded) -> Refusal {

@@ -155,3 +155,17 @@ async fn open_watches_and_connections_count_until_they_are_closed() {
     assert_eq!(third.data(READ, BOUNDED, &all()).await.unwrap().status, StatusCode::OK);
     assert_eq!(watch(&mut third, BOUNDED).await.status(), StatusCode::OK);
 }
+
+#[tokio::test]
+async fn report_on_a_message_has_its_turn_whatever_the_quotas_say() {
+    let (server, usage) = bounded(&[(Quota::BytesPerSecond, 1000)]).await;
+    let mut client = server.http1().await;
+    assert_eq!(client.write(&set("a", vec![1; 50_000])).await.unwrap().status, StatusCode::OK);
+    assert_eq!(client.data(READ, BOUNDED, &all()).await.unwrap().status, StatusCode::OK);
+    client.data(READ, BOUNDED, &all()).await.unwrap().refuses(503, "bytes-per-second");
+    let requests = used(&usage, Account::Token(7)).requests;
+    // It is looked at, and found to be none.
+    let report = client.data("/kv/queue/report", BOUNDED, &all()).await.unwrap();
+    assert_eq!(report.status, StatusCode::BAD_REQUEST, "{}", report.text());
+    assert_eq!(used(&usage, Account::Token(7)).requests, requests + 1);
+}
