@@ -1,6 +1,7 @@
-//! Bodies and queries of requests to the gateway: what reaches the database is what the request
-//! says, within the limits; every other one has an answer that is no failure of the gateway; and a
-//! request that is written anew from what was understood is understood as the same.
+//! Heads, bodies and queries of requests to the gateway: without the token nothing is asked for; what
+//! reaches the database is what the request says, within the limits; every other one has an answer
+//! that is no failure of the gateway; and a request that is written anew from what was understood is
+//! understood as the same.
 #![no_main]
 
 use base64::Engine;
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::StatusCode;
 use libfuzzer_sys::fuzz_target;
-use meridian_fuzz::told::{Asked, Told, get, post};
+use meridian_fuzz::told::{Asked, TOKEN, Told, from_a_stranger, get, post};
 use meridian_fuzz::{times, within, written};
 use meridian_gateway::{ListFrom, Listen, QueueList, Reports};
 use meridian_proto::kv_connect as pb;
@@ -23,7 +24,8 @@ const REQUEST_BYTES: usize = 4 << 20;
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, body)) = data.split_first() else { return };
-    let parsers = [read, watch, write, enqueue, listen, poll, report, changes, list, change];
+    let parsers =
+        [read, watch, write, enqueue, listen, poll, report, changes, list, change, stranger];
     let body = Bytes::copy_from_slice(body);
     parsers[usize::from(*first) % parsers.len()](&body);
 });
@@ -298,6 +300,28 @@ fn change(body: &Bytes) {
     let again = again.write().expect("it was taken");
     is_the_same(&write.transaction, &again.transaction);
     assert!(!write.may_come_again && write.request_id != again.request_id);
+}
+
+/// Method and path on the first line, and a header on each behind it. Without the token nothing is
+/// asked for, and the answer is a refusal.
+fn stranger(body: &Bytes) {
+    let mut lines = body.split(|byte| *byte == b'\n');
+    let Ok(first) = std::str::from_utf8(lines.next().unwrap_or_default()) else { return };
+    let (method, path) = first.split_once(' ').unwrap_or(("POST", first));
+    let mut headers = Vec::new();
+    for line in lines {
+        let at = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = line.split_at(at);
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        headers.push((name, value.get(1..).unwrap_or_default()));
+    }
+    let bound = REQUEST_BYTES + times(64, body.len());
+    let Some(told) = within(bound, || from_a_stranger(method, path, &headers)) else { return };
+    let mut values = headers.iter().map(|(_, value)| *value);
+    let has_token = |value: &[u8]| value.windows(TOKEN.len()).any(|it| it == TOKEN.as_bytes());
+    if !values.any(has_token) {
+        assert!(told.asked.is_empty() && told.status.is_client_error(), "{}", told.status);
+    }
 }
 
 /// The query of a change feed, and up to two headers behind it, each on a line.

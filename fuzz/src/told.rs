@@ -22,6 +22,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
+/// The only one that opens anything.
+pub const TOKEN: &str = "a-token-of-the-fuzzer";
 
 /// A question to a database.
 #[derive(Debug)]
@@ -93,7 +95,18 @@ pub fn post(path: &str, body: Bytes) -> Told {
 
 /// `None`: the path or a header cannot be sent.
 pub fn get(path: &str, headers: &[(&str, &[u8])]) -> Option<Told> {
-    let mut request = request("GET", path);
+    told_with(request("GET", path), headers)
+}
+
+/// A request with these headers alone. `None`: it cannot be sent.
+pub fn from_a_stranger(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Option<Told> {
+    told_with(Request::builder().method(method).uri(path), headers)
+}
+
+fn told_with(
+    mut request: hyper::http::request::Builder,
+    headers: &[(&str, &[u8])],
+) -> Option<Told> {
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -104,7 +117,7 @@ fn request(method: &str, path: &str) -> hyper::http::request::Builder {
     Request::builder()
         .method(method)
         .uri(path)
-        .header("authorization", "Bearer a-token-of-the-fuzzer")
+        .header("authorization", format!("Bearer {TOKEN}"))
         .header("x-denokv-version", "3")
         .header("x-denokv-database-id", DATABASE.to_string())
 }
@@ -318,8 +331,8 @@ impl Catalogue for Limits {
         V8Format::Portable
     }
 
-    fn authorize(&self, _: &str) -> Option<Grant> {
-        Some(Grant::new(Databases::All, Permissions::ALL))
+    fn authorize(&self, token: &str) -> Option<Grant> {
+        (token == TOKEN).then(|| Grant::new(Databases::All, Permissions::ALL))
     }
 
     fn is_current(&self) -> bool {
