@@ -6,14 +6,12 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
 use meridian_directory::{Cluster, Node};
 use meridian_net::grpc::Access;
-use meridian_proto::admin::{
-    EncryptionStatus, RotateKeysRequest, StatusRequest, StatusResponse, admin_client::AdminClient,
-};
+use meridian_proto::admin::{EncryptionStatus, RotateKeysRequest, StatusRequest, StatusResponse};
 use meridian_types::NodeId;
 use serde::Serialize;
 
 use super::operator::{
-    Connect, Directory, Table, connect, every_node, format, print, print_json, resolve,
+    Connect, Directory, Table, admin, every_node, format, print, print_json, resolve,
 };
 
 /// A command that tells the key may take 30 s, at the node.
@@ -108,7 +106,7 @@ impl Encryption {
 /// Of all nodes that answer.
 async fn statuses(cluster: &Cluster, access: &Access) -> Result<Vec<Shown>> {
     let answers = every_node(cluster, "ask", async |node| {
-        let mut client = AdminClient::new(connect(&node.rpc_address, access).await?);
+        let mut client = admin(&node.rpc_address, access).await?;
         Ok(client.status(StatusRequest {}).await?.into_inner())
     });
     let shown = |(id, node, status): (_, _, StatusResponse)| {
@@ -154,7 +152,7 @@ async fn rotate(
     json: bool,
 ) -> Result<()> {
     let rotated = async {
-        let mut client = AdminClient::new(connect(&node.rpc_address, access).await?);
+        let mut client = admin(&node.rpc_address, access).await?;
         let request = RotateKeysRequest { new_data_key };
         Ok::<_, tonic::Status>(client.rotate_keys(request).await?.into_inner())
     };

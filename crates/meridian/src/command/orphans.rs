@@ -12,16 +12,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use meridian_directory::{Cluster, Node};
-use meridian_net::MAX_MESSAGE_BYTES;
-use meridian_net::grpc::{Access, OperatorChannel};
-use meridian_proto::admin::{self, admin_client::AdminClient};
+use meridian_net::grpc::Access;
+use meridian_proto::admin as wire;
 use meridian_types::NodeId;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 use tonic::Streaming;
 
 use super::operator::{
-    Connect, Directory, Table, connect, every_node, format, print, print_json, resolve,
+    Connect, Directory, Table, admin, every_node, format, print, print_json, resolve,
 };
 use batch::Orphaned;
 
@@ -90,7 +89,7 @@ struct Listed {
 }
 
 impl Listed {
-    fn of(node_id: NodeId, node: &Node, file: admin::OrphanFile) -> Self {
+    fn of(node_id: NodeId, node: &Node, file: wire::OrphanFile) -> Self {
         Self {
             node_id,
             node: node.name.clone(),
@@ -136,19 +135,11 @@ impl Orphans {
     }
 }
 
-async fn admin(
-    address: &str,
-    access: &Access,
-) -> Result<AdminClient<OperatorChannel>, tonic::Status> {
-    Ok(AdminClient::new(connect(address, access).await?)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES))
-}
-
 /// The files of all nodes that answer.
 async fn list(cluster: &Cluster, access: &Access) -> Result<Vec<Listed>> {
     let answers = every_node(cluster, "list the files of", async |node| {
         let mut client = admin(&node.rpc_address, access).await?;
-        Ok(client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner())
+        Ok(client.list_orphans(wire::ListOrphansRequest {}).await?.into_inner())
     });
     let mut files = Vec::new();
     for (id, node, list) in answers.await? {
@@ -195,7 +186,7 @@ fn table(files: &[Listed]) -> String {
 struct Reading<'a> {
     node: &'a Node,
     name: String,
-    batches: Streaming<admin::OrphanBatch>,
+    batches: Streaming<wire::OrphanBatch>,
 }
 
 impl Reading<'_> {
@@ -224,9 +215,9 @@ async fn open<'a>(cluster: &'a Cluster, access: &Access, file: &File) -> Result<
     let node = cluster.nodes.get(&holder).context("the node was removed meanwhile")?;
     let opened = async {
         let mut client = admin(&node.rpc_address, access).await?;
-        let listed = client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner();
+        let listed = client.list_orphans(wire::ListOrphansRequest {}).await?.into_inner();
         let batches = client
-            .read_orphans(admin::ReadOrphansRequest { name: name.to_owned() })
+            .read_orphans(wire::ReadOrphansRequest { name: name.to_owned() })
             .await?
             .into_inner();
         Ok::<_, tonic::Status>((listed.files, batches))
@@ -325,7 +316,7 @@ mod tests {
     fn listed(node: u64, name: &str, batches: u64) -> Listed {
         let node = NodeId(node);
         let file =
-            admin::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
+            wire::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
         Listed::of(node, &cluster().nodes[&node], file)
     }
 
@@ -360,7 +351,7 @@ mod tests {
             text.lines().map(|line| line.split("  ").last().unwrap().trim()).collect();
         assert_eq!(ends, ["MISSING", "101 to 105", "101", "-"]);
         let file =
-            admin::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
+            wire::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
         assert!(!Listed::of(NodeId(1), &cluster().nodes[&NodeId(1)], file).unreadable);
     }
 }

@@ -4,20 +4,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use meridian_directory::{Cluster, Node};
-use meridian_net::grpc::{self, Access, OperatorChannel, Timeouts};
+use meridian_net::grpc::Access;
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
-    admin_client::AdminClient,
 };
 use meridian_types::{NodeId, ShardId};
 
 use super::encryption;
-use super::operator::{Directory, Table, Target, print};
+use super::operator::{Directory, Table, Target, admin, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
+const TRANSFER: Duration = Duration::from_secs(9);
 /// For an answer that others do not wait for.
 const SOON: Duration = Duration::from_secs(1);
 /// The role of a shard's leader, in the answer of a node.
@@ -51,14 +51,9 @@ fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {
     cluster.nodes.values().filter(|node| !node.removed)
 }
 
-async fn connect(address: &str, access: &Access) -> Result<AdminClient<OperatorChannel>> {
-    let timeouts = Timeouts { connect: TIMEOUT, call: Some(TIMEOUT * 3) };
-    Ok(AdminClient::new(grpc::connect(address, access, timeouts).await?))
-}
-
 async fn ask(address: &str, access: &Access) -> Result<StatusResponse> {
     let asked =
-        async { Ok(connect(address, access).await?.status(StatusRequest {}).await?.into_inner()) };
+        async { Ok(admin(address, access).await?.status(StatusRequest {}).await?.into_inner()) };
     tokio::time::timeout(TIMEOUT, asked).await.context("no answer")?
 }
 
@@ -211,11 +206,12 @@ impl TransferLeadership {
             let Ok(status) = ask(&node.rpc_address, &access).await else { continue };
             if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == LEADER) {
                 let request = TransferLeadershipRequest { shard: self.shard, to: self.to.0 };
-                connect(&node.rpc_address, &access)
-                    .await?
-                    .transfer_leadership(request)
-                    .await
-                    .map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+                let transfer = async {
+                    admin(&node.rpc_address, &access).await?.transfer_leadership(request).await
+                };
+                let transferred = tokio::time::timeout(TRANSFER, transfer).await;
+                let transferred = transferred.context("the leader does not answer")?;
+                transferred.map_err(|status| anyhow!("{}", status.message()))?;
                 println!("shard {} is now led by {}", self.shard, name(&cluster, self.to));
                 return Ok(());
             }

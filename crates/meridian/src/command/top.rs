@@ -9,12 +9,11 @@ use clap::Args;
 use meridian_directory::Cluster;
 use meridian_net::grpc::Access;
 use meridian_proto::admin::account_usage::Account;
-use meridian_proto::admin::admin_client::AdminClient;
 use meridian_proto::admin::{AccountUsage, UsageRequest, UsageResponse};
 use meridian_types::NodeId;
 use serde::Serialize;
 
-use super::operator::{Directory, Table, connect, every_node, format, print, print_json};
+use super::operator::{Directory, Table, admin, every_node, format, print, print_json};
 
 /// Clears a terminal.
 const CLEAR: &str = "\x1b[2J\x1b[H";
@@ -81,7 +80,7 @@ impl Top {
 
 async fn look(cluster: &Cluster, access: &Access) -> Result<Looked> {
     let answers = every_node(cluster, "ask", async |node| {
-        let mut client = AdminClient::new(connect(&node.rpc_address, access).await?);
+        let mut client = admin(&node.rpc_address, access).await?;
         Ok(client.usage(UsageRequest {}).await?.into_inner())
     });
     Ok(answers.await?.into_iter().map(|(id, _, usage)| (id, usage)).collect())

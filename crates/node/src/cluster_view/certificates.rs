@@ -182,7 +182,9 @@ impl OwnCertificate {
         let mut why = "the directory has no voters".to_owned();
         for voter in &cluster.directory_voters {
             let Some(channel) = self.peers.requests(*voter) else { continue };
-            let mut client = MembershipClient::new(channel);
+            // A leader of an earlier version tells the whole cluster.
+            let mut client = MembershipClient::new(channel)
+                .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
             let call = tokio::time::timeout(CALL, client.certify(request.clone())).await;
             why = match call {
                 Err(_) => format!("node {voter} does not answer"),
@@ -195,7 +197,7 @@ impl OwnCertificate {
                         let why = format!("node {voter} refuses: {reason}");
                         return Err(NotCertified::Refused(why));
                     }
-                    _ => continue,
+                    _ => format!("node {voter} does not lead the directory"),
                 },
             };
         }

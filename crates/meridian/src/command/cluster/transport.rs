@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use meridian_directory::{Authority, Change, Cluster, Transport};
-use meridian_net::grpc::{self, Access, Timeouts};
+use meridian_net::grpc::Access;
 use meridian_pki::pem_fingerprint;
-use meridian_proto::admin::{StatusRequest, StatusResponse, admin_client::AdminClient};
+use meridian_proto::admin::{StatusRequest, StatusResponse};
 use meridian_types::Level;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::command::operator::{Directory, Table, format, print, print_json};
+use crate::command::operator::{Directory, Table, admin, format, print, print_json};
 
 const WAYS: [Transport; 4] =
     [Transport::Off, Transport::Allow, Transport::Prefer, Transport::Require];
-const TIMEOUTS: Timeouts =
-    Timeouts { connect: Duration::from_secs(3), call: Some(Duration::from_secs(5)) };
+/// For the answer of a node.
+const ANSWER: Duration = Duration::from_secs(5);
 /// For all nodes to do what a step asks of them.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(500);
@@ -112,12 +112,12 @@ pub(super) async fn show(directory: &mut Directory, json: bool) -> Result<()> {
 async fn ask(cluster: &Cluster, access: &Access) -> Vec<(String, Result<StatusResponse, String>)> {
     let asked = cluster.present_nodes().map(|(_, node)| async move {
         let ask = async {
-            let channel = grpc::connect(&node.rpc_address, access, TIMEOUTS).await;
-            let mut client = AdminClient::new(channel.map_err(|error| error.to_string())?);
-            let status = client.status(StatusRequest {}).await;
-            status.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+            let mut client = admin(&node.rpc_address, access).await?;
+            Ok(client.status(StatusRequest {}).await?.into_inner())
         };
-        (node.name.clone(), ask.await)
+        let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
+        let answer = tokio::time::timeout(ANSWER, ask).await.unwrap_or_else(late);
+        (node.name.clone(), answer.map_err(|status| status.message().to_owned()))
     });
     futures::future::join_all(asked).await
 }

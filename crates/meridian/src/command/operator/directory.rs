@@ -10,6 +10,7 @@ use meridian_config::Context;
 use meridian_directory::{Change, Cluster};
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_net::grpc::{self, Access, OperatorChannel, Timeouts};
+use meridian_proto::admin::admin_client::AdminClient;
 use meridian_proto::directory::{
     self as wire, directory_client::DirectoryClient, execute_response,
 };
@@ -315,13 +316,19 @@ fn addresses<'a>(
 }
 
 /// Connects to a node. After an error, nothing has been sent but the handshake.
-pub(crate) async fn connect(
-    address: &str,
-    access: &Access,
-) -> Result<OperatorChannel, tonic::Status> {
+async fn connect(address: &str, access: &Access) -> Result<OperatorChannel, tonic::Status> {
     let timeouts = Timeouts { connect: CONNECT, call: None };
     let connected = grpc::connect(address, access, timeouts).await;
     connected.map_err(|error| tonic::Status::unavailable(error.to_string()))
+}
+
+/// The administration of a node, whose answers may be as large as any message.
+pub(crate) async fn admin(
+    address: &str,
+    access: &Access,
+) -> Result<AdminClient<OperatorChannel>, tonic::Status> {
+    let client = AdminClient::new(connect(address, access).await?);
+    Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 async fn ask(

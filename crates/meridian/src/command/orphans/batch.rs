@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use meridian_directory::Cluster;
-use meridian_proto::{admin, decode_batch};
+use meridian_proto::{admin as wire, decode_batch};
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Refusal, ValueEncoding, Versionstamp,
 };
@@ -20,10 +20,10 @@ pub(super) struct Orphaned {
 }
 
 impl Orphaned {
-    pub(super) fn read(wire: admin::OrphanBatch) -> Result<Self> {
-        let bytes = wire.batch.len() as u64;
-        let batch = decode_batch(wire.batch).context("a batch cannot be read by this version")?;
-        Ok(Self { batch, committed: wire.committed, bytes })
+    pub(super) fn read(sent: wire::OrphanBatch) -> Result<Self> {
+        let bytes = sent.batch.len() as u64;
+        let batch = decode_batch(sent.batch).context("a batch cannot be read by this version")?;
+        Ok(Self { batch, committed: sent.committed, bytes })
     }
 
     /// For people: without values.
@@ -200,7 +200,7 @@ mod tests {
             transactions: vec![transaction, refused],
         };
         let wire =
-            admin::OrphanBatch { batch: meridian_proto::encode_batch(&batch), committed: true };
+            wire::OrphanBatch { batch: meridian_proto::encode_batch(&batch), committed: true };
         Orphaned::read(wire).unwrap()
     }
 
