@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use meridian_types::Quota;
 
 use crate::database::NoChanges;
 use crate::forbidden::Forbidden;
@@ -117,8 +118,8 @@ impl fmt::Display for OverQuota {
         };
         write!(
             f,
-            "{owner} has used up its quota {quota} of {value} at this gateway. An operator of the \
-             cluster can change it: meridian {command} set-quotas."
+            "{owner} has used up its quota {quota} of {value} at this gateway. {}",
+            Quota::remedy(command)
         )
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod gauges;
 pub(crate) mod maintenance;
 pub(crate) mod marks;
 pub(crate) mod measuring;
+mod pace;
 pub(crate) mod parts;
 pub(crate) mod purge;
 pub(crate) mod queue_gauges;

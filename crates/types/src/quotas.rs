@@ -57,6 +57,12 @@ impl Quota {
         }
     }
 
+    /// The sentence that ends each refusal for a quota: who can change it, and how. `command` is
+    /// the one that lists the owners of such quotas: `databases` or `tokens`.
+    pub fn remedy(command: &str) -> String {
+        format!("An operator of the cluster can change the quota: meridian {command} set-quotas.")
+    }
+
     /// Whether it bounds what is stored, and not what a gateway is asked for.
     pub const fn is_stored(self) -> bool {
         matches!(self, Self::StoredBytes | Self::Keys)

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::background::pace::pace;
 use crate::divergence::orphan_files;
 use crate::host::disk::{DiskGuard, Room};
 
@@ -22,7 +23,7 @@ use crate::host::disk::{DiskGuard, Room};
 const LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at all files while some are written again.
 const SURVEY: Duration = Duration::from_secs(1);
-/// How fast files are written again at most: what else the disk does comes first.
+/// How fast files are written again at most.
 const REWRITE_BYTES_PER_SECOND: u64 = 32 << 20;
 
 /// The keys of a node's files, and how far its files are under them.
@@ -166,22 +167,13 @@ impl Encryption {
     /// Blocks for as long as so many bytes may take, before they are written; at once, with a break,
     /// when the node stops, or the disk has no room for them.
     fn admit(&self, bytes: u64) -> ControlFlow<()> {
-        let until = Instant::now()
-            + Duration::from_secs_f64(bytes as f64 / REWRITE_BYTES_PER_SECOND as f64);
-        loop {
-            if self.stop.is_cancelled() {
-                return ControlFlow::Break(());
-            }
-            if !self.disk.has_room_for(&self.data_dir, bytes) {
-                let mib = bytes.div_ceil(1 << 20);
-                *self.problem.lock() = Some(format!("the disk has no room for {mib} MiB more"));
-                return ControlFlow::Break(());
-            }
-            if Instant::now() >= until {
-                return ControlFlow::Continue(());
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        pace(&self.stop, bytes, REWRITE_BYTES_PER_SECOND)?;
+        if self.disk.has_room_for(&self.data_dir, bytes) {
+            return ControlFlow::Continue(());
         }
+        let mib = bytes.div_ceil(1 << 20);
+        *self.problem.lock() = Some(format!("the disk has no room for {mib} MiB more"));
+        ControlFlow::Break(())
     }
 
     /// Reads the master key again, and makes another data key if that is wanted. Whether the master

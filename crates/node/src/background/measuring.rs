@@ -4,7 +4,6 @@
 //! are measured at once, so that a large one holds up no small one.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,12 +12,13 @@ use meridian_types::DatabaseId;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::background::pace::pace;
 use crate::background::parts::DutyParts;
 use crate::cluster_view::view::Directory;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 
-/// How fast the rows of one database are read at most: what else the disk does comes first.
+/// How fast the rows of one database are read at most.
 const BYTES_PER_SECOND: u64 = 16 << 20;
 const REST: u32 = 20;
 const LEAST_REST: Duration = Duration::from_secs(5);
@@ -86,13 +86,7 @@ fn leads(shard: &LocalShard) -> bool {
 
 fn measure(state: &ShardState, database: DatabaseId, stop: &CancellationToken) -> Measured {
     let began = Instant::now();
-    let mut pace = |bytes: u64| {
-        if stop.is_cancelled() {
-            return ControlFlow::Break(());
-        }
-        std::thread::sleep(Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND as f64));
-        ControlFlow::Continue(())
-    };
+    let mut pace = |bytes| pace(stop, bytes, BYTES_PER_SECOND);
     let size = match state.stored_size(database, &mut pace) {
         Ok(size) => Some(size),
         // The node stops, or a snapshot takes the state's place.

@@ -1,17 +1,16 @@
 //! Gives the disk back what dropped databases took.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use meridian_storage::{StorageError, fatal};
 use tokio_util::sync::CancellationToken;
 
+use crate::background::pace::pace;
 use crate::background::parts::DutyParts;
 use crate::shard::table::ShardTable;
 
-/// How fast it is given back at most: what else the disk does comes first.
-const RECLAIM_BYTES_PER_SECOND: u64 = 32 << 20;
+/// How fast it is given back at most.
+const BYTES_PER_SECOND: u64 = 32 << 20;
 
 /// The room of dropped databases.
 pub(crate) struct Reclaim {
@@ -24,12 +23,12 @@ impl Reclaim {
         Self { shards: Arc::clone(&parts.shards), stop: parts.stop.clone() }
     }
 
-    /// One shard after the other, on a thread that
-    /// may block.
+    /// One shard after the other, on a thread that may block.
     pub(crate) async fn reclaim(self: Arc<Self>) {
         let reclaimed = tokio::task::spawn_blocking(move || {
             for state in self.shards.states() {
-                match state.reclaim_dropped(&mut |bytes| self.pace(bytes)) {
+                let mut pace = |bytes| pace(&self.stop, bytes, BYTES_PER_SECOND);
+                match state.reclaim_dropped(&mut pace) {
                     Ok(true) => {
                         tracing::info!(shard = %state.shard(), "the disk has back what dropped databases took")
                     }
@@ -41,15 +40,5 @@ impl Reclaim {
         });
         // It panics never, and a cancelled one is the node stopping.
         drop(reclaimed.await);
-    }
-
-    /// Blocks for as long as so many bytes may take; at once, with a break, when the node stops.
-    fn pace(&self, bytes: u64) -> ControlFlow<()> {
-        let until = Instant::now()
-            + Duration::from_secs_f64(bytes as f64 / RECLAIM_BYTES_PER_SECOND as f64);
-        while Instant::now() < until && !self.stop.is_cancelled() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }

@@ -42,8 +42,8 @@ impl StoredSizes {
         let value = quotas.get(quota)?;
         Some(format!(
             "The database has used up its quota {quota} of {value}: it had {used} when it was \
-             measured last. Deletes are taken, and count with the next measurement. An operator of \
-             the cluster can change the quota: meridian databases set-quotas."
+             measured last. Deletes are taken, and count with the next measurement. {}",
+            Quota::remedy("databases")
         ))
     }
 }

@@ -55,11 +55,15 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// The digits that a text begins with, and the rest.
+fn split_number(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
 /// Parses a number of bytes above zero: `1000`, `64KiB`, `10MiB`, `2GiB`, or `64kB`, `10MB`, `2GB`.
 pub(crate) fn parse_size(text: &str) -> Result<NonZeroU64, String> {
     let wrong = || format!("`{text}` is not a number of bytes such as 64KiB, 10MiB or 2GB");
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
+    let (number, unit) = split_number(text);
     let factor: u64 = match unit.trim_start() {
         "" | "B" => 1,
         "kB" => 1000,
@@ -83,11 +87,9 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     let mut total_ms: u64 = 0;
     while !rest.is_empty() {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, unit_and_rest) = rest.split_at(digits);
-        let letters = unit_and_rest.len()
-            - unit_and_rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
-        let (unit, behind) = unit_and_rest.split_at(letters);
+        let (number, unit_and_rest) = split_number(rest);
+        let letters = unit_and_rest.find(|c: char| !c.is_ascii_alphabetic());
+        let (unit, behind) = unit_and_rest.split_at(letters.unwrap_or(unit_and_rest.len()));
         let unit_ms = match unit {
             "ms" => 1,
             "s" => 1000,
