@@ -187,6 +187,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
                 // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
                 if sends && refusal.hears_out() {
+                    body.is_of_a_refused_request();
                     body::discard(body, self.options.max_body_bytes).await;
                 }
                 let mut answer = Answer::from(refusal);

@@ -272,6 +272,13 @@ impl Metered {
         self.charge(bytes, now, |meter| &meter.bytes_in);
     }
 
+    /// Bytes of a request that was refused.
+    pub(crate) fn thrown_away(&self, bytes: u64) {
+        for (_, meter) in &*self.0 {
+            add(&meter.bytes_in, bytes);
+        }
+    }
+
     /// Bytes of the answer.
     pub(crate) fn answered(&self, bytes: u64, now: Instant) {
         self.charge(bytes, now, |meter| &meter.bytes_out);

@@ -59,7 +59,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             // A message that was handled is not handed out again for want of a turn.
             QueueRoute::Report => {
                 let share = self.in_progress(&authorized)?;
-                self.have_turn(&authorized, parts)?;
+                self.have_turn(&authorized, parts);
                 share
             }
             _ => self.begin(&authorized, parts).await?,

@@ -24,11 +24,18 @@ pub(crate) type Slot = Arc<OnceLock<Metered>>;
 pub(super) struct CountedBody<'a, B> {
     body: Pin<&'a mut B>,
     slot: Slot,
+    is_refused: bool,
 }
 
 impl<'a, B> CountedBody<'a, B> {
     pub(super) fn new(body: Pin<&'a mut B>, slot: Slot) -> Self {
-        Self { body, slot }
+        Self { body, slot, is_refused: false }
+    }
+
+    /// The rest counts, and is not charged: a token that is over its quota would otherwise use up that
+    /// of its database, for all others.
+    pub(super) fn is_of_a_refused_request(&mut self) {
+        self.is_refused = true;
     }
 }
 
@@ -45,7 +52,12 @@ impl<B: Body<Data = Bytes>> Body for CountedBody<'_, B> {
         if let (Some(Ok(frame)), Some(metered)) = (&frame, this.slot.get())
             && let Some(data) = frame.data_ref()
         {
-            metered.received(data.len() as u64, Instant::now());
+            let bytes = data.len() as u64;
+            if this.is_refused {
+                metered.thrown_away(bytes);
+            } else {
+                metered.received(bytes, Instant::now());
+            }
         }
         Poll::Ready(frame)
     }
@@ -74,7 +86,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         authorized: &Authorized<'_>,
         parts: &Parts,
     ) -> Result<(), Refusal> {
-        let metered = self.meter(authorized, parts)?;
+        let metered = self.meter(authorized, parts);
+        self.count_connection(parts, &metered)?;
         let now = Instant::now();
         let turn = match metered.request(now) {
             Turn::At(turn) => turn,
@@ -88,33 +101,31 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(())
     }
 
-    /// Counts a request that has its turn at once.
-    ///
-    /// # Errors
-    /// [`Refusal::OverQuota`]: of its connection.
-    pub(super) fn have_turn(
-        &self,
-        authorized: &Authorized<'_>,
-        parts: &Parts,
-    ) -> Result<(), Refusal> {
-        self.meter(authorized, parts)?.count_request(Instant::now());
-        Ok(())
+    /// Counts a request that has its turn at once, whatever the quotas say.
+    pub(super) fn have_turn(&self, authorized: &Authorized<'_>, parts: &Parts) {
+        let metered = self.meter(authorized, parts);
+        // A connection beyond the quota does not count.
+        drop(self.count_connection(parts, &metered));
+        metered.count_request(Instant::now());
     }
 
-    /// The accounts of a request, noted for its body and its answer, and for its connection.
-    fn meter(&self, authorized: &Authorized<'_>, parts: &Parts) -> Result<Metered, Refusal> {
+    fn count_connection(&self, parts: &Parts, metered: &Metered) -> Result<(), Refusal> {
+        let connection = parts.extensions.get::<Arc<MeteredConnection>>();
+        let carries = connection.map_or(Ok(()), |connection| connection.carries(metered));
+        carries.map_err(|exceeded| self.over_quota(exceeded))
+    }
+
+    /// The accounts of a request, noted for its body and its answer.
+    fn meter(&self, authorized: &Authorized<'_>, parts: &Parts) -> Metered {
         let Authorized { grant, database, .. } = authorized;
         let of_database = (Account::Database(*database), self.catalogue.quotas(*database));
         let of_token = (grant.account, grant.quotas);
         let metered = Metered::new(&self.options.usage, [of_database, of_token]);
-        if let Some(connection) = parts.extensions.get::<Arc<MeteredConnection>>() {
-            connection.carries(&metered).map_err(|exceeded| self.over_quota(exceeded))?;
-        }
         let slot = parts.extensions.get::<Slot>();
         // Set also for a request that is refused: the rest of its body counts. A request is authorized
         // again where its rights may have ended meanwhile.
         slot.inspect(|slot| drop(slot.set(metered.clone())));
-        Ok(metered)
+        metered
     }
 
     /// Counts something as open for as long as its share is held.

@@ -126,6 +126,24 @@ async fn bytes_of_answers_hold_up_the_next_request_of_their_token() {
 }
 
 #[tokio::test]
+async fn refused_bodies_of_one_token_use_up_no_quota_of_the_database_for_others() {
+    let (server, usage) = bounded(&[(Quota::RequestsPerSecond, 1)]).await;
+    *server.quotas.lock().unwrap() = quotas(&[(Quota::BytesPerSecond, 100_000)]);
+    let write = set("a", vec![1; 50_000]);
+    let writes = (0..10).map(|_| async {
+        let mut client = server.http1().await;
+        client.data("/kv/strong/atomic_write", BOUNDED, &write).await.unwrap().status
+    });
+    let statuses = futures::future::join_all(writes).await;
+    let refused = statuses.iter().filter(|status| **status == StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.count() >= 6, "{statuses:?}");
+    let mut client = server.http1().await;
+    assert_eq!(client.read(&all()).await.unwrap().status, StatusCode::OK);
+    // They are heard out, and counted.
+    assert!(used(&usage, Account::Database(MAIN)).bytes_in > 500_000);
+}
+
+#[tokio::test]
 async fn open_watches_and_connections_count_until_they_are_closed() {
     let (server, usage) = bounded(&[(Quota::Watches, 1), (Quota::Connections, 2)]).await;
     let [mut first, mut second, mut third] =
@@ -168,4 +186,15 @@ async fn report_on_a_message_has_its_turn_whatever_the_quotas_say() {
     let report = client.data("/kv/queue/report", BOUNDED, &all()).await.unwrap();
     assert_eq!(report.status, StatusCode::BAD_REQUEST, "{}", report.text());
     assert_eq!(used(&usage, Account::Token(7)).requests, requests + 1);
+}
+
+#[tokio::test]
+async fn report_comes_through_on_a_connection_beyond_the_quota() {
+    let (server, usage) = bounded(&[(Quota::Connections, 1)]).await;
+    let [mut first, mut second] = [server.http1().await, server.http1().await];
+    assert_eq!(first.data(READ, BOUNDED, &all()).await.unwrap().status, StatusCode::OK);
+    second.data(READ, BOUNDED, &all()).await.unwrap().refuses(503, "quota connections of 1");
+    let report = second.data("/kv/queue/report", BOUNDED, &all()).await.unwrap();
+    assert_eq!(report.status, StatusCode::BAD_REQUEST, "{}", report.text());
+    assert_eq!(used(&usage, Account::Token(7)).connections, 1);
 }
