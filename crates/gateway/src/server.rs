@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use meridian_net::{Listener, Stream, http};
+use meridian_net::{Listener, Origin, Stream, http};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::activity::{Activity, Busy, CLOSE_GRACE, NotBegun, StreamRoom};
-use self::admission::{Admission, Origin, Ticket};
+use self::admission::{Admission, Ticket};
 use self::handshakes::Handshakes;
 use self::sending::Sending;
 use self::strangers::Strangers;

@@ -1,5 +1,6 @@
-//! Accepts connections of nodes and gateways within limits: of one address, and of all together.
-//! The cluster's own nodes are admitted beyond them, whatever other addresses have taken.
+//! Accepts connections of nodes and gateways within limits: of one address, and of all together, and
+//! as often as an origin may come. The cluster's own nodes are admitted beyond them, whatever other
+//! addresses have taken.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -7,14 +8,18 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use meridian_pki::Holder;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::listener::Listener;
-use crate::mutual::{Caller, Mutual};
+use crate::mutual::{Caller, Mutual, claims_of};
+use crate::origin::{Origin, Rate};
+use crate::standing::Standing;
 use crate::stream::{self, Stream};
 
 /// How many connections may be open.
@@ -29,21 +34,56 @@ pub struct Limits {
 /// The addresses of the cluster's nodes.
 pub type Members = watch::Receiver<HashSet<IpAddr>>;
 
-#[derive(Clone, Default)]
-struct Open(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// New connections of an origin: so many at once, and then one in each interval. A gateway opens a
+/// handful, and an operator's command two.
+const NEW_AT_ONCE: u32 = 128;
+const NEW_EVERY: Duration = Duration::from_millis(60);
+/// Of an origin with a node, beside which there may be gateways and operators.
+const OF_A_NODE_AT_ONCE: u32 = 512;
+const OF_A_NODE_EVERY: Duration = Duration::from_millis(15);
+/// Connections of control of an origin without a node that is known, as behind a translation of
+/// addresses: a node has one to each other. Their handshakes are on the threads that keep leases.
+const CONTROL_AT_ONCE: u32 = 16;
+const CONTROL_EVERY: Duration = Duration::from_millis(250);
+
+#[derive(Clone)]
+struct Open {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    rates: Arc<Rates>,
+}
+
+struct Rates {
+    new: Rate,
+    of_a_node: Rate,
+    control: Rate,
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        let new = Rate::new(NEW_AT_ONCE, NEW_EVERY);
+        let of_a_node = Rate::new(OF_A_NODE_AT_ONCE, OF_A_NODE_EVERY);
+        let control = Rate::new(CONTROL_AT_ONCE, CONTROL_EVERY);
+        Self { open: Arc::default(), rates: Arc::new(Rates { new, of_a_node, control }) }
+    }
+}
 
 impl Open {
     fn admit(&self, address: IpAddr, limits: Limits, members: &Members) -> Option<Admitted> {
-        let mut open = self.0.lock();
+        let is_members = members.borrow().contains(&address);
+        let rate = if is_members { &self.rates.of_a_node } else { &self.rates.new };
+        if !rate.take(Origin::of(address), Instant::now()) {
+            return None;
+        }
+        let mut open = self.open.lock();
         let of_this = open.get(&address).copied().unwrap_or_default();
         let is_free =
             of_this < limits.of_one_address && open.values().sum::<usize>() < limits.in_all;
-        let is_kept_for_it = || of_this < limits.of_a_node && members.borrow().contains(&address);
-        if !is_free && !is_kept_for_it() {
+        let is_kept_for_it = is_members && of_this < limits.of_a_node;
+        if !is_free && !is_kept_for_it {
             return None;
         }
         open.insert(address, of_this + 1);
-        Some(Admitted { open: self.clone(), address })
+        Some(Admitted { open: self.clone(), address, is_members })
     }
 }
 
@@ -51,11 +91,13 @@ impl Open {
 struct Admitted {
     open: Open,
     address: IpAddr,
+    /// It comes from an address of a node.
+    is_members: bool,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut open = self.open.0.lock();
+        let mut open = self.open.open.lock();
         if let Some(count) = open.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -79,11 +121,11 @@ pub fn admitted(
             loop {
                 let (stream, peer) = listener.accept().await;
                 if let Some(admitted) = open.admit(peer.ip().to_canonical(), limits, &members) {
-                    let connection = Connection { stream, admitted };
+                    let connection = Connection::new(stream, admitted);
                     return Some((Ok(connection), (listener, open, members)));
                 }
                 metrics::counter!("meridian_rpc_refused_connections_total").increment(1);
-                tracing::debug!(%peer, "connection refused: too many are open");
+                tracing::debug!(%peer, "connection refused: too many are open, or come");
             }
         },
     )
@@ -93,9 +135,29 @@ pub fn admitted(
 pub struct Connection {
     stream: Stream,
     admitted: Admitted,
+    standing: Arc<Standing>,
+    /// That came before a call was let through.
+    bytes_before: usize,
 }
 
 impl Connection {
+    fn new(stream: Stream, admitted: Admitted) -> Self {
+        Self { stream, admitted, standing: Arc::default(), bytes_before: 0 }
+    }
+
+    /// Whether its origin may begin one more connection of control.
+    pub(crate) fn may_be_of_control(&self) -> bool {
+        let Admitted { open, address, is_members } = &self.admitted;
+        *is_members || open.rates.control.take(Origin::of(*address), Instant::now())
+    }
+
+    /// Whether its other side has shown that it is a node, or is in the clear, which others judge.
+    pub(crate) fn may_be_a_nodes(&self) -> bool {
+        let claims = || claims_of(&self.stream).and_then(Result::ok);
+        !self.stream.has_tls()
+            || claims().is_some_and(|it| matches!(it.subject.holder, Holder::Node(_)))
+    }
+
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
     }
@@ -115,11 +177,11 @@ impl Connection {
     /// # Errors
     /// When the connection is broken, or the handshake fails.
     pub(crate) async fn with_tls(self, mutual: &Mutual) -> io::Result<Self> {
-        let Self { stream, admitted } = self;
+        let Self { stream, admitted, .. } = self;
         let begins_tls =
             !mutual.is_empty() && stream.first_byte().await?.is_some_and(Stream::is_tls);
         let stream = if begins_tls { mutual.accept(stream).await? } else { stream };
-        Ok(Self { stream: mutual.until_refused(stream), admitted })
+        Ok(Self::new(mutual.until_refused(stream), admitted))
     }
 }
 
@@ -135,7 +197,7 @@ impl Detached {
     /// # Errors
     /// When the runtime cannot watch it.
     pub(crate) fn attach(self) -> io::Result<Connection> {
-        Ok(Connection { stream: self.stream.attach()?, admitted: self.admitted })
+        Ok(Connection::new(self.stream.attach()?, self.admitted))
     }
 }
 
@@ -143,7 +205,7 @@ impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        Caller::of(&self.stream)
+        Caller::of(&self.stream, Arc::clone(&self.standing))
     }
 }
 
@@ -153,7 +215,8 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let Self { stream, standing, bytes_before, .. } = self.get_mut();
+        standing.read(Pin::new(stream), cx, buf, bytes_before)
     }
 }
 
@@ -209,7 +272,7 @@ mod tests {
         drop(one);
         assert!(admit(3).is_some());
         drop(other);
-        assert!(open.0.lock().is_empty());
+        assert!(open.open.lock().is_empty());
     }
 
     fn no_members() -> Members {
@@ -230,6 +293,19 @@ mod tests {
             node.iter().all(Option::is_some) && admit(9).is_none(),
             "and no more than a node needs"
         );
+    }
+
+    #[test]
+    fn origin_comes_as_often_as_it_may_and_holds_up_no_other() {
+        let limits = Limits { in_all: 9999, of_one_address: 9999, of_a_node: 0 };
+        let (open, address) = (Open::default(), |last| IpAddr::from([10, 0, 0, last]));
+        let members = watch::Sender::new(HashSet::from([address(9)])).subscribe();
+        let come = |last| open.admit(address(last), limits, &members).is_some();
+        let came = |last| (0..1000).filter(|_| come(last)).count();
+        // One or another comes while these are counted.
+        assert!((128..200).contains(&came(1)));
+        assert!(come(2));
+        assert!((512..700).contains(&came(9)));
     }
 
     #[tokio::test]

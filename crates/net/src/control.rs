@@ -96,8 +96,15 @@ async fn sort(
     };
     // A server that takes no more is stopping.
     if is_control(peek).await? {
+        // Before its handshake, which costs these threads a signature.
+        if !connection.may_be_of_control() {
+            return Err(io::Error::other("its origin begins too many connections of control"));
+        }
         connection.read_exact(&mut FirstBytes::default()).await?;
         let connection = connection.with_tls(&mutual).await?;
+        if !connection.may_be_a_nodes() {
+            return Err(io::Error::other("a node alone has connections of control"));
+        }
         drop(control.send(Ok(connection)).await);
     } else {
         drop(other.send(connection.detach()?).await);

@@ -12,6 +12,8 @@
 //! | `connector` | dialling a node, in the clear or with TLS |
 //! | `post` | POSTs to servers outside of the cluster, with TLS where the URL says so |
 //! | `admission` | connections of nodes and gateways, within limits for all and for each address |
+//! | `origin` | [`Origin`]: the addresses of one client, and how often it may come |
+//! | `standing` | [`Standing`]: the end of a connection whose calls show no proof |
 //! | `control` | connections that are told from all others by a mark |
 //! | `capacity` | how many files a process may open, and how many connections that leaves room for |
 //! | `metrics_endpoint` | the endpoint that serves metrics |
@@ -35,8 +37,10 @@ mod listener;
 mod live;
 mod metrics_endpoint;
 mod mutual;
+mod origin;
 mod ports;
 pub mod post;
+mod standing;
 mod stream;
 pub mod tls;
 
@@ -44,4 +48,6 @@ pub use grpc::MAX_MESSAGE_BYTES;
 pub use listener::Listener;
 pub use metrics_endpoint::{Metrics, serve_metrics};
 pub use mutual::{Caller, CertificateChanges, Credentials, Expected, Mutual};
+pub use origin::Origin;
+pub use standing::Standing;
 pub use stream::Stream;

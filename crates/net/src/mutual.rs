@@ -20,6 +20,7 @@ use rustls::{
 use tokio::sync::watch;
 
 use crate::live::Live;
+use crate::standing::Standing;
 use crate::stream::Stream;
 use crate::tls::{self, Identity, PemFile, Versions, client_config, server_config};
 
@@ -72,19 +73,22 @@ pub struct Caller {
     pub has_tls: bool,
     /// The claims of the certificate that an authority vouches for. `None`: it showed none.
     pub claims: Option<Result<Arc<Claims>, NoClaims>>,
+    /// To be told of each call of the connection.
+    pub standing: Arc<Standing>,
 }
 
 impl Caller {
-    pub(crate) fn of(stream: &Stream) -> Self {
+    pub(crate) fn of(stream: &Stream, standing: Arc<Standing>) -> Self {
         Self {
             address: stream.peer_address().ok(),
             has_tls: stream.has_tls(),
             claims: claims_of(stream).map(|claims| claims.map(Arc::new)),
+            standing,
         }
     }
 }
 
-fn claims_of(stream: &Stream) -> Option<Result<Claims, NoClaims>> {
+pub(crate) fn claims_of(stream: &Stream) -> Option<Result<Claims, NoClaims>> {
     stream.peer_certificates().first().map(Claims::read)
 }
 

@@ -10,14 +10,13 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use meridian_net::{Stream, tls};
+use meridian_net::{Origin, Stream, tls};
 use metrics::{Counter, counter, describe_counter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::admission::Origin;
 use crate::options::HandshakeLimits;
 
 const FAILED: &str = "meridian_gateway_failed_handshakes_total";

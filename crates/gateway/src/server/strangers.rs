@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use meridian_net::Origin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::admission::Origin;
 use crate::failed_authentication::FailedAuthentication;
 
 /// The number of such requests in a [`WINDOW`] that are answered at once: a program with an

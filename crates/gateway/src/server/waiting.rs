@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use meridian_net::Origin;
 use tokio::time::Instant;
-
-use super::admission::Origin;
 
 /// Sockets that wait at a time, and of one origin, so that no origin takes the places of others.
 /// Beyond, a socket is closed at once.

@@ -110,12 +110,25 @@ pub(crate) async fn end_refused(
 }
 
 impl ClusterGate {
+    /// Judges a call, and tells its connection.
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn let_through<I>(&self, request: &Request<I>) -> Result<Principal, Status> {
+        // An unknown method is answered as such, by what lies behind.
+        let need = roles::of_path(request.uri().path()).unwrap_or(Need::Nothing);
+        let judged = self.judge(request, need);
+        if let Some(Caller { standing, .. }) = request.extensions().get::<Caller>() {
+            match &judged {
+                Ok(_) if need != Need::Nothing => standing.note_proven(),
+                _ => standing.count_without_proof(),
+            }
+        }
+        judged
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn judge<I>(&self, request: &Request<I>, need: Need) -> Result<Principal, Status> {
         let (known, uri) = (self.directory.known(), request.uri());
         let cluster = &known.cluster;
-        // An unknown method is answered as such, by what lies behind.
-        let need = roles::of_path(uri.path()).unwrap_or(Need::Nothing);
         let own = self.mutual.own();
         let judge = Judge::new(cluster, own.as_deref());
         let caller = request.extensions().get::<Caller>();

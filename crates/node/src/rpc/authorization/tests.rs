@@ -43,7 +43,8 @@ fn claims(holder: Holder) -> Claims {
 
 fn over_tls(claims: Option<Claims>) -> Caller {
     let address = Some("10.0.0.9:1234".parse().unwrap());
-    Caller { address, has_tls: true, claims: claims.map(|claims| Ok(Arc::new(claims))) }
+    let claims = claims.map(|claims| Ok(Arc::new(claims)));
+    Caller { address, has_tls: true, claims, standing: Arc::default() }
 }
 
 fn judged(
