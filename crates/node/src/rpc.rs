@@ -1,6 +1,7 @@
 //! The gRPC faces of a node: from the wire to a call, from its result to the wire, and nothing else.
 
 pub(crate) mod admin;
+pub(crate) mod arriving;
 pub(crate) mod authorization;
 pub(crate) mod changes;
 pub(crate) mod cluster_gate;

@@ -1,18 +1,23 @@
 //! Calls from other nodes at the end of an epoch: to seal, to come to a position, and to read this
 //! node's part of a shard.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use futures::Stream;
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{NotASource, Seal, SealAction, SealEvent, Sealing, check_source};
+use meridian_proto::CallingNode;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::{Applied, Engine, Syncer, or_fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
-use tokio::sync::oneshot;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -30,6 +35,9 @@ use crate::time_budget::ORDER_ANSWER_TIMEOUT;
 
 /// Of one answer to `ReadLog`, about.
 const READ_BYTES: usize = 2 << 20;
+/// Answers to `ReadLog` for one node that it has not taken yet.
+const READS_OF_A_NODE: usize = 8;
+const READ_WAIT: Duration = Duration::from_secs(10);
 
 /// Carries out what the directory's leader decides about an epoch's end.
 #[derive(Clone)]
@@ -40,6 +48,38 @@ pub(crate) struct FailoverService {
     /// One fsync for all that wait: the end of a region seals all of its shards at once.
     pub(crate) syncer: Arc<Syncer>,
     pub(crate) exchange: Arc<StateExchange>,
+    pub(crate) log_reads: LogReads,
+}
+
+/// Bounds the answers to `ReadLog` that are held until each node has taken them.
+#[derive(Clone, Default)]
+pub(crate) struct LogReads(Arc<Mutex<BTreeMap<Option<NodeId>, Arc<Semaphore>>>>);
+
+impl LogReads {
+    /// A place for an answer. `node`: of the caller, if it is known.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: the node has not taken earlier ones in time.
+    async fn place(&self, node: Option<NodeId>) -> Result<OwnedSemaphorePermit, Status> {
+        let new = || Arc::new(Semaphore::new(READS_OF_A_NODE));
+        let places = Arc::clone(self.0.lock().entry(node).or_insert_with(new));
+        match tokio::time::timeout(READ_WAIT, places.acquire_owned()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Status::unavailable("earlier answers have not been taken yet")),
+        }
+    }
+}
+
+/// Bytes of an answer, whose place is free again with the last of them.
+struct Placed {
+    bytes: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Placed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl FailoverService {
@@ -221,12 +261,14 @@ impl failover_server::Failover for FailoverService {
         &self,
         request: Request<wire::ReadLogRequest>,
     ) -> Result<Response<wire::ReadLogResponse>, Status> {
+        let caller = request.extensions().get::<CallingNode>().map(|CallingNode(node)| *node);
         let request = request.into_inner();
         let (id, local) = self.shard(request.shard)?;
         let (after, through) =
             (required(request.after, "after")?, required(request.through, "through")?);
         check_source(&local.history(), local.state().position(), Some(after))
             .map_err(|why| not_a_source(id, why))?;
+        let place = self.log_reads.place(caller).await?;
         let read =
             tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
         let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -236,7 +278,9 @@ impl failover_server::Failover for FailoverService {
         let wanted = batches.into_iter().take_while(|batch| batch.sequence <= through.sequence);
         let stored = StoredBatches { batches: wanted.map(|batch| batch.bytes).collect() };
         let batches = Compressor::new(None).compress(after, &stored);
-        let batches = batches.map_err(|error| Status::internal(error.to_string()))?;
+        let mut batches = batches.map_err(|error| Status::internal(error.to_string()))?;
+        let bytes = std::mem::take(&mut batches.zstd);
+        batches.zstd = Bytes::from_owner(Placed { bytes, _place: place });
         Ok(Response::new(wire::ReadLogResponse { batches: Some(batches) }))
     }
 

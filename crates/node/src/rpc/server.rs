@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::rpc::admin::AdminService;
+use crate::rpc::arriving::ArrivingRequests;
 use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::{ClusterGate, end_refused};
 use crate::rpc::directory::DirectoryService;
@@ -41,6 +42,7 @@ pub(crate) fn limits(files: u64) -> Limits {
 #[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) gate: ClusterGate,
+    pub(crate) arriving: ArrivingRequests,
     pub(crate) raft: RaftService,
     pub(crate) shard: ShardService,
     pub(crate) changes: ChangesService,
@@ -80,6 +82,7 @@ impl Services {
     async fn serve(self, connections: Connections, stop: CancellationToken) {
         let server = grpc::server()
             .layer(self.gate)
+            .layer(self.arriving)
             .add_service(self.raft.into_server())
             .add_service(QueueService(self.shard.clone()).into_server())
             .add_service(self.shard.into_server())

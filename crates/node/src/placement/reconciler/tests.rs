@@ -29,7 +29,7 @@ use crate::network::peers::{Dial, PeerChannels};
 use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::position_to_wire;
-use crate::rpc::failover::FailoverService;
+use crate::rpc::failover::{FailoverService, LogReads};
 use crate::shard::table::ShardTable;
 use crate::testing::until;
 use crate::write::division::WriteBytes;
@@ -117,6 +117,7 @@ impl Process {
         let parts = Arc::new(parts);
         let reconciler = Reconciler::open(Arc::clone(&parts), SHARD).unwrap();
         let failover = FailoverService {
+            log_reads: LogReads::default(),
             directory: Arc::clone(&parts.directory),
             shards: Arc::clone(&parts.shards),
             engine: Arc::clone(&parts.engine),

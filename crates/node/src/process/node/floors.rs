@@ -50,10 +50,11 @@ use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::rpc::admin::AdminService;
+use crate::rpc::arriving::ArrivingRequests;
 use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::{ClusterGate, PlainCalls};
 use crate::rpc::directory::DirectoryService;
-use crate::rpc::failover::FailoverService;
+use crate::rpc::failover::{FailoverService, LogReads};
 use crate::rpc::membership::MembershipService;
 use crate::rpc::replication::ShippingService;
 use crate::rpc::server::{Services, limits};
@@ -70,6 +71,9 @@ const RECOVERY: Duration = Duration::from_secs(3);
 /// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or
 /// where they go to.
 const STREAMS_PART: usize = 8;
+
+/// Of the headroom, for requests of gateways and operators that are not whole yet.
+const ARRIVING_PART: usize = 4;
 
 /// Of the headroom, for requests to webhooks.
 const WEBHOOKS_PART: usize = 16;
@@ -220,6 +224,10 @@ impl Floors {
                 mutual: Arc::clone(&self.mutual),
                 plain: Arc::clone(&self.plain),
             },
+            arriving: ArrivingRequests::new(ByteBudget::new(
+                "arriving requests",
+                self.shares.headroom() / ARRIVING_PART,
+            )),
             raft: self.raft.clone(),
             shard: ShardService::new(
                 Arc::clone(shards),
@@ -264,6 +272,7 @@ impl Floors {
                 Arc::clone(&self.directory_voter),
             ),
             failover: FailoverService {
+                log_reads: LogReads::default(),
                 directory: Arc::clone(directory),
                 shards: Arc::clone(shards),
                 engine: Arc::clone(&self.engine),

@@ -5,6 +5,7 @@ use meridian_config::DevLayout;
 use meridian_consensus::testing::NoStates;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
+use meridian_proto::CallingNode;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::StateChunk;
 use meridian_storage::{Engine, MemoryEngine, RaftApplied, decode_batch};
@@ -20,7 +21,7 @@ use crate::host::disk::DiskGuard;
 use crate::read::execution::Reads;
 use crate::replication::progress::Followers;
 use crate::replication::snapshot_transfer::StateExchange;
-use crate::rpc::failover::FailoverService;
+use crate::rpc::failover::{FailoverService, LogReads};
 use crate::shard::local::LocalShard;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::table::ShardTable;
@@ -159,6 +160,7 @@ impl Node {
         shards.add(Arc::clone(&self.state), Followers::watch(&self.state));
         shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&self.replica))));
         FailoverService {
+            log_reads: LogReads::default(),
             directory: Arc::clone(&self.directory),
             exchange: Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&self.peers))),
             shards,
@@ -375,4 +377,29 @@ async fn a_node_that_has_left_the_shards_history_is_no_source() {
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
     // The replica writes its divergence before the folder goes.
     node.replica.stop().await;
+}
+
+/// As of a node that was taken over, or whose connection is too narrow.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_a_node_does_not_take_are_bounded_and_others_go_on() {
+    let service = Node::start(4, 50, 0, "127.0.0.1:1".to_owned()).service();
+    let read = async |node| {
+        let (after, through) = (Some(at(1, 0)), Some(at(1, 50)));
+        let mut request = Request::new(wire::ReadLogRequest {
+            shard: SHARD.0,
+            after: after.map(position_to_wire),
+            through: through.map(position_to_wire),
+        });
+        request.extensions_mut().insert(CallingNode(NodeId(node)));
+        let answer = service.read_log(request);
+        tokio::time::timeout(Duration::from_millis(500), answer).await.ok().map(Result::unwrap)
+    };
+    let mut held = Vec::new();
+    while let Some(answer) = read(1).await {
+        assert!(held.len() < 100, "there is no bound");
+        held.push(answer);
+    }
+    assert!(read(2).await.is_some());
+    held.pop();
+    assert!(read(1).await.is_some());
 }

@@ -1,0 +1,223 @@
+//! Bounds the memory and the time of requests until they are decoded: a caller may begin many, and
+//! end none of them.
+//!
+//! The calls of other nodes have bounds of their own (the log's), and go on while gateways, operators or
+//! strangers take all that is for these.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{Either, Ready, ready};
+use hyper::body::{Body as _, Frame, SizeHint};
+use meridian_memory::{ByteBudget, Held};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response};
+use tower_layer::Layer;
+
+use crate::rpc::roles::{self, Need};
+
+/// From the head of a request to the last of its bytes.
+const WHOLE_WITHIN: Duration = Duration::from_secs(10);
+/// Requests of callers without a proof that arrive at a time. Each is small.
+const STRANGERS: usize = 64;
+
+/// The bounds of all requests that arrive at a node.
+#[derive(Clone)]
+pub(crate) struct ArrivingRequests {
+    bytes: ByteBudget,
+    strangers: Arc<Semaphore>,
+}
+
+impl ArrivingRequests {
+    pub(crate) fn new(bytes: ByteBudget) -> Self {
+        Self { bytes, strangers: Arc::new(Semaphore::new(STRANGERS)) }
+    }
+
+    /// # Errors
+    /// `FAILED_PRECONDITION`, which says that nothing was done.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn bounded(&self, request: Request<Body>) -> Result<Request<Body>, Status> {
+        let of_stranger = match roles::of_path(request.uri().path()) {
+            // An unknown method is answered before its body is read.
+            None | Some(Need::Peer) => return Ok(request),
+            Some(Need::Nothing) => {
+                let place = Arc::clone(&self.strangers).try_acquire_owned();
+                let too_many = |_| Status::failed_precondition("too many requests without a proof");
+                Some(place.map_err(too_many)?)
+            }
+            Some(_) => None,
+        };
+        Ok(request.map(|body| {
+            let bytes = self.bytes.clone();
+            Body::new(Arriving { body, bytes, held: None, late: None, _of_stranger: of_stranger })
+        }))
+    }
+}
+
+/// A body, and what it takes until it is decoded.
+struct Arriving {
+    body: Body,
+    bytes: ByteBudget,
+    held: Option<Held>,
+    /// Only of one that was waited for.
+    late: Option<Pin<Box<Sleep>>>,
+    _of_stranger: Option<OwnedSemaphorePermit>,
+}
+
+impl hyper::body::Body for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) else {
+            let late = this.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(WHOLE_WITHIN)));
+            let refused = || Some(Err(Status::failed_precondition("the request came too slowly")));
+            return late.as_mut().poll(context).map(|()| refused());
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            let held = match &mut this.held {
+                Some(held) => held.try_grow(data.len()),
+                none => this.bytes.try_take(data.len()).map(|held| *none = Some(held)),
+            };
+            if let Err(exhausted) = held {
+                return Poll::Ready(Some(Err(Status::failed_precondition(exhausted.to_string()))));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<S> Layer<S> for ArrivingRequests {
+    type Service = Bounded<S>;
+
+    fn layer(&self, inner: S) -> Bounded<S> {
+        Bounded { bounds: self.clone(), inner }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Bounded<S> {
+    bounds: ArrivingRequests,
+    inner: S,
+}
+
+impl<S, O> Service<Request<Body>> for Bounded<S>
+where
+    S: Service<Request<Body>, Response = Response<O>>,
+    O: Default,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<S::Response, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match self.bounds.bounded(request) {
+            Ok(request) => Either::Right(self.inner.call(request)),
+            Err(status) => Either::Left(ready(Ok(status.into_http()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const JOIN: &str = "/meridian.directory.v1.Membership/Join";
+    const WRITE: &str = "/meridian.shard.v1.Shard/Write";
+    const APPEND: &str = "/meridian.raft.v1.Raft/Append";
+
+    type Sender = mpsc::UnboundedSender<Bytes>;
+
+    /// A request whose body comes as it is sent, and ends with its sender.
+    fn request(path: &str) -> (Sender, Request<Body>) {
+        let (sender, receiver) = mpsc::unbounded_channel::<Bytes>();
+        let frames = stream::unfold(receiver, |mut receiver| async {
+            let data = receiver.recv().await?;
+            Some((Ok::<_, Status>(Frame::data(data)), receiver))
+        });
+        (sender, Request::post(path).body(Body::new(StreamBody::new(Box::pin(frames)))).unwrap())
+    }
+
+    fn arriving(bytes: usize) -> ArrivingRequests {
+        ArrivingRequests::new(ByteBudget::new("tests", bytes))
+    }
+
+    #[tokio::test]
+    async fn requests_that_arrive_hold_no_more_than_the_budget_and_give_it_back() {
+        let arriving = arriving(1000);
+        let (sender, half) = request(WRITE);
+        let mut half = arriving.bounded(half).unwrap().into_body();
+        sender.send(Bytes::from_static(&[1; 600])).unwrap();
+        half.frame().await.unwrap().unwrap();
+        let begin = || {
+            let (sender, other) = request(WRITE);
+            sender.send(Bytes::from_static(&[1; 600])).unwrap();
+            arriving.bounded(other).unwrap().into_body()
+        };
+        let refused = begin().frame().await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        // Nodes are served all the same.
+        let (sender, of_node) = request(APPEND);
+        sender.send(Bytes::from_static(&[1; 600])).unwrap();
+        drop(sender);
+        assert_eq!(
+            arriving.bounded(of_node).unwrap().collect().await.unwrap().to_bytes().len(),
+            600
+        );
+        drop(half);
+        begin().frame().await.unwrap().unwrap();
+        assert_eq!(arriving.bytes.used_bytes(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_that_does_not_end_is_refused() {
+        let (sender, half) = request(WRITE);
+        let mut half = arriving(1000).bounded(half).unwrap().into_body();
+        sender.send(Bytes::from_static(b"half")).unwrap();
+        half.frame().await.unwrap().unwrap();
+        let began = tokio::time::Instant::now();
+        let refused = half.frame().await.unwrap().unwrap_err();
+        assert!(refused.message().contains("too slowly"), "{refused}");
+        assert_eq!(began.elapsed().as_secs(), WHOLE_WITHIN.as_secs());
+    }
+
+    #[test]
+    fn strangers_have_a_bounded_number_of_requests_and_others_go_on() {
+        let arriving = arriving(1000);
+        let begun: Vec<_> =
+            (0..STRANGERS).map(|_| arriving.bounded(request(JOIN).1).unwrap()).collect();
+        assert!(arriving.bounded(request(JOIN).1).is_err());
+        assert!(arriving.bounded(request(WRITE).1).is_ok());
+        drop(begun);
+        assert!(arriving.bounded(request(JOIN).1).is_ok());
+    }
+}
