@@ -149,7 +149,11 @@ async fn pass_on(
         Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
             wire::WriteResponse { leader: leader.0, clock: Some(write_calls::clock()), ..answer }
         }
-        Ok(answer) => wire::WriteResponse { clock: Some(write_calls::clock()), ..answer },
+        // That its database has its share is the leader's word about this copy of the write. Another,
+        // which the caller waits for, may have its place there.
+        Ok(answer) => {
+            wire::WriteResponse { busy: false, clock: Some(write_calls::clock()), ..answer }
+        }
         Err(Failed::NotDone(reason) | Failed::Busy(reason) | Failed::Unreachable(reason)) => {
             response(write_response::Result::NotCommitted(not_reached(reason)))
         }

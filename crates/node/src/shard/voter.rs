@@ -205,8 +205,15 @@ impl Voter {
     }
 
     /// See [`Proposer::reserve`].
+    ///
+    /// # Errors
+    /// Where this node does not lead, its own lack of room says nothing of the leader's.
     pub(crate) fn reserve(&self, request: &WriteRequest) -> Result<Reserved, WriteReply> {
-        self.proposer.reserve(request)
+        let refused = |refusal| match self.group.leadership() {
+            Ok(_) => refusal,
+            Err(NotLeading { leader }) => WriteReply::NotLeader(leader),
+        };
+        self.proposer.reserve(request).map_err(refused)
     }
 
     /// As [`Voter::write_when_led`].

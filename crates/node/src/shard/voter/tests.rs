@@ -180,6 +180,23 @@ async fn write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
     assert!(alone.holds("in time") && !alone.holds("late"));
 }
 
+/// Its own lack of room says nothing of the leader's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voter_without_room_for_a_write_refuses_it_as_the_leader_alone() {
+    let large = || {
+        let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; 9 << 20].into() };
+        let mutations =
+            vec![Mutation { key: "large".into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
+        let transaction = Transaction { mutations, ..Transaction::default() };
+        let (database, request_id) = (DEV_DEFAULT_DATABASE, new_request_id());
+        WriteRequest { database, request_id, transaction, retry: false }
+    };
+    let [follower, leader] = [Alone::start_following().await, Alone::start().await];
+    assert_eq!(follower.voter.reserve(&large()).err(), Some(WriteReply::NotLeader(None)));
+    let refused = leader.voter.reserve(&large()).err();
+    assert!(matches!(refused, Some(WriteReply::NotCommitted(_))), "{refused:?}");
+}
+
 /// A write that finds no room in memory, before it waits for its turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_that_is_refused_at_once_holds_up_none_behind_it() {

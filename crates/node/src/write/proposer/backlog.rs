@@ -22,6 +22,9 @@ const TURN: i64 = 32 << 10;
 /// about as soon as the smallest, so that a flood does not make the writes of others wait for long.
 const CONTENDED_PART: i64 = 256 << 10;
 
+/// A leader that has committed nothing for so long, with requests waiting, may have lost its quorum.
+const LATELY: Duration = Duration::from_millis(300);
+
 pub(super) struct Queued {
     pub(super) request: WriteRequest,
     /// When it was handed to the proposer.
@@ -46,10 +49,10 @@ impl LastCommit {
         *self.0.lock() = Some(Instant::now());
     }
 
-    /// The refusal of a request that waits since then. A quorum that has answered meanwhile did so
-    /// for requests whose turn it was.
+    /// The refusal of a request that waits since then. A quorum that has answered meanwhile, and of
+    /// late, did so for requests whose turn it was.
     pub(super) fn refusal(&self, since: Instant) -> WriteRefusal {
-        let has_answered = self.0.lock().is_some_and(|at| at > since);
+        let has_answered = self.0.lock().is_some_and(|at| at > since && at.elapsed() < LATELY);
         if has_answered { WriteRefusal::NotItsTurn } else { WriteRefusal::NoQuorum }
     }
 }
