@@ -455,7 +455,13 @@ fn judge(view: &View<'_>, watch: &mut Watch, actions: &mut Vec<Action>) -> Verdi
             }
             verdict => verdict,
         },
-        Phase::Active => failover::judge(view, watch),
+        Phase::Active => match view.awaited() {
+            Some(awaited) => {
+                watch.healthy_at = view.now;
+                Verdict::Wait(format!("waits for {} to join", view.names(awaited)))
+            }
+            None => failover::judge(view, watch),
+        },
         Phase::SwitchingOver { to } => switchover::prepare(view, watch, to),
         Phase::Sealing(plan) => {
             // It is given back below: what is judged by is not what is changed.

@@ -9,7 +9,7 @@ use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 use super::*;
 use crate::lease::LeaseHolder;
 use crate::progress_hints::ProgressHints;
-use meridian_directory::testing::{SHARD, at, cluster, database, node};
+use meridian_directory::testing::{self, SHARD, at, database, node};
 
 mod failovers;
 mod grants;
@@ -22,3 +22,10 @@ mod verdicts;
 mod watches;
 
 pub(super) const MS: Duration = Duration::from_millis(1);
+
+/// All of its nodes have come.
+fn cluster() -> Cluster {
+    let mut cluster = testing::cluster();
+    cluster.nodes.values_mut().for_each(|node| node.incarnation = Some("0a".to_owned()));
+    cluster
+}

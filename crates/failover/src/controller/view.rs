@@ -65,6 +65,20 @@ impl<'a> View<'a> {
         live.next()
     }
 
+    /// The voters of the first epoch that have not come yet, while it cannot have begun for want of
+    /// them. Nothing is lost with it: they are waited for, however long they take to join.
+    pub(super) fn awaited(&self) -> Option<Vec<NodeId>> {
+        let has_come =
+            |id: &NodeId| self.cluster.nodes.get(id).is_some_and(|node| node.incarnation.is_some());
+        let voters = self.shard.voters.iter().copied();
+        let awaited: Vec<_> = voters.filter(|voter| !has_come(voter)).collect();
+        let come = self.shard.voters.len() - awaited.len();
+        let cannot_have_begun = self.shard.epoch == Epoch::FIRST
+            && self.shard.changing.is_none()
+            && come < majority(self.shard.voters.len());
+        cannot_have_begun.then_some(awaited)
+    }
+
     /// The node's recent report of this epoch.
     pub(super) fn report(&self, node: NodeId) -> Option<&'a ShardReport> {
         self.contacts.report(self.now, node, self.id, self.shard.epoch)
