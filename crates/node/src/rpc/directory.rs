@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use meridian_directory::{AuthorityKey, Change};
+use meridian_directory::{AuthorityKey, Change, Transport};
 use meridian_failover::ExecuteFailure;
 use meridian_pki::{Authority, Holder};
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
 use meridian_proto::{node_id_to_wire, shard_report_to_wire, speaks_for};
+use meridian_types::Level;
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -154,6 +155,7 @@ impl directory_server::Directory for DirectoryService {
             .ok_or_else(|| Status::permission_denied("this change is the directory's own"))?;
         let principal = extensions.get::<Principal>();
         principal.map_or(Ok(()), |principal| principal.may(level))?;
+        leaves_an_operator(&change, principal)?;
         let change = self.completed(change)?;
         let voter = self.voter()?;
         let token = match &change {
@@ -226,6 +228,39 @@ impl directory_server::Directory for DirectoryService {
             contacts: contacts.collect(),
             token_uses: voter.token_uses(),
         }))
+    }
+}
+
+/// A cluster that no operator can command any more stays so: a change that may lead there is ordered
+/// by an operator that the cluster hears behind it, too. An entry of an operator shows nothing: its
+/// token may be lost.
+///
+/// # Errors
+/// `PERMISSION_DENIED`, with what to do first.
+#[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+fn leaves_an_operator(change: &Change, principal: Option<&Principal>) -> Result<(), Status> {
+    let holder = principal.and_then(|principal| principal.holder.as_ref());
+    match (change, holder) {
+        (
+            Change::SetTransport { transport: Transport::Require },
+            Some(Holder::Operator { level: Level::Admin, .. }),
+        ) => Ok(()),
+        (Change::SetTransport { transport: Transport::Require }, _) => {
+            Err(Status::permission_denied(
+                "operators alone command the cluster from then on, and this call shows none: \
+                 `meridian operators add NAME --level admin` and `meridian login` come first, and \
+                 then this with --context",
+            ))
+        }
+        (Change::RemoveOperator { name }, Some(Holder::Operator { name: own, .. }))
+            if name == own =>
+        {
+            Err(Status::permission_denied(
+                "another operator of level `admin` has to remove this one, and so shows that it \
+                 can command the cluster",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 
