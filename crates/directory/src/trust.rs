@@ -172,6 +172,11 @@ impl Trust {
         self.invitations.values_mut().for_each(|invitation| invitation.sha256.clear());
     }
 
+    /// No process joins as the member by one that was made before.
+    pub(crate) fn forget_invitations_of(&mut self, member: &Member) {
+        self.invitations.retain(|_, invitation| invitation.member != *member);
+    }
+
     /// The time in milliseconds since the Unix epoch before which no certificate of a member holds;
     /// 0: none was revoked.
     #[must_use]

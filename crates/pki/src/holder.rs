@@ -5,11 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use meridian_types::limits::MAX_NAME_BYTES;
 use meridian_types::{Level, NodeId};
 
 const SCHEME: &str = "meridian://";
-/// Of the name of a gateway, operator or observer.
-const MAX_NAME_BYTES: usize = 64;
 
 /// The holder of a certificate within its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,6 +113,7 @@ mod tests {
             Holder::Node(NodeId(7)),
             Holder::Node(NodeId(u64::MAX)),
             Holder::Gateway("edge".to_owned()),
+            Holder::Gateway("x".repeat(MAX_NAME_BYTES)),
             Holder::Observer("prometheus".to_owned()),
         ]);
         for holder in holders {
@@ -151,7 +151,7 @@ mod tests {
         {
             assert!(uri.parse::<Subject>().is_err(), "{uri}");
         }
-        let long = format!("meridian://{CLUSTER}/gateway/{}", "x".repeat(65));
+        let long = format!("meridian://{CLUSTER}/gateway/{}", "x".repeat(MAX_NAME_BYTES + 1));
         assert!(long.parse::<Subject>().is_err());
     }
 

@@ -1,5 +1,7 @@
 //! The limits of KV Connect and of Meridian's own formats. Sizes in bytes, times in milliseconds.
 
+/// Of the name of a region, data center, node, gateway, operator, observer or database.
+pub const MAX_NAME_BYTES: usize = 100;
 pub const MAX_WRITE_KEY_BYTES: usize = 2048;
 /// One more than a written key: clients read one key as a range that ends behind it.
 pub const MAX_READ_KEY_BYTES: usize = 2049;

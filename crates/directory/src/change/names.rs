@@ -1,8 +1,8 @@
 //! The rules for names and addresses.
 
-use crate::change::{Refused, ensure};
+use meridian_types::limits::MAX_NAME_BYTES;
 
-const MAX_NAME_BYTES: usize = 100;
+use crate::change::{Refused, ensure};
 
 /// Names stand in paths, labels and file names: letters, digits, `-_.`, and what else is allowed
 /// here.

@@ -8,6 +8,7 @@ use crate::change::names::{check_address, check_name};
 use crate::change::{Refused, ensure};
 use crate::cluster::{Cluster, Node};
 use crate::shard::{Phase, Shard};
+use crate::trust::Member;
 
 impl Cluster {
     pub(super) fn live_node(&self, id: NodeId) -> Result<&Node, Refused> {
@@ -239,5 +240,6 @@ impl Cluster {
             node.removed = true;
         }
         self.former_directory_voters.remove(&id);
+        self.trust.forget_invitations_of(&Member::Node(id));
     }
 }

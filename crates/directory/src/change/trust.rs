@@ -65,6 +65,8 @@ impl Cluster {
             format!("authority {number} issues certificates: have another one issue them first")
         })?;
         authorities.remove(number);
+        // Their tokens name the authority that was to be believed: only a thief can use them now.
+        self.trust.invitations.clear();
         Ok(())
     }
 
@@ -120,8 +122,7 @@ impl Cluster {
         self.check_member(&Member::Gateway(name.to_owned()))?;
         // For ever: a certificate of it may be anywhere.
         self.trust.gateways.insert(name.to_owned(), REMOVED);
-        let is_others = |invitation: &Invitation| invitation.member != Member::Gateway(name.into());
-        self.trust.invitations.retain(|_, invitation| is_others(invitation));
+        self.trust.forget_invitations_of(&Member::Gateway(name.to_owned()));
         Ok(())
     }
 
@@ -145,7 +146,7 @@ impl Cluster {
         };
         // A certificate that was revoked stays so.
         *before = before_ms.max(*before);
-        self.trust.invitations.retain(|_, invitation| invitation.member != *member);
+        self.trust.forget_invitations_of(member);
         Ok(())
     }
 

@@ -105,6 +105,9 @@ fn keep(joining: &Joining, key: &str, certified: &wire::Certified) -> std::io::R
     let cluster: Cluster = serde_json::from_slice(&json).map_err(std::io::Error::other)?;
     let subject = certified.subject.parse::<Subject>().map_err(std::io::Error::other)?;
     folder.keep(&format!("{}{key}", certified.chain_pem), &certified.authorities_pem)?;
+    // It is kept in the clear, and gives way to what the process hears of the cluster, keys included.
+    let version = cluster.version.saturating_sub(1);
+    let cluster = Cluster { version, ..cluster.for_gateways() };
     let token = Secret::digest(token.secret.expose());
     folder.remember(&Joined { subject: subject.to_string(), token, cluster })?;
     tracing::info!(%subject, "this process has joined");
@@ -113,4 +116,57 @@ fn keep(joining: &Joining, key: &str, certified: &wire::Certified) -> std::io::R
         drop(std::fs::remove_file(folder.file(done)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_config::DevLayout;
+    use meridian_directory::{Webhook, WebhookKey};
+    use meridian_pki::JoinToken;
+
+    use super::*;
+    use crate::cluster_view::wire::cluster_to_wire;
+
+    /// An encrypted node keeps it in the clear, too.
+    #[test]
+    fn cluster_is_kept_without_keys_of_webhooks_and_gives_way_to_what_is_heard() {
+        let layout = DevLayout::new(&[1]);
+        let mut cluster = layout.found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        cluster.version = 7;
+        let key = WebhookKey::new(&[7; 32]).unwrap();
+        let secret = key.expose();
+        cluster.databases.values_mut().for_each(|database| {
+            database.webhooks.push(Webhook {
+                queue: String::new(),
+                url: "https://example.com".to_owned(),
+                concurrency: 1,
+                timeout_ms: 1000,
+                key: key.clone(),
+                next_key: None,
+            });
+        });
+        let told = cluster_to_wire(&cluster, false);
+        assert!(told.json.windows(secret.len()).any(|part| part == secret.as_bytes()));
+        let folder = tempfile::tempdir().unwrap();
+        let token = JoinToken {
+            cluster: "00ff00ff00ff00ff".to_owned(),
+            authority: "00".repeat(32),
+            addresses: vec!["127.0.0.1:1".to_owned()],
+            secret: Secret::random(),
+            expires_at_ms: 0,
+        };
+        let folder = IdentityFolder::of(folder.path());
+        let joining = Joining { token, folder: folder.clone(), worker_threads: None };
+        let certified = wire::Certified {
+            subject: "meridian://00ff00ff00ff00ff/node/1".to_owned(),
+            cluster: Some(told),
+            ..wire::Certified::default()
+        };
+        keep(&joining, "key", &certified).unwrap();
+        let kept = folder.joined(&joining.token).unwrap().unwrap().cluster;
+        assert_eq!(kept.version, 6);
+        let hidden = kept.databases.values().flat_map(|database| &database.webhooks);
+        assert!(hidden.clone().count() > 0 && hidden.clone().all(|webhook| webhook.key != key));
+        assert_eq!(kept.nodes.len(), cluster.nodes.len());
+    }
 }

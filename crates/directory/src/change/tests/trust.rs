@@ -67,7 +67,9 @@ fn one_authority_issues_and_is_not_removed() {
     let turned = done(&both, &Change::IssueWith { number: 1 });
     assert_eq!(issuing(&turned), ["second"]);
     assert_eq!(turned.trust.issuing().unwrap().1.expose(), "hush-second");
-    let rotated = done(&turned, &Change::RemoveAuthority { number: 0 });
+    let invited = done(&turned, &invitation(Member::Node(NodeId(1)), 1, 2000));
+    let rotated = done(&invited, &Change::RemoveAuthority { number: 0 });
+    assert!(rotated.trust.invitations.is_empty(), "its tokens name the authority that is gone");
     assert_eq!((rotated.trust.authorities.len(), issuing(&rotated)), (1, vec!["second".into()]));
     let many = (0..3).fold(rotated, |cluster, _| done(&cluster, &authority("more")));
     assert!(refused(&many, &authority("fifth")).contains("4 authorities"));
@@ -195,6 +197,13 @@ fn founder_that_is_replaced_or_removed_before_it_joined_holds_up_no_directory() 
     founding.trust.founders = [NodeId(1), id].into();
     let removed = done(&founding, &Change::RemoveNode { node: id });
     assert_eq!(removed.trust.founders, [NodeId(1)].into());
+    // Nor does it join any more.
+    let of_both =
+        [invitation(Member::Node(id), 1, 2000), invitation(Member::Node(NodeId(1)), 2, 2000)];
+    let founding_by_token = done(&founding, &authority("first"));
+    let invited = of_both.iter().fold(founding_by_token, |cluster, change| done(&cluster, change));
+    let removed = done(&invited, &Change::RemoveNode { node: id });
+    assert_eq!(removed.trust.invitations.keys().collect::<Vec<_>>(), [&2]);
     let new = node(9, "b", "b3");
     let replaced = done(&founding, &Change::ReplaceNode { old: id, new });
     let heir = *replaced.nodes.keys().last().unwrap();
