@@ -19,8 +19,9 @@
 //!
 //! Invariants: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a whole, and no
 //! secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`], which is the
-//! file). Absent on purpose: opening the ports, which only the operating system can judge
-//! ([`ConfigError::Listen`] has its error), and reading environment variables.
+//! file). The environment is read for secrets of tokens alone, where a file says so. Absent on
+//! purpose: opening the ports, which only the operating system can judge ([`ConfigError::Listen`]
+//! has its error).
 
 mod check;
 mod cluster;
@@ -83,7 +84,7 @@ pub struct NodeConfig {
     pub encryption: Option<EncryptionSettings>,
     /// Of version 0: what the file describes.
     pub cluster: Cluster,
-    /// At least one.
+    /// At least one, unless the process has joined by a token.
     pub tokens: Vec<TokenConfig>,
     /// The node joins a cluster that is there: it founds nothing on this file.
     pub join: bool,
@@ -111,7 +112,7 @@ pub struct GatewayConfig {
     pub gateway: GatewaySettings,
     /// As in [`NodeConfig`].
     pub cluster: Cluster,
-    /// At least one.
+    /// As in [`NodeConfig`].
     pub tokens: Vec<TokenConfig>,
     /// As in [`NodeConfig`].
     pub dial: BTreeMap<NodeId, String>,

@@ -7,8 +7,8 @@ use std::fmt;
 use meridian_types::{Level, NodeId};
 use serde::{Deserialize, Serialize};
 
-/// How processes of the cluster talk to each other. Each way but the ends can be had from its
-/// neighbours alone, so that no two nodes are ever more than a step apart.
+/// How processes of the cluster talk to each other. Each way can be had from its neighbours alone,
+/// so that no two nodes are more than a step apart where each step waits for all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {

@@ -33,7 +33,7 @@ pub trait Catalogue: Send + Sync + 'static {
         Quotas::default()
     }
 
-    /// `None`: the token is unknown or was removed.
+    /// `None`: the token is unknown, was removed or has expired.
     fn authorize(&self, bearer: &str) -> Option<Grant>;
 
     /// The name of a token, by the SHA-256 of its secret, for logs.

@@ -1,5 +1,6 @@
-//! Pure: the identities of a cluster's processes and people. Certificates name their holder, an
-//! authority issues them, and a join token lets a new process ask for its first.
+//! The identities of a cluster's processes and people. Certificates name their holder, an authority
+//! issues them, and a join token lets a new process ask for its first. Pure, but for the system's
+//! chance in keys, secrets and signatures.
 //!
 //! | module | what it holds |
 //! |---|---|

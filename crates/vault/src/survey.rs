@@ -29,12 +29,12 @@ pub(crate) const OLD_INFO_LOG: &str = "LOG.old.";
 /// How far the files of a data folder are encrypted as new ones are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// The files that hold data or keys, but for those of the next line.
+    /// The files that hold data or keys, but for those that are begun anew with each start.
     pub files: u64,
     pub bytes: u64,
     /// Files that are begun anew with the next start of the node, and are not as they will be.
     pub stale_until_restart: u64,
-    /// Those of them that are not as a new file would be, or cannot be read.
+    /// Those of `files` that are not as a new file would be, or cannot be read.
     pub stale_files: u64,
     pub stale_bytes: u64,
     /// The data keys that files are under, each with one such file; one of the database if there is.
