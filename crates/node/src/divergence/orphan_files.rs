@@ -283,8 +283,9 @@ pub(crate) fn read_orphans(
     Ok(reader.map(|batch| batch.map_err(|error| status(&error))))
 }
 
-/// Removes what crashes left of files that were being written, or written again. To be called before
-/// the first is written: such files are whole copies, and may be in the clear.
+/// Removes what crashes left of files that were being written, or written again: whole copies,
+/// which may be in the clear. To be called before this process writes the first, and not before it
+/// has the data folder's lock: else they may be those of another process.
 pub(crate) fn remove_leftovers(data_dir: &Folder) {
     if let Err(error) = writer::remove_leftovers(&folder(data_dir), None) {
         tracing::warn!(%error, "temporary files may be left behind");
