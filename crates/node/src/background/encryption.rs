@@ -102,12 +102,12 @@ impl Encryption {
             return;
         }
         let mut looked = Instant::now();
-        let mut admit = |bytes| {
+        let mut admit = |path: &Path, bytes| {
             if looked.elapsed() >= SURVEY {
                 looked = Instant::now();
                 self.look(vault);
             }
-            self.admit(bytes)
+            self.admit(path, bytes)
         };
         match self.rewrite_files(vault, &mut admit) {
             // The node stops, the disk has no room, or a state is dropped: looked for anew.
@@ -147,7 +147,7 @@ impl Encryption {
     fn rewrite_files(
         &self,
         vault: &Vault,
-        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        admit: &mut dyn FnMut(&Path, u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         // Either may not be there.
         let is_stale = |path: &Path| vault.is_stale(path).unwrap_or(false);
@@ -161,19 +161,21 @@ impl Encryption {
             rewritten.map_err(|source| StorageError::File { path: path(), source })?;
         }
         // The database before files that may each have a problem of their own.
-        self.engine.rewrite(admit)?;
+        let database = self.data_dir.join("db");
+        self.engine.rewrite(&mut |bytes| admit(&database, bytes))?;
         self.orphans.lock().rewrite_stale(&self.data_dir, vault, admit)
     }
 
-    /// Blocks for as long as so many bytes may take, before they are written; at once, with a break,
-    /// when the node stops, or the disk has no room for them.
-    fn admit(&self, bytes: u64) -> ControlFlow<()> {
+    /// Blocks for as long as so many bytes may take, before they are written beside this file, or
+    /// in this folder; at once, with a break, when the node stops, or the disk there, which may be
+    /// another than the data folder's, has no room for them.
+    fn admit(&self, path: &Path, bytes: u64) -> ControlFlow<()> {
         pace(&self.stop, bytes, REWRITE_BYTES_PER_SECOND)?;
-        if self.disk.has_room_for(&self.data_dir, bytes) {
+        if self.disk.has_room_for(path, bytes) {
             return ControlFlow::Continue(());
         }
-        let mib = bytes.div_ceil(1 << 20);
-        *self.problem.lock() = Some(format!("the disk has no room for {mib} MiB more"));
+        let (path, mib) = (path.display(), bytes.div_ceil(1 << 20));
+        *self.problem.lock() = Some(format!("the disk of {path} has no room for {mib} MiB more"));
         ControlFlow::Break(())
     }
 
@@ -280,8 +282,13 @@ mod tests {
         let stale = || vault.survey(orphan_files::is_ours).unwrap().stale_files;
         // From one file to the next.
         disk.check(folder.path(), u64::MAX);
-        let ended = encryption.rewrite_files(vault, &mut |bytes| encryption.admit(bytes));
+        let mut asked = Vec::new();
+        let ended = encryption.rewrite_files(vault, &mut |path, bytes| {
+            asked.push(path.to_owned());
+            encryption.admit(path, bytes)
+        });
         assert!(matches!(ended, Err(StorageError::Cancelled(_))), "{ended:?}");
+        assert_eq!(asked, [encryption.data_dir.join(ORPHANS)], "its folder may be on another disk");
         assert_eq!(stale(), 1);
         let warnings = encryption.warnings();
         assert!(
@@ -291,6 +298,20 @@ mod tests {
         disk.check(folder.path(), 0);
         encryption.rewrite();
         assert_eq!((stale(), encryption.warnings()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn room_is_looked_for_on_the_disk_of_the_file() {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(DiskGuard::default()));
+        let encryption = encryption(folder.path(), &disk);
+        assert_eq!(
+            encryption.admit(&encryption.data_dir.join(ORPHANS), 1),
+            ControlFlow::Continue(())
+        );
+        // A file system without room for anything.
+        assert_eq!(encryption.admit(Path::new("/proc"), 1), ControlFlow::Break(()));
+        let warnings = encryption.warnings().concat();
+        assert!(warnings.contains("the disk of /proc has no room for 1 MiB"), "{warnings}");
     }
 
     #[test]

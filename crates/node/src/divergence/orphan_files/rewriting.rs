@@ -5,21 +5,22 @@ use std::fs::Metadata;
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use meridian_storage::StorageError;
 use meridian_vault::{Folder, Vault};
 
 use super::{OrphanName, file_error, folder, names, writer};
 
-/// Writes files again, and remembers those that are damaged: each was copied up to its damage, and is
-/// not copied again before it is another.
+/// Writes files again, and remembers those that are damaged: each was copied up to its damage, and
+/// is not copied again before it is another.
 #[derive(Default)]
 pub(crate) struct OrphanRewriter {
     damaged: BTreeMap<OrphanName, (Version, String)>,
 }
 
-/// A file as it was looked at. The time is that of the last change of the file or of anything said of
-/// it, which no program sets: a copy that an operator puts in its place may have its other times.
+/// A file as it was looked at. The time is that of the last change of the file or of anything said
+/// of it, which no program sets: a copy that takes its place may come with its other times.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -38,9 +39,9 @@ impl Version {
 }
 
 impl OrphanRewriter {
-    /// Writes the files again that are not encrypted as new ones are, and removes what crashes left of
-    /// such; files of other names stay as they are. `admit` is called before each file with its bytes,
-    /// and ends the work by a break.
+    /// Writes the files again that are not encrypted as new ones are, and removes what crashes left
+    /// of such; files of other names stay as they are. `admit` is called before each file with its
+    /// path and bytes, and ends the work by a break.
     ///
     /// # Errors
     /// The first of a file that cannot be written again, once the others were tried; it stays as it
@@ -49,7 +50,7 @@ impl OrphanRewriter {
         &mut self,
         data_dir: &Folder,
         vault: &Vault,
-        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        admit: &mut dyn FnMut(&Path, u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         let folder = folder(data_dir);
         let mut first_error = Ok(());
@@ -69,7 +70,7 @@ impl OrphanRewriter {
                 {
                     return Err(io::Error::new(ErrorKind::InvalidData, damage.as_str()));
                 }
-                if admit(metadata.len()).is_break() {
+                if admit(&path, metadata.len()).is_break() {
                     return Ok(false);
                 }
                 let rewritten = vault.rewrite(&path);

@@ -51,7 +51,7 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
         [NAME, "shard-3-epoch-2-base-10-2.orphans"].map(|name| data_dir.join("orphans").join(name));
     let rewrite = |vault: &Vault| {
         let mut bytes = 0;
-        let mut admit = |more: u64| {
+        let mut admit = |_: &Path, more: u64| {
             bytes += more;
             ControlFlow::Continue(())
         };
@@ -103,7 +103,7 @@ fn damaged_file_is_copied_once_and_named_until_it_is_another_or_gone() {
     let mut rewriter = OrphanRewriter::default();
     let mut rewrite = || {
         let mut bytes = 0;
-        let mut admit = |more: u64| {
+        let mut admit = |_: &Path, more: u64| {
             bytes += more;
             ControlFlow::Continue(())
         };
@@ -150,7 +150,7 @@ fn files_of_an_operator_beside_the_orphans_stay_as_they_are_and_are_not_waited_f
         let vault = data_dir.vault().unwrap();
         assert_eq!(vault.survey(is_ours).unwrap().stale_files, 1);
         let mut rewriter = OrphanRewriter::default();
-        rewriter.rewrite_stale(&data_dir, vault, &mut |_| ControlFlow::Continue(())).unwrap();
+        rewriter.rewrite_stale(&data_dir, vault, &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(vault.survey(is_ours).unwrap().stale_files, 0);
         for name in &foreign {
             let path = data_dir.join("orphans").join(name);
