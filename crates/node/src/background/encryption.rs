@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::background::pace::pace;
-use crate::divergence::orphan_files;
+use crate::divergence::orphan_files::{self, OrphanRewriter};
 use crate::host::disk::{DiskGuard, Room};
 
 /// Between two looks at the master key, and at files that are not as new ones are.
@@ -37,6 +37,7 @@ pub(crate) struct Encryption {
     survey: Mutex<Option<Survey>>,
     /// Why files stay as they are.
     problem: Mutex<Option<String>>,
+    orphans: Mutex<OrphanRewriter>,
     /// Held while an operator's change of keys is under way, which may wait for a command.
     changing: Arc<Semaphore>,
 }
@@ -50,9 +51,9 @@ impl Encryption {
         stop: CancellationToken,
     ) -> Self {
         let (engine, high_water) = (Arc::clone(engine), Arc::clone(high_water));
-        let (survey, problem) = (Mutex::default(), Mutex::default());
+        let (survey, problem, orphans) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (disk, changing) = (Arc::clone(disk), Arc::new(Semaphore::new(1)));
-        Self { data_dir, engine, high_water, disk, stop, survey, problem, changing }
+        Self { data_dir, engine, high_water, disk, stop, survey, problem, orphans, changing }
     }
 
     fn vault(&self) -> Option<&Arc<Vault>> {
@@ -101,12 +102,12 @@ impl Encryption {
             return;
         }
         let mut looked = Instant::now();
-        let mut admit = |bytes| {
+        let mut admit = |path: &Path, bytes| {
             if looked.elapsed() >= SURVEY {
                 looked = Instant::now();
                 self.look(vault);
             }
-            self.admit(bytes)
+            self.admit(path, bytes)
         };
         match self.rewrite_files(vault, &mut admit) {
             // The node stops, the disk has no room, or a state is dropped: looked for anew.
@@ -146,7 +147,7 @@ impl Encryption {
     fn rewrite_files(
         &self,
         vault: &Vault,
-        admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        admit: &mut dyn FnMut(&Path, u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         // Either may not be there.
         let is_stale = |path: &Path| vault.is_stale(path).unwrap_or(false);
@@ -160,19 +161,21 @@ impl Encryption {
             rewritten.map_err(|source| StorageError::File { path: path(), source })?;
         }
         // The database before files that may each have a problem of their own.
-        self.engine.rewrite(admit)?;
-        orphan_files::rewrite_stale(&self.data_dir, vault, admit)
+        let database = self.data_dir.join("db");
+        self.engine.rewrite(&mut |bytes| admit(&database, bytes))?;
+        self.orphans.lock().rewrite_stale(&self.data_dir, vault, admit)
     }
 
-    /// Blocks for as long as so many bytes may take, before they are written; at once, with a break,
-    /// when the node stops, or the disk has no room for them.
-    fn admit(&self, bytes: u64) -> ControlFlow<()> {
+    /// Blocks for as long as so many bytes may take, before they are written beside this file, or
+    /// in this folder; at once, with a break, when the node stops, or the disk there, which may be
+    /// another than the data folder's, has no room for them.
+    fn admit(&self, path: &Path, bytes: u64) -> ControlFlow<()> {
         pace(&self.stop, bytes, REWRITE_BYTES_PER_SECOND)?;
-        if self.disk.has_room_for(&self.data_dir, bytes) {
+        if self.disk.has_room_for(path, bytes) {
             return ControlFlow::Continue(());
         }
-        let mib = bytes.div_ceil(1 << 20);
-        *self.problem.lock() = Some(format!("the disk has no room for {mib} MiB more"));
+        let (path, mib) = (path.display(), bytes.div_ceil(1 << 20));
+        *self.problem.lock() = Some(format!("the disk of {path} has no room for {mib} MiB more"));
         ControlFlow::Break(())
     }
 
@@ -279,8 +282,13 @@ mod tests {
         let stale = || vault.survey(orphan_files::is_ours).unwrap().stale_files;
         // From one file to the next.
         disk.check(folder.path(), u64::MAX);
-        let ended = encryption.rewrite_files(vault, &mut |bytes| encryption.admit(bytes));
+        let mut asked = Vec::new();
+        let ended = encryption.rewrite_files(vault, &mut |path, bytes| {
+            asked.push(path.to_owned());
+            encryption.admit(path, bytes)
+        });
         assert!(matches!(ended, Err(StorageError::Cancelled(_))), "{ended:?}");
+        assert_eq!(asked, [encryption.data_dir.join(ORPHANS)], "its folder may be on another disk");
         assert_eq!(stale(), 1);
         let warnings = encryption.warnings();
         assert!(
@@ -293,6 +301,20 @@ mod tests {
     }
 
     #[test]
+    fn room_is_looked_for_on_the_disk_of_the_file() {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(DiskGuard::default()));
+        let encryption = encryption(folder.path(), &disk);
+        assert_eq!(
+            encryption.admit(&encryption.data_dir.join(ORPHANS), 1),
+            ControlFlow::Continue(())
+        );
+        // A file system without room for anything.
+        assert_eq!(encryption.admit(Path::new("/proc"), 1), ControlFlow::Break(()));
+        let warnings = encryption.warnings().concat();
+        assert!(warnings.contains("the disk of /proc has no room for 1 MiB"), "{warnings}");
+    }
+
+    #[test]
     fn file_that_cannot_be_written_again_is_named_until_it_is_gone() {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(DiskGuard::default()));
         let encryption = encryption(folder.path(), &disk);
@@ -302,8 +324,11 @@ mod tests {
         *damaged.last_mut().unwrap() ^= 1;
         fs::write(&path, damaged).unwrap();
         encryption.vault().unwrap().rotate_data_key().unwrap();
-        encryption.rewrite();
-        assert!(encryption.warnings().concat().contains(ORPHANS), "{:?}", encryption.warnings());
+        for _ in 0..2 {
+            encryption.rewrite();
+            let warnings = encryption.warnings().concat();
+            assert!(warnings.contains(ORPHANS), "{warnings}");
+        }
         fs::remove_file(&path).unwrap();
         encryption.rewrite();
         assert_eq!(encryption.warnings(), Vec::<String>::new());

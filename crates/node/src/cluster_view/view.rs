@@ -255,13 +255,13 @@ impl Directory {
         paused.map(|(id, _)| *id).collect()
     }
 
-    /// The databases with quotas on what they store, and their shards.
-    pub(crate) fn with_stored_quotas(&self) -> Vec<(ShardId, DatabaseId)> {
+    /// The databases with quotas on what they store, with their shards and quotas.
+    pub(crate) fn with_stored_quotas(&self) -> Vec<(ShardId, DatabaseId, Quotas)> {
         let known = self.known.borrow();
         let has_one = |quotas: &Quotas| quotas.iter().any(|(quota, _)| quota.is_stored());
         let databases = known.cluster.databases.iter();
         let found = databases.filter(|(_, known)| has_one(&known.quotas));
-        found.map(|(id, known)| (known.shard, *id)).collect()
+        found.map(|(id, known)| (known.shard, *id, known.quotas)).collect()
     }
 
     /// The databases of the shard that are being deleted.

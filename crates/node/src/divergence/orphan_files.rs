@@ -16,6 +16,7 @@
 //! Absent on purpose: deleting a file, which is an operator's business; tokio (all of this blocks).
 
 mod reader;
+mod rewriting;
 mod writer;
 
 #[cfg(test)]
@@ -24,7 +25,6 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use meridian_directory::FailoverReport;
@@ -33,10 +33,11 @@ use meridian_proto::admin as wire;
 use meridian_proto::directory;
 use meridian_storage::StorageError;
 use meridian_types::{Epoch, Position, ShardId};
-use meridian_vault::{Folder, REWRITTEN, Vault};
+use meridian_vault::{Folder, REWRITTEN};
 use tonic::Status;
 
 pub(crate) use reader::OrphanReader;
+pub(crate) use rewriting::OrphanRewriter;
 pub(crate) use writer::OrphanWriter;
 
 const MAGIC: &[u8] = b"meridian orphans 1\n";
@@ -283,47 +284,13 @@ pub(crate) fn read_orphans(
     Ok(reader.map(|batch| batch.map_err(|error| status(&error))))
 }
 
-/// Removes what crashes left of files that were being written, or written again. To be called before
-/// the first is written: such files are whole copies, and may be in the clear.
+/// Removes what crashes left of files that were being written, or written again: whole copies,
+/// which may be in the clear. To be called before this process writes the first, and not before it
+/// has the data folder's lock: else they may be those of another process.
 pub(crate) fn remove_leftovers(data_dir: &Folder) {
     if let Err(error) = writer::remove_leftovers(&folder(data_dir), None) {
         tracing::warn!(%error, "temporary files may be left behind");
     }
-}
-
-/// Writes the files again that are not encrypted as new ones are, and removes what crashes left of
-/// such; files of other names stay as they are. `admit` is called before each file with its bytes, and ends the work by a break.
-///
-/// # Errors
-/// The first of a file that cannot be written again, once the others were tried; it stays as it was.
-pub(crate) fn rewrite_stale(
-    data_dir: &Folder,
-    vault: &Vault,
-    admit: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<(), StorageError> {
-    let folder = folder(data_dir);
-    let mut first_error = Ok(());
-    writer::remove_leftovers(&folder, Some(vault))?;
-    for name in names(&folder)? {
-        let path = folder.join(name.to_string());
-        let rewritten = vault.is_stale(&path).and_then(|is_stale| {
-            if !is_stale {
-                return Ok(true);
-            }
-            if admit(path.metadata()?.len()).is_break() {
-                return Ok(false);
-            }
-            vault.rewrite(&path).map(|()| true)
-        });
-        match rewritten {
-            Ok(true) => {}
-            Ok(false) => return Err(StorageError::cancelled("the rewriting of files was ended")),
-            // Deleted by an operator meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => first_error = first_error.and(Err(file_error(&path, error))),
-        }
-    }
-    first_error
 }
 
 fn status(error: &StorageError) -> Status {

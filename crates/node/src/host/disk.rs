@@ -94,13 +94,13 @@ impl DiskGuard {
         }
     }
 
-    /// Whether so many bytes may be written that need not be: what else comes to the disk has room
-    /// beside them. Looks at the disk now.
-    pub(crate) fn has_room_for(&self, folder: &Path, bytes: u64) -> bool {
+    /// Whether so many bytes may be written that need not be, to the disk of this file or folder:
+    /// what else comes to the disk has room beside them. Looks at the disk now.
+    pub(crate) fn has_room_for(&self, path: &Path, bytes: u64) -> bool {
         let taken = bytes
             .saturating_add(self.unflushed_bytes.load(Ordering::Relaxed))
             .saturating_add(OPTIONAL_FREE_BYTES);
-        free_bytes(folder).is_some_and(|free| free >= taken)
+        free_bytes(path).is_some_and(|free| free >= taken)
     }
 
     /// Whether nothing of a shard is appended any more, from any sender.
@@ -185,9 +185,9 @@ fn keep_ballast(folder: &Path, free: u64) {
     }
 }
 
-/// Bytes that this process may still write there; `None`: unknown.
-pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
-    let space = statvfs(folder).ok()?;
+/// Bytes that this process may still write to the disk of a file or folder; `None`: unknown.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let space = statvfs(path).ok()?;
     Some(space.f_bavail.saturating_mul(space.f_frsize))
 }
 

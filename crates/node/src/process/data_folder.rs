@@ -30,9 +30,7 @@ pub(crate) async fn open_folder(config: &NodeConfig) -> Result<Folder, StartErro
             .map_err(|source| StorageError::File { path: path.display().to_string(), source })?;
         // Before the first write: the keyring is replaced where the master key is another.
         disk::make_room(&path);
-        let folder = Folder::open(&path, encryption.as_ref())?;
-        orphan_files::remove_leftovers(&folder);
-        Ok(folder)
+        Ok(Folder::open(&path, encryption.as_ref())?)
     });
     done(config, opened.await)
 }
@@ -76,7 +74,7 @@ pub(crate) fn take_engine(
     Ok(engine)
 }
 
-/// Opens the database and makes sure that it is this node's.
+/// Opens the database, makes sure that it is this node's, and removes what crashes left beside it.
 fn open_owned(
     folder: &Folder,
     options: RocksOptions,
@@ -87,6 +85,9 @@ fn open_owned(
     std::fs::create_dir_all(&path).map_err(file)?;
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&path, options)?);
     claim(&engine, node_id)?;
+    // Without a key, the database's lock is the first: until it is held, another process may run on
+    // this folder, and write such a file.
+    orphan_files::remove_leftovers(folder);
     Ok(engine)
 }
 
@@ -114,4 +115,32 @@ fn claim(engine: &Arc<dyn Engine>, node_id: NodeId) -> Result<(), StorageError> 
 
 pub(crate) fn unusable(config: &NodeConfig, error: &StorageError) -> StartError {
     StartError::DataFolder { path: config.data_dir.display().to_string(), cause: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_config::dev_cluster_configs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn second_start_on_the_folder_of_a_running_node_removes_no_file_that_it_writes() {
+        let base = tempfile::tempdir().unwrap();
+        let configs = dev_cluster_configs(&[3], base.path(), 4601, 4512, "0123456789abcdef");
+        let (config, shares) = (configs.unwrap().remove(0), Shares::of_node(0));
+        let start = async || {
+            let folder = open_folder(&config).await?;
+            open_engine(&config, &folder, &shares).await
+        };
+        let running = start().await.unwrap();
+        let orphans = config.data_dir.join("orphans");
+        std::fs::create_dir(&orphans).unwrap();
+        let partial = orphans.join("shard-3-epoch-2-base-10.partial");
+        std::fs::write(&partial, "as far as it was written").unwrap();
+        assert!(matches!(start().await, Err(StartError::DataFolder { .. })));
+        assert!(partial.exists(), "the running node ends when such a file is gone");
+        drop(running);
+        drop(start().await.unwrap());
+        assert!(!partial.exists(), "a start removes what crashes left");
+    }
 }

@@ -1,6 +1,7 @@
 //! How much databases store, as it was measured last, and their quotas on that.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use meridian_storage::StoredSize;
 use meridian_types::{DatabaseId, Quota, Quotas};
@@ -32,19 +33,31 @@ impl StoredSizes {
         database: DatabaseId,
         quotas: impl FnOnce() -> Quotas,
     ) -> Option<String> {
-        let StoredSize { keys, bytes } = *self.0.read().get(&database)?;
-        let quotas = quotas();
-        let is_used_up = |(quota, used): &(Quota, u64)| {
-            quotas.get(*quota).is_some_and(|value| *used >= value.get())
-        };
-        let stored = [(Quota::StoredBytes, bytes), (Quota::Keys, keys)];
-        let (quota, used) = stored.into_iter().find(is_used_up)?;
-        let value = quotas.get(quota)?;
+        let (quota, value, used) = self.used_up(database, quotas)?;
         Some(format!(
             "The database has used up its quota {quota} of {value}: it had {used} when it was \
              measured last. Deletes are taken, and count with the next measurement. {}",
             Quota::remedy("databases")
         ))
+    }
+
+    pub(crate) fn is_used_up(&self, database: DatabaseId, quotas: Quotas) -> bool {
+        self.used_up(database, || quotas).is_some()
+    }
+
+    /// A quota that is used up, its value, and how much the database had.
+    fn used_up(
+        &self,
+        database: DatabaseId,
+        quotas: impl FnOnce() -> Quotas,
+    ) -> Option<(Quota, NonZeroU64, u64)> {
+        let StoredSize { keys, bytes } = *self.0.read().get(&database)?;
+        let quotas = quotas();
+        let stored = [(Quota::StoredBytes, bytes), (Quota::Keys, keys)];
+        stored.into_iter().find_map(|(quota, used)| {
+            let value = quotas.get(quota)?;
+            (used >= value.get()).then_some((quota, value, used))
+        })
     }
 }
 
@@ -69,6 +82,7 @@ mod tests {
             sizes.measured(DATABASE, StoredSize { keys, bytes });
             let why = sizes.rejection(DATABASE, quotas);
             assert_eq!(why.is_some(), named.is_some(), "{why:?}");
+            assert_eq!(sizes.is_used_up(DATABASE, quotas()), named.is_some(), "{why:?}");
             assert!(why.unwrap_or_default().contains(named.unwrap_or_default()));
             // A quota that was raised or removed counts at once.
             assert_eq!(sizes.rejection(DATABASE, Quotas::default), None);

@@ -1,5 +1,9 @@
 //! Files of orphans in a data folder that is encrypted, is to be, or is to be no longer.
 
+use std::ops::ControlFlow;
+
+use meridian_vault::Vault;
+
 use super::*;
 
 /// A data folder under a key.
@@ -47,10 +51,11 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
         [NAME, "shard-3-epoch-2-base-10-2.orphans"].map(|name| data_dir.join("orphans").join(name));
     let rewrite = |vault: &Vault| {
         let mut bytes = 0;
-        let rewritten = rewrite_stale(&data_dir, vault, &mut |more| {
+        let mut admit = |_: &Path, more: u64| {
             bytes += more;
             ControlFlow::Continue(())
-        });
+        };
+        let rewritten = OrphanRewriter::default().rewrite_stale(&data_dir, vault, &mut admit);
         (rewritten, bytes)
     };
     assert!(vault.is_stale(&first).unwrap() && !vault.is_stale(&second).unwrap());
@@ -83,6 +88,46 @@ fn orphans_of_before_are_encrypted_in_place_and_a_damaged_file_holds_up_no_other
 }
 
 #[test]
+fn damaged_file_is_copied_once_and_named_until_it_is_another_or_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = encrypted(folder.path(), true);
+    let (vault, path) = (data_dir.vault().unwrap(), data_dir.join("orphans").join(NAME));
+    save(&data_dir, &[batch(11, 1)]);
+    vault.rotate_data_key().unwrap();
+    let whole = fs::read(&path).unwrap();
+    // Files that are there at the same time differ in their inodes, whatever their times are.
+    let replace = |bytes: &[u8]| {
+        fs::write(data_dir.join("other"), bytes).unwrap();
+        fs::rename(data_dir.join("other"), &path).unwrap();
+    };
+    let mut rewriter = OrphanRewriter::default();
+    let mut rewrite = || {
+        let mut bytes = 0;
+        let mut admit = |_: &Path, more: u64| {
+            bytes += more;
+            ControlFlow::Continue(())
+        };
+        let rewritten = rewriter.rewrite_stale(&data_dir, vault, &mut admit);
+        (rewritten.map_err(|error| error.to_string()), bytes)
+    };
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let length = whole.len() as u64;
+    for _ in 0..2 {
+        replace(&damaged);
+        let (first, copied) = rewrite();
+        assert!(first.as_ref().is_err_and(|error| error.contains(NAME)), "{first:?}");
+        assert_eq!(copied, length);
+        assert_eq!(rewrite(), (first, 0));
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(rewrite(), (Ok(()), 0));
+    replace(&whole);
+    assert_eq!(rewrite(), (Ok(()), length));
+    assert!(!vault.is_stale(&path).unwrap());
+}
+
+#[test]
 fn files_of_an_operator_beside_the_orphans_stay_as_they_are_and_are_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("data")).unwrap();
@@ -104,7 +149,8 @@ fn files_of_an_operator_beside_the_orphans_stay_as_they_are_and_are_not_waited_f
         let data_dir = encrypted(folder.path(), seals);
         let vault = data_dir.vault().unwrap();
         assert_eq!(vault.survey(is_ours).unwrap().stale_files, 1);
-        rewrite_stale(&data_dir, vault, &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut rewriter = OrphanRewriter::default();
+        rewriter.rewrite_stale(&data_dir, vault, &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(vault.survey(is_ours).unwrap().stale_files, 0);
         for name in &foreign {
             let path = data_dir.join("orphans").join(name);
