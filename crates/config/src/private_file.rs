@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 /// Puts a file with `bytes` at `path`, readable by its owner only, whatever was there: whole, or
-/// not at all.
+/// not at all, also when the power fails.
 ///
 /// # Errors
 /// When the disk says no.
@@ -18,7 +18,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    meridian_vault::sync_name(path)
 }
 
 #[cfg(test)]

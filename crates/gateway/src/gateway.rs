@@ -250,8 +250,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         B: Body<Data = Bytes>,
     {
         let (token, database) = self.opened(target, parts).await?;
-        let exchange = self.exchanges.take(self.holder(token, None), 1);
-        let _exchange = exchange.ok_or_else(|| self.overloaded(Overload::Metadata))?;
+        let _exchange = self.share(Overload::Metadata, self.holder(token, None), 1)?;
         let consistency = head::consistency(&parts.uri)?;
         audit::of(parts).opened(database, consistency, &*self.catalogue);
         audit::of(parts).admit()?;
@@ -300,8 +299,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         audit::of(parts).found(&output);
         let output = answer::read(output, consistency);
         // Taken before the result is encoded: a refused answer allocates nothing.
-        let share = self.answers.take(self.holder(token, None), output.encoded_len() as u64);
-        let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let share =
+            self.share(Overload::Answers, self.holder(token, None), output.encoded_len() as u64)?;
         let answer = answer::protobuf(&output);
         drop(output);
         // The share is given back when the last byte has left, or the connection is gone.
@@ -323,8 +322,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let Authorized { token, ref grant, database, shard } = authorized;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(&authorized, parts).await?;
-        let open = self.watches.take(self.holder(token, None), 1);
-        let open = open.ok_or_else(|| self.overloaded(Overload::Watches))?;
+        let open = self.share(Overload::Watches, self.holder(token, None), 1)?;
         let open = self.count_open(parts, Opened::Watch, open)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_WATCH_BYTES);
         let (body, share) = self.body(holder, body, max_bytes).await?;
@@ -446,7 +444,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// A share of the requests that may be in progress.
     fn in_progress(&self, authorized: &Authorized<'_>) -> Result<Share, Refusal> {
         let holder = self.holder(authorized.token, Some(authorized.shard));
-        self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
+        self.share(Overload::Requests, holder, 1)
     }
 
     async fn body<B>(
@@ -458,7 +456,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
+        let share = self.share(Overload::Bodies, holder, 0)?;
         let collected = body::collect(body, share, max_bytes, self.options.body_timeout).await;
         collected.inspect_err(|refusal| {
             if let Refusal::Overloaded { what, .. } = refusal {
@@ -468,8 +466,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     /// Why a share of `what` was not to be had.
-    fn overloaded(&self, what: Overload) -> Refusal {
-        let shares = match what {
+    /// A share of what all requests have together.
+    ///
+    /// # Errors
+    /// [`Refusal::Overloaded`], and [`Refusal::Stopping`].
+    fn share(&self, what: Overload, holder: Holder, amount: u64) -> Result<Share, Refusal> {
+        self.pool(what).take(holder, amount).ok_or_else(|| self.overloaded(what))
+    }
+
+    fn pool(&self, what: Overload) -> &Shares {
+        match what {
             Overload::Requests => &self.requests,
             Overload::Metadata => &self.exchanges,
             Overload::Bodies => &self.bodies,
@@ -477,7 +483,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Overload::Watches => &self.watches,
             Overload::Listeners => &self.listeners,
             Overload::ChangeFeeds => &self.feeds,
-        };
+        }
+    }
+
+    fn overloaded(&self, what: Overload) -> Refusal {
+        let shares = self.pool(what);
         if shares.is_closed() {
             return Refusal::Stopping;
         }

@@ -309,7 +309,7 @@ impl<G: Handle> Connection<G> {
             Ok(permit) => Ok(StreamRoom { _share: None, _permit: Some(permit) }),
             // Perhaps it has a token that was not heard of yet.
             Err(_) if matches!(caller, Caller::Unclear) => Err(NotBegun::Untaken),
-            Err(_) => Err(self.activity.has_overrun()),
+            Err(_) => Err(self.activity.end_overrun()),
         }
     }
 

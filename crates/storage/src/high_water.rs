@@ -1,7 +1,7 @@
 //! How far logs had certainly been durable, in a file beside the database.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -241,10 +241,7 @@ impl HighWater {
             file.write_all(content)?;
             file.finish()?;
             fs::rename(&temporary, path)?;
-            match path.parent() {
-                Some(folder) => File::open(folder)?.sync_all(),
-                None => Ok(()),
-            }
+            meridian_vault::sync_name(path)
         };
         write().map_err(|source| file_error(path, source))
     }

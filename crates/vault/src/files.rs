@@ -300,7 +300,7 @@ impl Vault {
             drop(fs::remove_file(&temporary));
         }
         copied?;
-        sync_folder(path)
+        sync_name(path)
     }
 
     fn copy(&self, from: &mut FileReader, to: &Path) -> io::Result<()> {
@@ -327,9 +327,12 @@ pub(crate) fn rewritten(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Makes the name of a file durable.
-fn sync_folder(of: &Path) -> io::Result<()> {
-    let folder = of.parent().filter(|folder| !folder.as_os_str().is_empty());
+/// Makes the name of a file durable, behind its bytes: that it was made, renamed or removed.
+///
+/// # Errors
+/// When the disk says no.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 

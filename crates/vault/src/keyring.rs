@@ -10,7 +10,7 @@
 //! no file seems to be under is renamed to `keyring.old`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
 use crate::error::VaultError;
+use crate::files::sync_name;
 use crate::key::{DataKey, KEY_BYTES, MasterKey, NONCE_BYTES, TAG_BYTES, fill, random_key};
 use crate::key_id::KeyId;
 
@@ -195,7 +196,7 @@ pub(crate) fn replace(folder: &Path, content: &[u8]) -> Result<(), VaultError> {
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
-        File::open(folder)?.sync_all()
+        sync_name(&path)
     };
     write().map_err(VaultError::file(&path))
 }

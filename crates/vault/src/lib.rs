@@ -42,7 +42,7 @@ mod vault;
 mod tests;
 
 pub use error::{KeyError, VaultError};
-pub use files::{FileReader, FileWriter, REWRITTEN};
+pub use files::{FileReader, FileWriter, REWRITTEN, sync_name};
 pub use folder::Folder;
 pub use header::{HEADER_BYTES, Kind};
 pub use key::{FileCipher, MasterKey};

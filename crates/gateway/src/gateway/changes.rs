@@ -40,8 +40,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         rights::check_feed(grant, &prefix).map_err(Refusal::from)?;
         let _request = self.begin(&authorized, parts).await?;
         let holder = self.holder(token, None);
-        let feed = self.feeds.take(holder, 1);
-        let feed = feed.ok_or_else(|| self.overloaded(Overload::ChangeFeeds))?;
+        let feed = self.share(Overload::ChangeFeeds, holder, 1)?;
         let feed = self.count_open(parts, Opened::Watch, feed)?;
         let now = || self.database.changes(change_stream::first(database, &prefix, None));
         let through = match follow {

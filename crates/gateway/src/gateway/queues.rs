@@ -81,8 +81,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     /// A share of the listeners that may be open.
     fn listener(&self, token: &str, parts: &Parts) -> Result<Share, Refusal> {
-        let share = self.listeners.take(self.holder(token, None), 1);
-        let share = share.ok_or_else(|| self.overloaded(Overload::Listeners))?;
+        let share = self.share(Overload::Listeners, self.holder(token, None), 1)?;
         self.count_open(parts, Opened::Listener, share)
     }
 
@@ -94,8 +93,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         noted.queue(&name)?;
         let share = self.listener(token, parts)?;
         let of_held = (held.len() * HELD_KEY_BYTES) as u64;
-        let of_held = self.answers.take(self.holder(token, None), of_held);
-        let of_held = of_held.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let of_held = self.share(Overload::Answers, self.holder(token, None), of_held)?;
         let incarnation = queue_json::new_incarnation();
         let queue = QueueId { database, name };
         let listen = Listen { queue, listener, credits, lease: None, held, incarnation };
@@ -133,8 +131,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
         noted.count("messages", messages.len());
         let answer = queue_json::polled(listener, &messages);
-        let share = self.answers.take(self.holder(token, None), answer.len() as u64);
-        let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let share = self.share(Overload::Answers, self.holder(token, None), answer.len() as u64)?;
         // A listener that is over by itself keeps nothing.
         drop(enough.send(messages.iter().map(|message| message.key).collect()));
         Ok(answer::json(answer).map(|body| body.map_whole(|bytes| share.held_with(bytes))))

@@ -102,7 +102,7 @@ impl Activity {
     }
 
     /// The connection ends.
-    pub(super) fn has_overrun(&self) -> NotBegun {
+    pub(super) fn end_overrun(&self) -> NotBegun {
         self.overrun.cancel();
         NotBegun::Overrun
     }

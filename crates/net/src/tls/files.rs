@@ -181,13 +181,13 @@ impl Following {
         match self.files.look().await {
             Err(error) => {
                 self.seen = None;
-                self.trouble.is(error);
+                self.trouble.begin(error);
             }
             Ok(contents) if contents == self.files.contents => {
                 self.seen = None;
                 match self.refused.clone() {
-                    Some(error) => self.trouble.is(error),
-                    None => self.trouble.is_over(),
+                    Some(error) => self.trouble.begin(error),
+                    None => self.trouble.end(),
                 }
             }
             Ok(contents) if self.seen.as_ref() != Some(&contents) => self.seen = Some(contents),
@@ -196,9 +196,9 @@ impl Following {
                 self.refused = apply(&contents).err().map(|error| error.to_string());
                 self.files.contents = contents;
                 match self.refused.clone() {
-                    Some(error) => self.trouble.is(error),
+                    Some(error) => self.trouble.begin(error),
                     None => {
-                        self.trouble.is_over();
+                        self.trouble.end();
                         let paths: Vec<_> = self.files.files.iter().map(|(path, _)| path).collect();
                         tracing::info!(?paths, "changed certificates are in use");
                     }
@@ -213,7 +213,7 @@ impl Following {
 struct Trouble(Option<String>);
 
 impl Trouble {
-    fn is(&mut self, error: String) {
+    fn begin(&mut self, error: String) {
         metrics::counter!("meridian_tls_failed_reloads_total").increment(1);
         if self.0.as_ref() != Some(&error) {
             tracing::warn!(
@@ -224,7 +224,7 @@ impl Trouble {
         }
     }
 
-    fn is_over(&mut self) {
+    fn end(&mut self) {
         self.0 = None;
     }
 }

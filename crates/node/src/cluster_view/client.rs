@@ -84,7 +84,7 @@ impl Follower {
         {
             // News may be old: only a node in touch with the directory's leader sends the rest.
             if state.json.is_empty() {
-                self.directory.is_up_to_date();
+                self.directory.note_up_to_date();
             } else if !learn(&self.directory, &state, source) {
                 return has_come;
             }

@@ -304,7 +304,7 @@ impl Directory {
     }
 
     /// A node that was told which version is known here has answered with anything newer.
-    pub(crate) fn is_up_to_date(&self) {
+    pub(crate) fn note_up_to_date(&self) {
         self.has_heard.store(true, Ordering::Relaxed);
     }
 
@@ -319,7 +319,7 @@ impl Directory {
         self.lease.lock().renewed(sent_at, lease);
         let mut asked_at = self.asked_at.lock();
         *asked_at = (*asked_at).max(Some(sent_at));
-        self.is_up_to_date();
+        self.note_up_to_date();
         drop(asked_at);
         self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
     }

@@ -146,14 +146,7 @@ async fn pass_on(
         format!("the leader, node {leader}, was not reached by the voter that was: {reason}")
     };
     match passed_on {
-        Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
-            wire::WriteResponse { leader: leader.0, clock: Some(write_calls::clock()), ..answer }
-        }
-        // That its database has its share is the leader's word about this copy of the write. Another,
-        // which the caller waits for, may have its place there.
-        Ok(answer) => {
-            wire::WriteResponse { busy: false, clock: Some(write_calls::clock()), ..answer }
-        }
+        Ok(answer) => passed_back(leader, answer),
         Err(Failed::NotDone(reason) | Failed::Busy(reason) | Failed::Unreachable(reason)) => {
             response(write_response::Result::NotCommitted(not_reached(reason)))
         }
@@ -161,6 +154,19 @@ async fn pass_on(
             response(write_response::Result::Unknown(not_reached(reason)))
         }
         Err(Failed::NotLeader(hint)) => write_reply_to_wire(WriteReply::NotLeader(hint)),
+    }
+}
+
+/// The leader's answer, from the voter that passed the write on.
+fn passed_back(leader: NodeId, answer: wire::WriteResponse) -> wire::WriteResponse {
+    let is_written = written_from_wire(answer.clone()).is_ok();
+    wire::WriteResponse {
+        leader: if is_written { leader.0 } else { answer.leader },
+        // That its database has its share is the leader's word about this copy of the write. Another,
+        // which the caller waits for, may have its place there.
+        busy: false,
+        clock: Some(write_calls::clock()),
+        ..answer
     }
 }
 
@@ -305,5 +311,22 @@ impl shard_server::Shard for ShardService {
             }
         };
         Ok(Response::new(wire::ReadPositionResponse { result: Some(result) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::write::proposer::WriteRefusal;
+
+    /// The caller may wait for the leader's answer to the write itself.
+    #[test]
+    fn refusal_of_a_write_that_was_passed_on_is_no_word_of_the_leader_to_its_caller() {
+        let busy = WriteReply::NotCommitted(WriteRefusal::ShareOfQueue);
+        let from_the_leader = write_reply_to_wire(busy);
+        let of = |answer| written_from_wire(answer).map(drop);
+        assert!(matches!(of(from_the_leader.clone()), Err(Failed::Busy(_))));
+        let passed_back = passed_back(NodeId(1), from_the_leader);
+        assert!(matches!(of(passed_back), Err(Failed::NotDone(_))));
     }
 }

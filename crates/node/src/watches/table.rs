@@ -160,7 +160,7 @@ impl Table {
                 let key = self.keys.get_key_value(&(database, key.clone()));
                 if let Some(key) = key.map(|(key, _)| key.clone()) {
                     self.put(&key, versionstamp, value.clone(), *expire_at_ms);
-                    self.has_changed(&key);
+                    self.mark_changed(&key);
                 }
             }
             Effect::Delete { key } => self.remove(&(database, key.clone())),
@@ -228,11 +228,11 @@ impl Table {
         (watched.value, watched.expire_at_ms) = (None, 0);
         let key = self.keys.get_key_value(key).map(|(key, _)| key.clone());
         if let Some(key) = key {
-            self.has_changed(&key);
+            self.mark_changed(&key);
         }
     }
 
-    fn has_changed(&mut self, key: &WatchedKey) {
+    fn mark_changed(&mut self, key: &WatchedKey) {
         if let Some(watched) = self.keys.get_mut(key)
             && !std::mem::replace(&mut watched.is_changed, true)
         {
@@ -269,7 +269,7 @@ impl Table {
 
     fn all_have_changed(&mut self) {
         for key in self.keys.keys().cloned().collect::<Vec<_>>() {
-            self.has_changed(&key);
+            self.mark_changed(&key);
         }
     }
 

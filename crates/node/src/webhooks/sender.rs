@@ -203,7 +203,7 @@ impl<Q: Attended> Sender<Q> {
         match verdict {
             Verdict::Acknowledged => {
                 self.pace.well(begun);
-                self.standings.is_well(&self.queue);
+                self.standings.note_well(&self.queue);
             }
             Verdict::Failed { reason, retry_after, is_of_endpoint, .. } => {
                 let name = &self.deliveries.destination.name;

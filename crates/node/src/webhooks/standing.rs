@@ -60,7 +60,7 @@ impl Standings {
         }
     }
 
-    pub(super) fn is_well(&self, queue: &Queue) {
+    pub(super) fn note_well(&self, queue: &Queue) {
         let ended = self.0.lock().remove(queue);
         if let Some(Failing { name, attempts, .. }) = ended {
             metrics::gauge!("meridian_webhooks_failing").decrement(1.0);
@@ -114,7 +114,7 @@ mod tests {
             said.len() == 1 && said[0].starts_with(sentence) && said[0].len() < 300,
             "{said:?}"
         );
-        standings.is_well(&queue);
+        standings.note_well(&queue);
         assert!(standings.warnings(9000).is_empty());
         standings.fails(&queue, "orders", "status 500", at(10));
         standings.forget(&queue);

@@ -33,7 +33,7 @@ fn answer_that_was_not_taken_is_as_much_as_a_request_in_progress() {
     drop((answer, first));
     assert_eq!(activity.requests(), 0);
     // Nothing begins on a connection that ends for having too many, with a token or without.
-    activity.has_overrun();
+    activity.end_overrun();
     activity.authorized();
     assert_eq!(begin().err(), Some(NotBegun::Overrun));
 }

@@ -188,7 +188,7 @@ fn absence_is_not_reported_before_the_cluster_is_known() {
     for remembered in [0, 3] {
         let directory = directory(cluster(remembered, None), None);
         assert!(!directory.is_current(), "it may have changed while this process was away");
-        directory.is_up_to_date();
+        directory.note_up_to_date();
         assert_eq!(directory.is_current(), remembered > 0, "a configuration is no cluster");
         directory.learn(cluster(4, Some("a"))).unwrap();
         assert!(directory.is_current());

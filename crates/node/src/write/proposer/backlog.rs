@@ -45,7 +45,7 @@ pub(super) struct Queued {
 pub(super) struct LastCommit(Arc<Mutex<Option<Instant>>>);
 
 impl LastCommit {
-    fn is_now(&self) {
+    fn note_now(&self) {
         *self.0.lock() = Some(Instant::now());
     }
 
@@ -112,7 +112,7 @@ impl Backlog {
 
     /// A batch was committed just now.
     pub(super) fn batch_committed(&self) {
-        self.last_commit.is_now();
+        self.last_commit.note_now();
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -302,7 +302,7 @@ async fn request_not_evaluated_in_time_is_refused_and_an_evaluated_one_is_answer
     backlog.push(requests.recv().await.unwrap());
     let others_are_served = async {
         loop {
-            proposer.last_commit.is_now();
+            proposer.last_commit.note_now();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
