@@ -9,6 +9,7 @@
 //! [`Siege`] is a cluster with its [`bystander`] and the measurements.
 
 pub mod bystander;
+mod outsider;
 mod peer;
 mod reader;
 mod siege;
@@ -41,13 +42,15 @@ pub enum Attacker {
     Silent,
     /// Has a token for reading and writing one database.
     Writer,
-    /// Reaches the ports that nodes have for each other, and has the certificate of one.
+    /// Reaches the ports that nodes have for each other, and has nothing.
+    Outsider,
+    /// Reaches them, too, and has the certificate of one.
     Peer,
 }
 
 impl Attacker {
     pub const ALL: &[Self] =
-        &[Self::Stranger, Self::Reader, Self::Silent, Self::Writer, Self::Peer];
+        &[Self::Stranger, Self::Reader, Self::Silent, Self::Writer, Self::Outsider, Self::Peer];
 
     pub fn inputs(self) -> &'static [Input] {
         match self {
@@ -65,7 +68,14 @@ impl Attacker {
             }
             Self::Silent => &[Input::Unread, Input::UnreadStreams, Input::Pipeline],
             Self::Writer => &[Input::Sums, Input::Checks],
-            Self::Peer => &[Input::Foreign, Input::Terms, Input::States, Input::PeerSockets],
+            Self::Outsider => &[
+                Input::Foreign,
+                Input::PeerSockets,
+                Input::Refusals,
+                Input::MarkedRefusals,
+                Input::HalfJoins,
+            ],
+            Self::Peer => &[Input::Terms, Input::States, Input::Logs],
         }
     }
 }
@@ -113,8 +123,16 @@ pub enum Input {
     Terms,
     /// Whole states of shards, asked for and not read.
     States,
+    /// Batches of the log, many answers at a time.
+    Logs,
     /// Idle connections to the ports for nodes.
     PeerSockets,
+    /// Calls without a proof, as many as possible.
+    Refusals,
+    /// The same on connections that say they are of control.
+    MarkedRefusals,
+    /// Requests to join that never end.
+    HalfJoins,
 }
 
 /// The knowledge of attackers.
@@ -197,7 +215,11 @@ pub async fn attack(with: &[Input], target: Arc<Target>, duration: Duration) {
             Input::Foreign => inputs.spawn(peer::foreign(Arc::clone(&target))),
             Input::Terms => inputs.spawn(peer::terms(Arc::clone(&target))),
             Input::States => inputs.spawn(peer::states(Arc::clone(&target))),
+            Input::Logs => inputs.spawn(peer::logs(Arc::clone(&target))),
             Input::PeerSockets => inputs.spawn(peer::sockets(Arc::clone(&target))),
+            Input::Refusals => inputs.spawn(outsider::refusals(Arc::clone(&target))),
+            Input::MarkedRefusals => inputs.spawn(outsider::marked_refusals(Arc::clone(&target))),
+            Input::HalfJoins => inputs.spawn(outsider::half_joins(Arc::clone(&target))),
         };
     }
     // The attacks run for ever; an attack that ends was refused for good, which is not measured here.

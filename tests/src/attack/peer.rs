@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_proto::directory::RenewRequest;
 use meridian_proto::directory::directory_client::DirectoryClient;
+use meridian_proto::directory::failover_client::FailoverClient;
+use meridian_proto::directory::{ReadLogRequest, RenewRequest};
 use meridian_proto::raft::raft_client::RaftClient;
 use meridian_proto::shipping::shipping_client::ShippingClient;
 use meridian_proto::{raft, shipping};
@@ -103,6 +104,28 @@ pub(super) async fn states(target: Arc<Target>) {
             }
             tokio::time::sleep(PATIENCE).await;
             drop(streams);
+        }
+    })
+    .await;
+}
+
+/// Answers of two megabytes, many at a time.
+pub(super) async fn logs(target: Arc<Target>) {
+    again(target.nodes.len(), move |at| {
+        let (node, address) = target.nodes[at].clone();
+        let channel = thief(&target, node, &address);
+        async move {
+            let client = FailoverClient::new(channel);
+            let calls = (0..300).map(|_| {
+                let mut client = client.clone();
+                async move {
+                    let after = Some(shipping::Position { epoch: 1, sequence: 0 });
+                    let through = Some(shipping::Position { epoch: 1, sequence: 1 << 40 });
+                    let request = ReadLogRequest { shard: 1, after, through };
+                    client.read_log(request).await
+                }
+            });
+            drop(futures::future::join_all(calls).await);
         }
     })
     .await;
