@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use meridian_directory::{AuthorityKey, Change, Transport};
+use meridian_directory::{AuthorityKey, Change, Operator, Transport};
 use meridian_failover::ExecuteFailure;
 use meridian_pki::{Authority, Holder};
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
@@ -20,7 +20,7 @@ use crate::cluster_view::view::Directory;
 use crate::cluster_view::wire::{cluster_to_show, cluster_to_wire};
 use crate::directory_group::leader::DirectoryVoter;
 use crate::host::clock::wall_ms;
-use crate::rpc::authorization::Principal;
+use crate::rpc::authorization::{Principal, votes_in_directory};
 use crate::rpc::roles;
 use crate::time_budget::FOLLOW_HEARTBEAT;
 
@@ -73,6 +73,36 @@ impl DirectoryService {
     fn voter(&self) -> Result<Arc<DirectoryVoter>, Status> {
         let voter = self.voter.read().clone();
         voter.ok_or_else(|| Status::failed_precondition("this node does not vote in the directory"))
+    }
+
+    /// Has the directory's leader make a change, if that is this node.
+    async fn order(
+        &self,
+        change: Change,
+        actor: String,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
+        let voter = self.voter()?;
+        let token = match &change {
+            Change::CreateToken { token } => Some(token.sha256.clone()),
+            _ => None,
+        };
+        let result = match voter.execute(change, actor).await {
+            Ok(cluster) => {
+                execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref()))
+            }
+            Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
+            Err(ExecuteFailure::NotLeader) => {
+                let leader =
+                    voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
+                execute_response::Result::NotLeader(node_id_to_wire(leader))
+            }
+            Err(ExecuteFailure::Unknown) => {
+                return Err(Status::unknown(
+                    "the directory's leader was lost: the change may have been made or not",
+                ));
+            }
+        };
+        Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 }
 
@@ -157,28 +187,19 @@ impl directory_server::Directory for DirectoryService {
         principal.map_or(Ok(()), |principal| principal.may(level))?;
         leaves_an_operator(&change, principal)?;
         let change = self.completed(change)?;
-        let voter = self.voter()?;
-        let token = match &change {
-            Change::CreateToken { token } => Some(token.sha256.clone()),
-            _ => None,
-        };
-        let result = match voter.execute(change, actor(principal, &request.actor)).await {
-            Ok(cluster) => {
-                execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref()))
-            }
-            Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
-            Err(ExecuteFailure::NotLeader) => {
-                let leader =
-                    voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
-                execute_response::Result::NotLeader(node_id_to_wire(leader))
-            }
-            Err(ExecuteFailure::Unknown) => {
-                return Err(Status::unknown(
-                    "the directory's leader was lost: the change may have been made or not",
-                ));
-            }
-        };
-        Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
+        self.order(change, actor(principal, &request.actor)).await
+    }
+
+    async fn add_admin(
+        &self,
+        request: Request<wire::AddAdminRequest>,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
+        let (_, extensions, request) = request.into_parts();
+        votes_in_directory(&self.directory, &extensions, "adds no operator")?;
+        let wire::AddAdminRequest { name, sha256, actor: said } = request;
+        let (level, created_at_ms) = (Level::Admin, wall_ms());
+        let operator = Operator { name, sha256, level, expires_at_ms: None, created_at_ms };
+        self.order(Change::AddOperator { operator }, actor(extensions.get(), &said)).await
     }
 
     async fn tell_token_uses(

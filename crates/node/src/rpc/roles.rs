@@ -73,6 +73,8 @@ const METHODS: &[(&str, &[(&str, Need)])] = &[
             ("TellTokenUses", Need::Gateway),
             // The change itself may need more: see `of_change`.
             ("Execute", Need::Operator(Level::Operate)),
+            // Of a voter of the directory, which holds the authority's key as it is.
+            ("AddAdmin", Need::Peer),
             ("Inspect", Need::Operator(Level::View)),
         ],
     ),
