@@ -19,14 +19,17 @@ use crate::write::division::WriteBytes;
 use crate::write::proposer::{AdmitAll, WriteReply, WriteRequest};
 use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
+use meridian_directory::{Webhook, WebhookKey};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, new_request_id};
 use meridian_memory::ByteBudget;
+use meridian_proto::CallingNode;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
 use meridian_types::{
     DatabaseId, Epoch, EpochHistory, Mutation, NodeId, Position, ShardId, Transaction,
     Versionstamp, WriteOutcome,
 };
+use tonic::Request;
 
 /// Waits until something holds.
 ///
@@ -37,6 +40,27 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A call of which the connection proves that it comes from this node.
+pub(crate) fn from_node<T>(node: u64, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(CallingNode(NodeId(node)));
+    request
+}
+
+/// The beginning of the key of [`webhook`], as it is stored and sent.
+pub(crate) const WEBHOOK_KEY: &str = "BwcHBwcH";
+
+pub(crate) fn webhook() -> Webhook {
+    Webhook {
+        queue: String::new(),
+        url: "https://example.com/".to_owned(),
+        concurrency: 1,
+        timeout_ms: 1000,
+        key: WebhookKey::new(&[7; 32]).unwrap(),
+        next_key: None,
     }
 }
 

@@ -1,19 +1,42 @@
 use std::time::Instant;
 
-use meridian_config::DevLayout;
-use meridian_directory::{Token, TokenScope};
+use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
+use meridian_directory::{Cluster, Invitation, Member, Operator, Token, TokenScope};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, Catalogue as _};
 use meridian_proto::directory::directory_server::Directory as _;
-use meridian_types::{Epoch, NodeId, Permissions, ShardId};
+use meridian_types::{Epoch, Level, NodeId, Permissions, ShardId};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use super::*;
 use crate::cluster_view::client::Follower;
 use crate::network::peers::PeerChannels;
+use crate::testing::{WEBHOOK_KEY, from_node, webhook};
+
+fn founded() -> Cluster {
+    DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap()
+}
+
+/// Of a node that does not vote in the directory: a call that is let through fails of that.
+fn service(cluster: Cluster) -> DirectoryService {
+    let directory = Arc::new(Directory::new(cluster, Access::default(), None));
+    DirectoryService { directory, voter: Arc::default() }
+}
+
+fn ana(level: Level) -> Holder {
+    Holder::Operator { level, name: "ana".to_owned() }
+}
+
+/// A call of a holder that has proved itself.
+fn proved<T>(holder: Holder, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Principal::for_test(holder, None));
+    request
+}
 
 /// Where a node that knows this serves it.
 async fn serve(directory: &Arc<Directory>) -> String {
@@ -109,44 +132,107 @@ async fn gateway_leaves_a_node_that_has_lost_the_directory() {
 
 #[tokio::test]
 async fn operators_and_followers_are_told_no_more_than_they_need() {
-    let mut cluster =
-        DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    cluster.version = 1;
+    let mut cluster = Cluster { version: 1, ..founded() };
     cluster.nodes.get_mut(&NodeId(1)).unwrap().incarnation = Some("5eed".to_owned());
+    cluster.databases.get_mut(&DEV_DEFAULT_DATABASE).unwrap().webhooks.push(webhook());
     let hash = "ab".repeat(32);
     let (label, scope) = ("ci".to_owned(), TokenScope::All);
     let token = Token::new(label, hash.clone(), scope, Permissions::ALL);
     cluster.tokens.insert(1, token);
-    let directory = Arc::new(Directory::new(cluster, Access::default(), None));
-    directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(60), shards: Vec::new() });
-    let service = DirectoryService { directory, voter: Arc::default() };
+    let service = service(cluster);
+    let (directory, ttl) = (&service.directory, Duration::from_secs(60));
+    directory.renewed(directory.now(), &Lease { ttl, shards: Vec::new() });
     let text = |state: wire::ClusterState| String::from_utf8(state.json.to_vec()).unwrap();
-    let inspected = service
-        .inspect(Request::new(wire::InspectRequest { changes: 9 }))
-        .await
-        .unwrap()
-        .into_inner();
-    let inspected = text(inspected.cluster.unwrap());
-    assert!(
-        inspected.contains("\"ci\"") && !inspected.contains(&hash) && !inspected.contains("5eed")
-    );
-    let follow =
-        service.follow(Request::new(wire::FollowRequest { known_version: 0 })).await.unwrap();
-    let followed = text(follow.into_inner().next().await.unwrap().unwrap());
-    assert!(followed.contains(&hash) && !followed.contains("5eed"));
+    // Whether it has the name of a token, its hash, a node's folder, and the key of a webhook.
+    let tells =
+        |text: &str| ["\"ci\"", &hash, "5eed", WEBHOOK_KEY].map(|secret| text.contains(secret));
+    let request = proved(ana(Level::Admin), wire::InspectRequest { changes: 9 });
+    let inspected = service.inspect(request).await.unwrap().into_inner();
+    assert_eq!(tells(&text(inspected.cluster.unwrap())), [true, false, false, false]);
+    for (follower, has_key) in
+        [(Holder::Gateway("edge".to_owned()), false), (Holder::Node(NodeId(2)), true)]
+    {
+        let request = proved(follower.clone(), wire::FollowRequest { known_version: 0 });
+        let mut followed = service.follow(request).await.unwrap().into_inner();
+        let told = tells(&text(followed.next().await.unwrap().unwrap()));
+        assert_eq!(told, [true, true, false, has_key], "{follower}");
+    }
+}
+
+#[tokio::test]
+async fn order_is_let_through_from_no_operator_of_a_smaller_level_than_it_takes() {
+    let service = service(founded());
+    let orders = async |level: Level, change: &Change| {
+        let change_json = serde_json::to_vec(change).unwrap().into();
+        let request = wire::ExecuteRequest { change_json, actor: String::new() };
+        service.execute(proved(ana(level), request)).await.unwrap_err()
+    };
+    let another = Operator {
+        name: "bo".to_owned(),
+        sha256: "ab".repeat(32),
+        level: Level::Admin,
+        expires_at_ms: None,
+        created_at_ms: 1,
+    };
+    let admits = Change::AddOperator { operator: another };
+    let refused = orders(Level::Operate, &admits).await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let text = "operator/operate/ana may not do this: it takes an operator of level `admin`";
+    assert!(refused.message().contains(text), "{refused}");
+    assert_eq!(orders(Level::Admin, &admits).await.code(), Code::FailedPrecondition);
+    let (shard, epoch) = (ShardId(1), Epoch(1));
+    let operates = orders(Level::Operate, &Change::CancelSwitchover { shard }).await;
+    assert_eq!(operates.code(), Code::FailedPrecondition, "{operates}");
+    let of_the_directory = orders(Level::Admin, &Change::Activate { shard, epoch }).await;
+    assert_eq!(of_the_directory.code(), Code::PermissionDenied, "{of_the_directory}");
+}
+
+#[tokio::test]
+async fn node_renews_the_lease_of_no_other() {
+    let service = service(founded());
+    let renews = async |node_id| {
+        let renewal = wire::RenewRequest { node_id, ..Default::default() };
+        service.renew(from_node(1, renewal)).await.unwrap_err().code()
+    };
+    assert_eq!(renews(1).await, Code::FailedPrecondition);
+    assert_eq!(renews(2).await, Code::PermissionDenied);
 }
 
 #[test]
-fn what_leaders_and_nodes_say_is_no_operators_to_order() {
-    let (shard, epoch) = (ShardId(1), Epoch(1));
-    for change in [
-        Change::ConfirmVoters { shard, epoch, version: 2 },
-        Change::Activate { shard, epoch },
-        Change::EndDeletion { id: meridian_types::DatabaseId([1; 16]) },
-        Change::UseInvitation { id: 1, request: String::new() },
-    ] {
-        assert_eq!(roles::of_change(&change), None);
+fn times_of_an_order_are_the_leaders_whatever_the_operator_says() {
+    let service = service(founded());
+    let member = Member::Node(NodeId(1));
+    for said_ms in [0, u64::MAX] {
+        let (member, expires_at_ms) = (member.clone(), said_ms);
+        let invitation = Invitation {
+            member: member.clone(),
+            sha256: "ab".repeat(32),
+            expires_at_ms,
+            used_by: None,
+        };
+        let before_ms = wall_ms();
+        let revokes = Change::RevokeCertificates { member, before_ms: said_ms };
+        let invites = Change::Invite { invitation, now_ms: said_ms };
+        let completed = [revokes, invites].map(|change| service.completed(change).unwrap());
+        let [
+            Change::RevokeCertificates { before_ms: revoked_ms, .. },
+            Change::Invite { now_ms, invitation },
+        ] = completed
+        else {
+            panic!("it has become another change");
+        };
+        for time_ms in [revoked_ms, now_ms] {
+            assert!((before_ms..=wall_ms()).contains(&time_ms), "{time_ms}");
+        }
+        assert_eq!(invitation.expires_at_ms, said_ms);
     }
-    let voters = Change::SetVoters { shard, voters: [NodeId(1)].into() };
-    assert!(roles::of_change(&voters).is_some());
+}
+
+#[test]
+fn author_in_the_record_is_proved_and_the_callers_own_words_are_bounded_and_clean() {
+    let ana = Principal::for_test(ana(Level::Admin), None);
+    let recorded = actor(Some(&ana), "\u{1b}[2Jroot\nbo");
+    assert_eq!(recorded, "operator/admin/ana: \u{fffd}[2Jroot\u{fffd}bo");
+    assert_eq!(actor(None, "bo"), "bo");
+    assert_eq!(actor(None, &"é".repeat(1000)), "é".repeat(128));
 }
