@@ -23,6 +23,7 @@ use meridian_directory::{Webhook, WebhookKey};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, new_request_id};
 use meridian_memory::ByteBudget;
+use meridian_pki::Authority;
 use meridian_proto::CallingNode;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
 use meridian_types::{
@@ -48,6 +49,14 @@ pub(crate) fn from_node<T>(node: u64, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(CallingNode(NodeId(node)));
     request
+}
+
+/// The id of a cluster with certificates.
+pub(crate) const CLUSTER: &str = "00ff00ff00ff00ff";
+
+/// A new authority of [`CLUSTER`].
+pub(crate) fn authority() -> Authority {
+    Authority::new(CLUSTER, Duration::from_millis(wall_ms())).unwrap()
 }
 
 /// The beginning of the key of [`webhook`], as it is stored and sent.
