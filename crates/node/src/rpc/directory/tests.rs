@@ -31,6 +31,17 @@ fn ana(level: Level) -> Holder {
     Holder::Operator { level, name: "ana".to_owned() }
 }
 
+/// The end of an order by `ana`, or by a caller that shows no proof.
+async fn ordered(change: &Change, level: Option<Level>) -> Status {
+    let change_json = serde_json::to_vec(change).unwrap().into();
+    let order = wire::ExecuteRequest { change_json, actor: String::new() };
+    let order = match level {
+        Some(level) => proved(ana(level), order),
+        None => Request::new(order),
+    };
+    service(founded()).execute(order).await.unwrap_err()
+}
+
 /// A call of a holder that has proved itself.
 fn proved<T>(holder: Holder, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -161,12 +172,6 @@ async fn operators_and_followers_are_told_no_more_than_they_need() {
 
 #[tokio::test]
 async fn order_is_let_through_from_no_operator_of_a_smaller_level_than_it_takes() {
-    let service = service(founded());
-    let orders = async |level: Level, change: &Change| {
-        let change_json = serde_json::to_vec(change).unwrap().into();
-        let request = wire::ExecuteRequest { change_json, actor: String::new() };
-        service.execute(proved(ana(level), request)).await.unwrap_err()
-    };
     let another = Operator {
         name: "bo".to_owned(),
         sha256: "ab".repeat(32),
@@ -175,16 +180,34 @@ async fn order_is_let_through_from_no_operator_of_a_smaller_level_than_it_takes(
         created_at_ms: 1,
     };
     let admits = Change::AddOperator { operator: another };
-    let refused = orders(Level::Operate, &admits).await;
+    let refused = ordered(&admits, Some(Level::Operate)).await;
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let text = "operator/operate/ana may not do this: it takes an operator of level `admin`";
     assert!(refused.message().contains(text), "{refused}");
-    assert_eq!(orders(Level::Admin, &admits).await.code(), Code::FailedPrecondition);
+    assert_eq!(ordered(&admits, Some(Level::Admin)).await.code(), Code::FailedPrecondition);
     let (shard, epoch) = (ShardId(1), Epoch(1));
-    let operates = orders(Level::Operate, &Change::CancelSwitchover { shard }).await;
+    let operates = ordered(&Change::CancelSwitchover { shard }, Some(Level::Operate)).await;
     assert_eq!(operates.code(), Code::FailedPrecondition, "{operates}");
-    let of_the_directory = orders(Level::Admin, &Change::Activate { shard, epoch }).await;
+    let of_the_directory = ordered(&Change::Activate { shard, epoch }, Some(Level::Admin)).await;
     assert_eq!(of_the_directory.code(), Code::PermissionDenied, "{of_the_directory}");
+}
+
+#[tokio::test]
+async fn change_that_may_leave_no_operator_is_ordered_by_an_operator_that_stays() {
+    let closes = Change::SetTransport { transport: Transport::Require };
+    let refused = ordered(&closes, None).await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("this call shows none"), "{refused}");
+    let prepares = Change::SetTransport { transport: Transport::Prefer };
+    let removes = |name: &str| Change::RemoveOperator { name: name.to_owned() };
+    let refused = ordered(&removes("ana"), Some(Level::Admin)).await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    for (change, level) in
+        [(closes, Some(Level::Admin)), (removes("bo"), Some(Level::Admin)), (prepares, None)]
+    {
+        let let_through = ordered(&change, level).await;
+        assert_eq!(let_through.code(), Code::FailedPrecondition, "{let_through}");
+    }
 }
 
 #[tokio::test]
