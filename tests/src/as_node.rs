@@ -1,8 +1,9 @@
-//! Calls with the certificate of a node, as its thief could make them.
+//! Calls with the certificate of a node or a gateway, as its thief could make them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use meridian_config::IdentityFiles;
 use meridian_net::grpc::{Peer, Way};
 use meridian_net::tls::PemFile;
 use meridian_net::{Credentials, Expected, Mutual};
@@ -14,20 +15,31 @@ use tonic::transport::Channel;
 ///
 /// # Panics
 /// When the identity cannot be used.
-pub fn channel(
-    identities: &Path,
-    name: &str,
+pub fn channel(identities: &Path, name: &str, to: (NodeId, &str), cluster: &str) -> Channel {
+    let identity = identities.join(format!("{name}.pem"));
+    let files = IdentityFiles {
+        certificate: identity.clone(),
+        key: identity,
+        authorities: identities.join("authority.pem"),
+        operator: None,
+    };
+    channel_with(&files, to, cluster)
+}
+
+/// The same with an identity in these files.
+///
+/// # Panics
+/// When the identity cannot be used.
+pub fn channel_with(
+    files: &IdentityFiles,
     (to, address): (NodeId, &str),
     cluster: &str,
 ) -> Channel {
-    let file = |name: &str| {
-        let path = identities.join(name);
-        let bytes = fs::read(&path).unwrap();
-        PemFile::new(path, bytes)
-    };
-    let (identity, authorities) = (file(&format!("{name}.pem")), file("authority.pem"));
+    let file = |path: &PathBuf| PemFile::new(path.clone(), fs::read(path).unwrap());
+    let (certificate, key) = (file(&files.certificate), file(&files.key));
+    let authorities = file(&files.authorities);
     let credentials =
-        Credentials { certificate: &identity, key: &identity, authorities: &authorities };
+        Credentials { certificate: &certificate, key: &key, authorities: &authorities };
     let mutual = Mutual::new(credentials).unwrap();
     let way = Way::Tls {
         dialler: mutual.dialler().unwrap(),

@@ -223,8 +223,7 @@ pub async fn attack(with: &[Input], target: Arc<Target>, duration: Duration) {
         };
     }
     // The attacks run for ever; an attack that ends was refused for good, which is not measured here.
-    let ended = async { while inputs.join_next().await.is_some() {} };
-    drop(tokio::time::timeout_at(until.into(), ended).await);
+    drop(tokio::time::timeout_at(until.into(), all(inputs)).await);
     tokio::time::sleep_until(until.into()).await;
 }
 
@@ -246,5 +245,15 @@ async fn again<F: Future<Output = ()> + Send + 'static>(
             }
         });
     }
-    while copies.join_next().await.is_some() {}
+    all(copies).await;
+}
+
+/// Waits for all tasks.
+///
+/// # Panics
+/// When a task does: the cluster gave an attacker more than its rights.
+async fn all(mut tasks: JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
 }

@@ -6,7 +6,7 @@
 //!   test.
 //! - [`clients`] runs the real clients' programs, which lie in the folder `clients` beside `src`.
 //! - [`attack`] holds all known attacks as a program, and a client that may suffer from them.
-//! - [`as_node`] makes calls with the certificate of a node.
+//! - [`as_node`] makes calls with the certificate of a node or a gateway.
 //! - [`poll`] waits on conditions, with a deadline. Nothing here sleeps for any other purpose.
 //!
 //! Invariants: nothing knows the inside of a node. A cluster is seen through its binary, its

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use meridian_net::grpc::{Peer, Way};
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
 use meridian_tests::{Cluster, ClusterOptions, poll};
 use tokio::task::JoinSet;
 
-use crate::DEADLINE;
+use crate::{DEADLINE, ended, follow};
 
 /// Clients that write and read through every gateway until they are told to stop.
 struct Load {
@@ -84,7 +85,10 @@ async fn open_cluster_is_closed_and_its_authority_replaced_without_a_failed_requ
     assert!(!done && text.contains("operators add"), "{text}");
     let login = cluster.order(1, &["operators", "add", "ana", "--level", "admin"]).await;
     cluster.log_in(login.trim()).await;
+    let in_the_clear = Peer::new(cluster.rpc_address(1), None, Way::Plain).unwrap().channel();
+    let followed = follow(in_the_clear).await;
     cluster.order(1, &["cluster", "transport", "require"]).await;
+    ended(followed).await;
     load.goes_on().await;
     let before = transport(&cluster).await;
     assert_eq!(before["transport"], "require");

@@ -9,12 +9,13 @@ use meridian_drills::cluster::PortBlock;
 use meridian_pki::{Authority, Holder, KeyAndRequest, Secret, Subject};
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
-use meridian_tests::{KvClient, poll};
+use meridian_tests::{KvClient, as_node, poll};
 use meridian_types::NodeId;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tonic::transport::Channel;
 
-use crate::DEADLINE;
+use crate::{DEADLINE, ended, follow};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOKEN: &str = "an-access-token-for-a-test";
@@ -145,6 +146,13 @@ impl Grown {
         processes
     }
 
+    /// A channel to the first node, with the certificate of a process that keeps it in this folder.
+    fn channel_of(&self, folder: &str) -> Channel {
+        let id = Context::load(&self.context()).unwrap().cluster;
+        let files = IdentityFolder::of(&self.file(folder)).files();
+        as_node::channel_with(&files, (NodeId(1), self.rpc(1).as_str()), &id)
+    }
+
     fn client(&self, node: usize, token: &str) -> KvClient {
         let url = format!("http://{}", self.kv(node));
         kv_connect::client(url, DEFAULT_DATABASE).with_token(token)
@@ -185,8 +193,11 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     assert!(!tokio::time::timeout(DEADLINE, thief.wait()).await.unwrap().unwrap().success());
     assert!(cluster.log("thief").contains("used already"), "{}", cluster.log("thief"));
 
-    // A gateway whose certificates are revoked reads nothing more, and the nodes serve on.
+    // A gateway whose certificates are revoked reads nothing more, also by a stream from before, and
+    // the nodes serve on.
+    let followed = follow(cluster.channel_of("edge-state")).await;
     cluster.meridian(&["gateways", "revoke", "edge"]).await.unwrap();
+    ended(followed).await;
     poll::until("the gateway is refused", DEADLINE, async || {
         match through_edge.get(b"first").await {
             Ok(_) => Err("it still reads"),
@@ -219,6 +230,15 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
         through_two.get(b"second").await.map_err(|error| (error, cluster.log("two")))
     })
     .await;
+
+    // The authority's key is in the directory by now, and the founder's folder keeps no other copy.
+    processes[0].kill().await.unwrap();
+    processes[0] = cluster.start("serve", &cluster.file("one.toml"));
+    poll::until("the first node serves again", DEADLINE, async || {
+        through_one.get(b"second").await.map_err(|error| (error, cluster.log("one")))
+    })
+    .await;
+    assert!(!cluster.file("one/identity/authority-key.pem").exists());
 }
 
 #[tokio::test]

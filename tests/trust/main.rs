@@ -16,5 +16,24 @@ mod members;
 
 use std::time::Duration;
 
+use meridian_proto::directory::directory_client::DirectoryClient;
+use meridian_proto::directory::{ClusterState, FollowRequest};
+use tonic::Streaming;
+use tonic::transport::Channel;
+
 /// Far beyond every time-out inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Follows the cluster at a node, whose stream has no end of its own.
+async fn follow(channel: Channel) -> Streaming<ClusterState> {
+    let mut client = DirectoryClient::new(channel);
+    let mut followed = client.follow(FollowRequest::default()).await.unwrap().into_inner();
+    assert!(followed.message().await.unwrap().is_some());
+    followed
+}
+
+/// Waits until the node has ended the stream.
+async fn ended(mut followed: Streaming<ClusterState>) {
+    let read = async { while let Ok(Some(_)) = followed.message().await {} };
+    tokio::time::timeout(DEADLINE, read).await.expect("the stream goes on");
+}

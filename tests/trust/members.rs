@@ -1,13 +1,16 @@
-//! A node that does not vote in a group, and whose certificate is used to lead it.
+//! Certificates of nodes in other hands: of a node that does not vote in a group, to lead it, and of a
+//! node that was revoked.
 
 use meridian_config::Context;
 use meridian_proto::log;
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_tests::kv_connect::DEFAULT_DATABASE;
-use meridian_tests::{Cluster, ClusterOptions, as_node};
+use meridian_tests::{Cluster, ClusterOptions, as_node, poll};
 use meridian_types::NodeId;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+use crate::DEADLINE;
 
 type Client = RaftClient<Channel>;
 
@@ -61,4 +64,23 @@ async fn certificate_of_a_node_leads_no_group_that_the_node_does_not_vote_in() {
     let code = voter.pre_vote(candidacy(group, 1)).await.err().map(|status| status.code());
     assert_ne!(code, Some(Code::PermissionDenied));
     client.set(b"after", b"it").await.unwrap();
+}
+
+/// It votes in the shard, and not in the directory.
+#[tokio::test]
+async fn calls_of_a_node_are_refused_once_it_is_revoked() {
+    let cluster =
+        Cluster::start(ClusterOptions { topology: &[3, 1], ..ClusterOptions::default() }).await;
+    let group = raft::Group { shard: 1, epoch: 1, target: 2 };
+    let mut thief = with_identity(&cluster, "region-1-c", 2);
+    let mut stands = async || thief.pre_vote(candidacy(group, 3)).await.map(drop);
+    let code = stands().await.err().map(|status| status.code());
+    assert_ne!(code, Some(Code::Unauthenticated));
+    cluster.order(1, &["nodes", "revoke", "region-1-c"]).await;
+    poll::until("its calls are refused", DEADLINE, async || match stands().await {
+        Err(status) if status.code() == Code::Unauthenticated => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    cluster.client(1, DEFAULT_DATABASE).set(b"without", b"it").await.unwrap();
 }

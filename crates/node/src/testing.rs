@@ -1,6 +1,7 @@
 //! Support for tests of several modules.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,14 +20,20 @@ use crate::write::division::WriteBytes;
 use crate::write::proposer::{AdmitAll, WriteReply, WriteRequest};
 use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
+use meridian_directory::{Webhook, WebhookKey};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, new_request_id};
 use meridian_memory::ByteBudget;
+use meridian_net::tls::PemFile;
+use meridian_net::{Credentials, Mutual};
+use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, KeyAndRequest, Subject};
+use meridian_proto::CallingNode;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
 use meridian_types::{
     DatabaseId, Epoch, EpochHistory, Mutation, NodeId, Position, ShardId, Transaction,
     Versionstamp, WriteOutcome,
 };
+use tonic::Request;
 
 /// Waits until something holds.
 ///
@@ -37,6 +44,54 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A call of which the connection proves that it comes from this node.
+pub(crate) fn from_node<T>(node: u64, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(CallingNode(NodeId(node)));
+    request
+}
+
+/// The id of a cluster with certificates.
+pub(crate) const CLUSTER: &str = "00ff00ff00ff00ff";
+
+/// A new authority of [`CLUSTER`].
+pub(crate) fn authority() -> Authority {
+    Authority::new(CLUSTER, Duration::from_millis(wall_ms())).unwrap()
+}
+
+/// A certificate, its authority's, and its key, as PEM.
+pub(crate) fn identity(authority: &Authority, holder: Holder) -> String {
+    let asked = KeyAndRequest::new().unwrap();
+    let subject = Subject { cluster: CLUSTER.to_owned(), holder };
+    let now = Duration::from_millis(wall_ms());
+    let issued = authority.issue(&asked.request, &subject, now, CERTIFICATE_LIFETIME).unwrap();
+    issued.chain_pem + &asked.key_pem
+}
+
+/// Of a process with such an identity, which believes its authority alone.
+pub(crate) fn mutual(authority: &Authority, holder: Holder) -> Arc<Mutual> {
+    let file = |text: &str| PemFile::new(PathBuf::new(), text.as_bytes().to_vec());
+    let identity = file(&identity(authority, holder));
+    let authorities = file(authority.certificate_pem());
+    let credentials =
+        Credentials { certificate: &identity, key: &identity, authorities: &authorities };
+    Arc::new(Mutual::new(credentials).unwrap())
+}
+
+/// The beginning of the key of [`webhook`], as it is stored and sent.
+pub(crate) const WEBHOOK_KEY: &str = "BwcHBwcH";
+
+pub(crate) fn webhook() -> Webhook {
+    Webhook {
+        queue: String::new(),
+        url: "https://example.com/".to_owned(),
+        concurrency: 1,
+        timeout_ms: 1000,
+        key: WebhookKey::new(&[7; 32]).unwrap(),
+        next_key: None,
     }
 }
 

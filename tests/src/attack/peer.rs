@@ -18,6 +18,8 @@ use super::{Target, again};
 use crate::as_node;
 
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Of the bystander's database.
+const SHARD: u32 = 2;
 
 async fn stranger(address: &str, cluster: &str) -> Option<Channel> {
     let origin = format!("http://{cluster}.meridian").parse().ok()?;
@@ -33,7 +35,7 @@ fn thief(target: &Target, node: u64, address: &str) -> Channel {
 /// A candidate's vote, and a leader's entry, of an impossible term.
 async fn mad_term(channel: Channel, target: u64) {
     for term in [u64::MAX, 1 << 40] {
-        let group = Some(raft::Group { shard: 1, epoch: 1, target });
+        let group = Some(raft::Group { shard: SHARD, epoch: 1, target });
         let vote = |committed| Some(meridian_proto::log::Vote { term, node_id: 1, committed });
         let mut rafts = RaftClient::new(channel.clone());
         let append = raft::AppendRequest { group, vote: vote(true), ..Default::default() };
@@ -61,7 +63,7 @@ pub(super) async fn foreign(target: Arc<Target>) {
             drop(DirectoryClient::new(channel.clone()).renew(renewal).await);
             let position = Some(shipping::Position { epoch: u32::MAX, sequence: u64::MAX });
             let status = shipping::Status {
-                shard: 1,
+                shard: SHARD,
                 node_id: 1,
                 epoch: 1,
                 durable: position,

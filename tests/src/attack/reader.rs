@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http_body_util::BodyExt;
+use hyper::StatusCode;
 use meridian_proto::kv_connect as pb;
 use meridian_types::Consistency;
 use prost::Message;
@@ -14,8 +15,9 @@ use prost::Message;
 use super::wire::{Never, http2, largest_read, request, whole};
 use super::{Target, again, stored};
 use crate::KvClient;
-use crate::kv_connect::{SECOND_DATABASE, range, set};
+use crate::kv_connect::{CallError, Reply, SECOND_DATABASE, range, set};
 
+const WRITE: &str = "/kv/strong/atomic_write";
 const READ: &str = "/kv/strong/snapshot_read";
 
 /// Eight connections with as many streams as one may have.
@@ -89,6 +91,16 @@ pub(super) async fn resets(target: Arc<Target>) {
     .await;
 }
 
+/// Under attack a gateway may have no room for a request, or end its connection.
+///
+/// # Panics
+/// When a request beyond the attacker's rights is answered otherwise.
+fn assert_refused(answer: Result<Reply, CallError>, status: StatusCode) {
+    let Ok(reply) = answer else { return };
+    let is_refused = [status, StatusCode::SERVICE_UNAVAILABLE].contains(&reply.status);
+    assert!(is_refused, "{} in the place of {status}: {}", reply.status, reply.text());
+}
+
 /// Requests beyond its rights, and requests that make no sense.
 pub(super) async fn probes(target: Arc<Target>) {
     let clients: Vec<KvClient> = target.clients(&target.reader).collect();
@@ -96,7 +108,9 @@ pub(super) async fn probes(target: Arc<Target>) {
         let client = clients[at % clients.len()].clone();
         async move {
             let write = pb::AtomicWrite { mutations: vec![set(b"k", b"v")], ..Default::default() };
-            drop(client.write(write.clone()).await);
+            let write = Bytes::from(write.encode_to_vec());
+            let answer = client.post(WRITE, &client.headers(), write.clone()).await;
+            assert_refused(answer, StatusCode::FORBIDDEN);
             let garbage = Bytes::from_static(b"\x0a\xff\xff\xff\xff\x0f");
             drop(client.post(READ, &client.headers(), garbage).await);
             drop(client.post(READ, &client.headers(), vec![0; 1 << 20].into()).await);
@@ -105,16 +119,14 @@ pub(super) async fn probes(target: Arc<Target>) {
                 "/db/none",
                 "/databases/00000000-0000-4000-8000-000000000002/connect",
             ] {
-                drop(client.post(path, &client.headers(), Bytes::from_static(b"{}")).await);
+                let asked = Bytes::from_static(br#"{"supportedVersions":[3]}"#);
+                let answer = client.post(path, &client.headers(), asked).await;
+                assert_refused(answer, StatusCode::UNAUTHORIZED);
             }
             let mut headers = client.headers();
             headers.retain(|(name, _)| *name != "x-denokv-database-id");
             headers.push(("x-denokv-database-id", SECOND_DATABASE.to_string()));
-            drop(
-                client
-                    .post("/kv/strong/atomic_write", &headers, write.encode_to_vec().into())
-                    .await,
-            );
+            assert_refused(client.post(WRITE, &headers, write).await, StatusCode::UNAUTHORIZED);
         }
     })
     .await;

@@ -12,15 +12,26 @@ use tonic::{Code, Request, Status};
 use crate::support::{CALLER, at, equal, leader, write};
 use crate::wire::Wire;
 
-/// The answers of `node` to every call that stands for election or leads, of this node and term.
-async fn claim(
-    channel: Channel,
-    node: NodeId,
-    term: u64,
+/// A claim to be voted for, or to lead.
+struct Claim {
+    /// The node that the calls come from.
+    caller: NodeId,
+    /// The node that they speak of.
     claimant: NodeId,
-) -> Vec<Result<(), Status>> {
+    term: u64,
+}
+
+impl Claim {
+    fn of(node: NodeId, term: u64) -> Self {
+        Self { caller: node, claimant: node, term }
+    }
+}
+
+/// The answers of `node` to every call that makes the claim.
+async fn claim(channel: Channel, node: NodeId, claim: Claim) -> Vec<Result<(), Status>> {
+    let Claim { caller, claimant, term } = claim;
     let mut client = RaftClient::with_interceptor(channel, move |mut request: Request<()>| {
-        request.metadata_mut().insert(CALLER, claimant.0.into());
+        request.metadata_mut().insert(CALLER, caller.0.into());
         Ok(request)
     });
     let group = Some(raft::Group { shard: crate::support::SHARD.0, epoch: 1, target: node.0 });
@@ -49,9 +60,9 @@ async fn claim(
     answers
 }
 
-/// Three nodes with a group, which refuse all of these claims, of a node and a term, and go on as if
-/// nothing had been claimed.
-async fn refused(claims: impl Fn(NodeId, u64) -> (NodeId, u64), code: Code) {
+/// Three nodes with a group, which refuse all claims and go on as if nothing had been claimed.
+/// `claims`: by the group's leader and its term.
+async fn refused(claims: impl Fn(NodeId, u64) -> Claim, code: Code) {
     // On a machine that stands still for some time a member stands for election by itself.
     for _ in 0..5 {
         if leads_on(&claims, code).await {
@@ -62,7 +73,7 @@ async fn refused(claims: impl Fn(NodeId, u64) -> (NodeId, u64), code: Code) {
 }
 
 /// Whether the leader leads on in its term.
-async fn leads_on(claims: impl Fn(NodeId, u64) -> (NodeId, u64), code: Code) -> bool {
+async fn leads_on(claims: impl Fn(NodeId, u64) -> Claim, code: Code) -> bool {
     let wire = Arc::new(Wire::default());
     let nodes = crate::seal::three(&wire).await;
     let last = write(&nodes, 2, "before").await;
@@ -73,8 +84,7 @@ async fn leads_on(claims: impl Fn(NodeId, u64) -> (NodeId, u64), code: Code) -> 
         (leading.id, leading.group().status().term)
     };
     for node in &nodes {
-        let (claimant, claimed) = claims(led, term);
-        for answer in claim(wire.channel(node.id).unwrap(), node.id, claimed, claimant).await {
+        for answer in claim(wire.channel(node.id).unwrap(), node.id, claims(led, term)).await {
             assert_eq!(answer.unwrap_err().code(), code);
         }
     }
@@ -87,11 +97,19 @@ async fn leads_on(claims: impl Fn(NodeId, u64) -> (NodeId, u64), code: Code) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_term_that_no_group_reaches_moves_no_member() {
     for claimed in [u64::MAX, 1 << 40] {
-        refused(|led, _| (led, claimed), Code::InvalidArgument).await;
+        refused(|led, _| Claim::of(led, claimed), Code::InvalidArgument).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_does_not_vote_in_a_group_neither_leads_it_nor_is_voted_for() {
-    refused(|_, term| (NodeId(4), term + 1), Code::PermissionDenied).await;
+    refused(|_, term| Claim::of(NodeId(4), term + 1), Code::PermissionDenied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn voter_neither_stands_for_election_nor_leads_in_the_name_of_another() {
+    let another = |led: NodeId| NodeId(led.0 % 3 + 1);
+    let claims =
+        |led: NodeId, term: u64| Claim { caller: another(led), claimant: led, term: term + 1 };
+    refused(claims, Code::PermissionDenied).await;
 }

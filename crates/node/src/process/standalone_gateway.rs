@@ -196,12 +196,20 @@ mod tests {
     use std::time::Instant;
 
     use meridian_config::{DevLayout, GatewayListen, GatewaySettings, TokenConfig, TokenSecret};
-    use meridian_gateway::Databases;
-    use meridian_types::Permissions;
+    use meridian_directory::{Cluster, Transport};
+    use meridian_failover::Lease;
+    use meridian_gateway::{Access, Databases};
+    use meridian_net::admission::{Limits, admitted};
+    use meridian_net::control::{adopt, divide};
+    use meridian_proto::directory::directory_server::DirectoryServer;
+    use meridian_types::{NodeId, Permissions};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::rpc::directory::DirectoryService;
+    use crate::testing::{CLUSTER, authority, identity, mutual, until};
 
     const TOKEN: &str = "a-token-of-the-configuration";
 
@@ -217,13 +225,12 @@ mod tests {
         answer
     }
 
-    #[tokio::test]
-    async fn gateway_without_nodes_opens_late_gives_metadata_and_calls_no_token_unknown() {
-        // Nothing listens there.
+    /// Without an identity, in a cluster of which nothing listens.
+    fn config() -> GatewayConfig {
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let secret = TokenSecret::Plain(TOKEN.to_owned());
-        let config = GatewayConfig {
+        GatewayConfig {
             region: "region-1".to_owned(),
             max_memory_mb: None,
             listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
@@ -235,15 +242,65 @@ mod tests {
             own_identity: false,
             state_dir: None,
             insecure: true,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn gateway_without_nodes_opens_late_gives_metadata_and_calls_no_token_unknown() {
         let started = Instant::now();
-        let gateway = StandaloneGateway::start(config, None).await.unwrap();
+        let gateway = StandaloneGateway::start(config(), None).await.unwrap();
         let answer = metadata(&gateway, "a-token-of-the-directory").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(started.elapsed() >= HEARING, "{:?}", started.elapsed());
         // A program opens its database, though no leader of anything is known.
         let answer = metadata(&gateway, TOKEN).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("endpoints"), "{answer}");
+        gateway.stop().await;
+    }
+
+    /// Where a node serves its directory, over mutual TLS.
+    async fn serve(directory: &Arc<Directory>, mutual: Arc<Mutual>) -> String {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address().unwrap().to_string();
+        let limits = Limits { in_all: 9, of_one_address: 9, of_a_node: 0 };
+        let accepted = admitted(listener, limits, watch::Sender::default().subscribe());
+        let (of_control, others) = divide(accepted, Arc::clone(&mutual));
+        let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
+        let server = meridian_net::grpc::server().add_service(DirectoryServer::new(service));
+        tokio::spawn(async move {
+            // While it is open connections are accepted.
+            let _of_control = of_control;
+            server.serve_with_incoming(adopt(others, mutual)).await
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn gateway_leaves_a_node_whose_certificate_is_revoked() {
+        let authority = authority();
+        let folder = tempfile::tempdir().unwrap();
+        let kept = IdentityFolder::of(folder.path());
+        let of_gateway = identity(&authority, Holder::Gateway("edge".to_owned()));
+        kept.keep(&of_gateway, authority.certificate_pem()).unwrap();
+        let config = GatewayConfig { identity: Some(kept.files()), insecure: false, ..config() };
+        let (version, id) = (1, Some(CLUSTER.to_owned()));
+        let mut cluster = Cluster { version, id, ..config.cluster.clone() };
+        cluster.trust.transport = Transport::Require;
+        let node = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let address = serve(&node, mutual(&authority, Holder::Node(NodeId(1)))).await;
+        let dial: Dial = Arc::new(move |id: NodeId| (id == NodeId(1)).then(|| address.clone()));
+        let gateway = StandaloneGateway::start(config, Some(dial)).await.unwrap();
+        // A node in touch with the directory's leader is followed for as long as it may be.
+        let lease = Lease { ttl: Duration::from_secs(60), shards: Vec::new() };
+        let streams = || {
+            node.renewed(node.now(), &lease);
+            node.watchers()
+        };
+        until("the gateway follows the node", async || streams() == 1).await;
+        cluster.version += 1;
+        cluster.trust.revoked_before_ms.insert(NodeId(1), u64::MAX);
+        node.learn(cluster).unwrap();
+        until("the gateway has left the node", async || streams() == 0).await;
         gateway.stop().await;
     }
 }

@@ -41,6 +41,14 @@ impl Principal {
     }
 }
 
+#[cfg(test)]
+impl Principal {
+    /// By a token, or by a certificate with these claims.
+    pub(crate) fn for_test(holder: Holder, claims: Option<Claims>) -> Self {
+        Self { holder: Some(holder), claims: claims.map(Arc::new), address: None }
+    }
+}
+
 impl fmt::Display for Principal {
     /// For the record of changes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -294,3 +294,6 @@ impl failover_server::Failover for FailoverService {
         Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,3 +190,6 @@ impl membership_server::Membership for MembershipService {
         Ok(self.answer(certified))
     }
 }
+
+#[cfg(test)]
+mod tests;

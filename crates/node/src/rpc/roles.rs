@@ -182,7 +182,13 @@ impl Need {
 
 #[cfg(test)]
 mod tests {
-    use meridian_types::NodeId;
+    use std::collections::BTreeSet;
+
+    use meridian_directory::testing::{DATABASE, SHARD, database, node, report};
+    use meridian_directory::{
+        Authority, Invitation, Member, Operator, Token, TokenScope, Transport, WebhookSettings,
+    };
+    use meridian_types::{Epoch, NodeId, Permissions, Position, Quotas};
 
     use super::*;
 
@@ -245,5 +251,112 @@ mod tests {
         ] {
             assert_eq!(needs.map(|need| need.is_met_by(&holder)), met, "{holder}");
         }
+    }
+
+    /// The changes that the controller and the directory's leader make.
+    fn of_the_directory() -> Vec<Change> {
+        let (shard, epoch, node, text) = (SHARD, Epoch(1), NodeId(1), String::new);
+        let to = None;
+        vec![
+            Change::NameCluster { id: text() },
+            Change::RecordIncarnation { node, incarnation: text() },
+            Change::Seal { shard, epoch, to, planned: false, since_ms: 0, cause: text() },
+            Change::Promote {
+                shard,
+                voters: BTreeSet::new(),
+                preferred_leader: None,
+                report: report(2, Position::ZERO, "b"),
+            },
+            Change::Activate { shard, epoch },
+            Change::ConfirmVoters { shard, epoch, version: 1 },
+            Change::ShowLoss { shard, epoch, node, transactions: 0, at_most: 0, last_time_ms: 0 },
+            Change::EndDeletion { id: DATABASE },
+            Change::UseInvitation { id: 1, request: text() },
+        ]
+    }
+
+    fn for_operate() -> Vec<Change> {
+        let (shard, epoch, voters, text) = (SHARD, Epoch(1), BTreeSet::new(), String::new);
+        let of = QuotaOwner::Database(DATABASE);
+        vec![
+            Change::BeginSwitchover { shard, to: text() },
+            Change::CancelSwitchover { shard },
+            Change::ForceFailover { shard, epoch, to: None, since_ms: 0, cause: text() },
+            Change::SetVoters { shard, voters: voters.clone() },
+            Change::SetDirectoryVoters { voters },
+            Change::SetDatabase {
+                id: DATABASE,
+                failover: None,
+                rpo: None,
+                primary_region: None,
+                v8_format: None,
+                queue_paused: None,
+            },
+            Change::SetQuotas { of, set: Quotas::default(), remove: BTreeSet::new() },
+        ]
+    }
+
+    fn for_admin() -> Vec<Change> {
+        let (id, text, member) = (DATABASE, String::new, Member::Node(NodeId(1)));
+        let operator = Operator {
+            name: text(),
+            sha256: text(),
+            level: Level::View,
+            expires_at_ms: None,
+            created_at_ms: 0,
+        };
+        let invitation =
+            Invitation { member: member.clone(), sha256: text(), expires_at_ms: 0, used_by: None };
+        let authority = Authority { certificate_pem: text(), key: None, issues: false };
+        let of = QuotaOwner::Token(1);
+        vec![
+            Change::AddRegion { name: text() },
+            Change::RemoveRegion { name: text() },
+            Change::AddNode { node: node(8, "a", "a4") },
+            Change::RemoveNode { node: NodeId(8) },
+            Change::ReplaceNode { old: NodeId(1), new: node(8, "a", "a1") },
+            Change::CreateDatabase { id, database: database("x", "a"), own_shard: false },
+            Change::DeleteDatabase { id },
+            Change::SetWebhook { id, queue: text(), settings: WebhookSettings::default() },
+            Change::RotateWebhookKey { id, queue: text() },
+            Change::RemoveWebhook { id, queue: text() },
+            Change::CreateToken {
+                token: Token::new(text(), text(), TokenScope::All, Permissions::ALL),
+            },
+            Change::SetQuotas { of, set: Quotas::default(), remove: BTreeSet::new() },
+            Change::RotateToken { id: 1, sha256: text(), previous_until_ms: None },
+            Change::RevokeToken { id: 1 },
+            Change::SetTransport { transport: Transport::Off },
+            Change::AddAuthority { authority },
+            Change::IssueWith { number: 0 },
+            Change::RemoveAuthority { number: 0 },
+            Change::AddOperator { operator },
+            Change::RemoveOperator { name: text() },
+            Change::AddGateway { name: text() },
+            Change::RemoveGateway { name: text() },
+            Change::RevokeCertificates { member, before_ms: 0 },
+            Change::Invite { invitation, now_ms: 0 },
+        ]
+    }
+
+    #[test]
+    fn every_change_takes_the_level_of_this_table_and_none_is_left_out() {
+        let mut listed = BTreeSet::new();
+        for (changes, level) in [
+            (of_the_directory(), None),
+            (for_operate(), Some(Level::Operate)),
+            (for_admin(), Some(Level::Admin)),
+        ] {
+            for change in changes {
+                assert_eq!(of_change(&change), level, "{change:?}");
+                let json = serde_json::to_value(&change).unwrap();
+                listed.extend(json.as_object().unwrap().keys().cloned());
+            }
+        }
+        // An error about a change that there is not names all that there are, each in backticks.
+        let error = serde_json::from_str::<Change>(r#""""#).unwrap_err().to_string();
+        let all: BTreeSet<String> =
+            error.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+        assert_eq!(listed, all, "{error}");
     }
 }

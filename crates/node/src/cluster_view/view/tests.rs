@@ -161,6 +161,19 @@ fn voters_of_the_own_region_are_asked_first() {
 }
 
 #[test]
+fn node_votes_in_the_directory_while_the_cluster_names_it_or_named_it_before() {
+    let mut cluster = cluster(3, Some("a"));
+    cluster.directory_voters = [NodeId(1)].into();
+    cluster.former_directory_voters = [NodeId(2)].into();
+    let directory = directory(cluster, None);
+    let voters = |group| [1, 2, 3].map(|node| directory.may_vote_in(group, NodeId(node)));
+    assert_eq!(voters(DIRECTORY_GROUP), [true, true, false]);
+    let of_epoch = |epoch| GroupId { shard: ShardId(1), epoch: Epoch(epoch) };
+    assert_eq!(voters(of_epoch(1)), [true; 3]);
+    assert_eq!(voters(of_epoch(2)), [false; 3]);
+}
+
+#[test]
 fn what_leaders_say_of_how_far_shards_came_is_kept_by_epoch() {
     let directory = directory(cluster(3, Some("a")), None);
     let (shard, epoch) = (ShardId(1), Epoch(2));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use meridian_config::DevLayout;
+use meridian_pki::Holder;
 use meridian_proto::queue::{self, queue_client::QueueClient, queue_server};
 use meridian_proto::shipping as wire;
 use meridian_proto::shipping::shipping_client::ShippingClient;
@@ -15,6 +16,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::testing::{CLUSTER, authority, mutual};
 
 /// More than the frames of late answers for which a connection is closed where that is bounded,
 /// 1024 by default.
@@ -187,5 +189,25 @@ async fn streams_of_listeners_that_are_not_read_have_little_on_the_way_and_hold_
     for made in &made.read()[..UNREAD] {
         let bytes = made.load(Ordering::SeqCst) as usize * PART_BYTES;
         assert!(bytes <= 1 << 20, "{bytes} bytes left for a listener that reads nothing");
+    }
+}
+
+#[tokio::test]
+async fn node_is_dialled_in_the_clear_only_until_the_transport_asks_for_tls() {
+    let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let mutual = mutual(&authority(), Holder::Node(NodeId(1)));
+    let peers = PeerChannels::with_control(&cluster, Arc::new(|_| None), None, mutual).unwrap();
+    let node_2 = Expected { cluster: Some(CLUSTER.to_owned()), node: Some(NodeId(2)) };
+    for (transport, tls) in [
+        (Transport::Off, None),
+        (Transport::Allow, None),
+        (Transport::Prefer, Some((node_2.clone(), true))),
+        (Transport::Require, Some((node_2, false))),
+    ] {
+        let dialled = match peers.way(transport, NodeId(2)) {
+            Way::Plain => None,
+            Way::Tls { expected, or_plain, .. } => Some((expected, or_plain)),
+        };
+        assert_eq!(dialled, tls, "{transport}");
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use meridian_config::DevLayout;
-use meridian_directory::Operator;
+use meridian_directory::{Authority, Operator};
 use meridian_pki::{NoClaims, Subject};
 use meridian_types::NodeId;
 use tonic::Code;
@@ -26,6 +26,11 @@ fn cluster(transport: Transport) -> Cluster {
     };
     cluster.trust.operators.insert(1, operator);
     cluster
+}
+
+/// The cluster's own.
+fn authority() -> Authority {
+    Authority { certificate_pem: String::new(), key: None, issues: true }
 }
 
 fn node(id: u64) -> Holder {
@@ -128,16 +133,28 @@ fn gateway_has_to_be_listed_where_the_cluster_issues_certificates_itself() {
     let judge =
         |cluster: &Cluster| judged(cluster, NOW, &over_tls(Some(edge())), None, Need::Gateway);
     assert!(judge(&cluster).is_ok());
-    cluster.trust.authorities.push(meridian_directory::Authority {
-        certificate_pem: String::new(),
-        key: None,
-        issues: true,
-    });
+    cluster.trust.authorities.push(authority());
     refused(judge(&cluster), Code::Unauthenticated, "no gateway edge");
     cluster.trust.gateways.insert("edge".to_owned(), 0);
     assert!(judge(&cluster).is_ok());
     cluster.trust.gateways.insert("edge".to_owned(), u64::MAX);
     refused(judge(&cluster), Code::Unauthenticated, "revoked");
+}
+
+#[test]
+fn people_and_monitors_come_by_no_certificate_where_the_cluster_issues_certificates_itself() {
+    let mut cluster = cluster(Transport::Require);
+    let judge = |cluster: &Cluster, holder: &Holder| {
+        let caller = over_tls(Some(claims(holder.clone())));
+        judged(cluster, NOW, &caller, None, Need::Observer)
+    };
+    let operator = Holder::Operator { level: Level::Admin, name: "bo".to_owned() };
+    let holders = [operator, Holder::Observer("prometheus".to_owned())];
+    assert!(holders.iter().all(|holder| judge(&cluster, holder).is_ok()));
+    cluster.trust.authorities.push(authority());
+    for holder in &holders {
+        refused(judge(&cluster, holder), Code::Unauthenticated, "comes by a token");
+    }
 }
 
 #[test]

@@ -2,15 +2,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::stream;
 use meridian_failover::Lease;
+use meridian_proto::CallingNode;
 use meridian_proto::shipping::shipping_client::ShippingClient;
+use meridian_proto::shipping::shipping_server::Shipping as _;
 use meridian_storage::{Engine, MemoryEngine};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
 use crate::replication::progress::Followers;
-use crate::testing::{OnlyVoter, until};
+use crate::testing::{OnlyVoter, from_node, until};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 /// More than any task does before it lets others go on.
@@ -126,14 +130,25 @@ async fn a_subscription_of_which_nothing_is_taken_ends_by_itself() {
     until("it has ended", async || subscription.is_finished()).await;
 }
 
-#[tokio::test]
-async fn an_announcement_that_is_larger_than_any_is_not_decoded() {
+/// Calls come from this node, as their connection proves; `None`: it proves nothing.
+async fn client(service: ShippingService, caller: Option<u64>) -> ShippingClient<Channel> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder().add_service(service().await.into_server());
+    let proves = move |mut request: Request<()>| {
+        if let Some(node) = caller {
+            request.extensions_mut().insert(CallingNode(NodeId(node)));
+        }
+        Ok::<_, Status>(request)
+    };
+    let server = InterceptedService::new(service.into_server(), proves);
+    let server = Server::builder().add_service(server);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect_lazy();
-    let mut client = ShippingClient::new(channel);
+    ShippingClient::new(Endpoint::from_shared(address).unwrap().connect_lazy())
+}
+
+#[tokio::test]
+async fn an_announcement_that_is_larger_than_any_is_not_decoded() {
+    let mut client = client(service().await, None).await;
     let mut announces = async |statuses| {
         let request = wire::AnnounceRequest {
             statuses: vec![wire::Status::default(); statuses],
@@ -144,4 +159,37 @@ async fn an_announcement_that_is_larger_than_any_is_not_decoded() {
     // Two bytes each on the wire.
     assert!(announces(MAX_REQUEST_BYTES / 4).await);
     assert!(!announces(MAX_REQUEST_BYTES / 2 + 1).await);
+}
+
+#[tokio::test]
+async fn node_neither_subscribes_nor_announces_in_the_name_of_another() {
+    let mut client = client(service().await, Some(1)).await;
+    for (node, refused) in [(1, None), (2, Some(Code::PermissionDenied))] {
+        let message = Some(subscribe_request::Message::Start(start(node)));
+        let request = wire::SubscribeRequest { message };
+        let subscribed = client.subscribe(stream::iter([request])).await;
+        assert_eq!(subscribed.err().map(|status| status.code()), refused, "of node {node}");
+    }
+    for nodes in [[1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2]] {
+        let [node_id, of_status, of_checkpoint] = nodes;
+        let statuses = vec![wire::Status { node_id: of_status, ..Default::default() }];
+        let checkpoints = vec![wire::Checkpoint { node_id: of_checkpoint, ..Default::default() }];
+        let request =
+            wire::AnnounceRequest { node_id, statuses, checkpoints, ..Default::default() };
+        let announced = client.announce(stream::iter([request])).await;
+        let refused = nodes.contains(&2).then_some(Code::PermissionDenied);
+        assert_eq!(announced.err().map(|status| status.code()), refused, "of nodes {nodes:?}");
+    }
+}
+
+#[tokio::test]
+async fn node_that_does_not_vote_in_the_directory_gets_no_state_of_it() {
+    let service = service().await;
+    let shard = DIRECTORY_GROUP.shard.0;
+    // It is not here: a fetch that is let through fails of that.
+    for (node, code) in [(1, Code::NotFound), (7, Code::PermissionDenied)] {
+        let request = wire::FetchStateRequest { shard, epoch: 1, ..Default::default() };
+        let refused = service.fetch_state(from_node(node, request)).await.err().unwrap();
+        assert_eq!(refused.code(), code, "node {node}: {refused}");
+    }
 }
