@@ -210,6 +210,20 @@ async fn change_that_may_leave_no_operator_is_ordered_by_an_operator_that_stays(
     }
 }
 
+/// Nodes 1, 4 and 6 of the seven vote.
+#[tokio::test]
+async fn voter_of_the_directory_alone_adds_an_admin_without_an_operator() {
+    let layout = DevLayout::new(&[3, 2, 2]);
+    let cluster = layout.found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let service = service(cluster);
+    for (node, code) in [(1, Code::FailedPrecondition), (2, Code::PermissionDenied)] {
+        let (name, sha256) = ("bo".to_owned(), "ab".repeat(32));
+        let request = wire::AddAdminRequest { name, sha256, actor: String::new() };
+        let answer = service.add_admin(from_node(node, request)).await;
+        assert_eq!(answer.unwrap_err().code(), code, "node {node}");
+    }
+}
+
 #[tokio::test]
 async fn node_renews_the_lease_of_no_other() {
     let service = service(founded());
