@@ -24,9 +24,17 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// A call was refused, or needs no proof.
-    pub fn count_without_proof(&self) {
+    /// A call was refused.
+    pub fn note_refused(&self) {
         self.without_proof.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call needs no proof, or is none that this version knows: a process of a later one may make
+    /// many of these.
+    pub fn note_open_to_all(&self) {
+        if !self.is_proven.load(Ordering::Relaxed) {
+            self.note_refused();
+        }
     }
 
     /// A call was let through, by its proof or since none is asked for.
@@ -92,11 +100,15 @@ mod tests {
 
     #[tokio::test]
     async fn connection_ends_behind_some_calls_without_a_proof() {
-        let standing = Standing::default();
+        let (standing, stranger) = (Standing::default(), Standing::default());
         standing.note_proven();
-        (0..CALLS).for_each(|_| standing.count_without_proof());
-        assert!(read(&standing, 100).await > 0);
-        standing.count_without_proof();
-        assert_eq!(read(&standing, 100).await, 0);
+        (0..CALLS).for_each(|_| standing.note_refused());
+        (0..CALLS).for_each(|_| stranger.note_open_to_all());
+        // Of a later version.
+        standing.note_open_to_all();
+        assert!(read(&standing, 100).await > 0 && read(&stranger, 100).await > 0);
+        standing.note_refused();
+        stranger.note_open_to_all();
+        assert_eq!((read(&standing, 100).await, read(&stranger, 100).await), (0, 0));
     }
 }

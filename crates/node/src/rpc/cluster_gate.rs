@@ -118,8 +118,9 @@ impl ClusterGate {
         let judged = self.judge(request, need);
         if let Some(Caller { standing, .. }) = request.extensions().get::<Caller>() {
             match &judged {
-                Ok(_) if need != Need::Nothing => standing.note_proven(),
-                _ => standing.count_without_proof(),
+                Ok(_) if need == Need::Nothing => standing.note_open_to_all(),
+                Ok(_) => standing.note_proven(),
+                Err(_) => standing.note_refused(),
             }
         }
         judged
