@@ -9,7 +9,7 @@
 //! [`Siege`] is a cluster with its [`bystander`] and the measurements.
 
 pub mod bystander;
-mod outsider;
+pub mod outsider;
 mod peer;
 mod reader;
 mod siege;

@@ -9,8 +9,11 @@ use meridian_config::{Context, equip_other};
 use meridian_net::grpc::{self, Access, OperatorChannel, Timeouts};
 use meridian_net::tls::PemFile;
 use meridian_pki::Holder;
+use meridian_tests::attack::outsider;
 use meridian_tests::{Cluster, ClusterOptions};
 use meridian_types::{Level, NodeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::body::Body;
 use tonic::client::GrpcService as _;
 use tonic::codegen::http::{Request, header};
@@ -47,7 +50,7 @@ fn expected(service: &str, method: &str) -> [bool; 7] {
     match (name, method) {
         ("Membership", "Join") => [true; 7],
         ("Raft" | "Shipping" | "Failover", _)
-        | ("Directory", "Renew")
+        | ("Directory", "Renew" | "AddAdmin")
         | ("Shard", "ReadPosition") => [false, true, false, false, false, false, false],
         ("Shard" | "Changes" | "Queue", _)
         | ("Directory", "Follow" | "TellTokenUses")
@@ -114,6 +117,21 @@ async fn call(channel: &OperatorChannel, cluster: &str, path: &str) -> (Option<i
     (status, text("grpc-message").unwrap_or_default().to_owned())
 }
 
+#[tokio::test]
+async fn connection_of_a_stranger_ends_behind_some_refused_calls() {
+    let cluster =
+        Cluster::start(ClusterOptions { topology: &[1], ..ClusterOptions::default() }).await;
+    let calls = outsider::calls(b"", 2000, "/meridian.raft.v1.Raft/Vote", None);
+    let mut stream = TcpStream::connect(cluster.rpc_address(1)).await.unwrap();
+    // It may end while they are being sent.
+    drop(stream.write_all(&calls).await);
+    let mut answers = Vec::new();
+    let ended = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answers)).await;
+    assert!(ended.is_ok(), "{} bytes of answers, and it goes on", answers.len());
+    let client = cluster.client(1, meridian_tests::kv_connect::DEFAULT_DATABASE);
+    client.set(b"after", b"all").await.unwrap();
+}
+
 const DENIED: i32 = 7;
 const UNAUTHENTICATED: i32 = 16;
 
@@ -125,9 +143,11 @@ async fn every_method_takes_its_roles_and_refuses_all_others() {
     let address = cluster.rpc_address(1).to_owned();
     let methods = methods();
     assert!(methods.len() > 25, "{methods:?}");
+    // A connection ends behind some refused calls: each call has its own.
+    let connect = async |access| grpc::connect(&address, access, TIMEOUTS).await.unwrap();
     for (at, (role, access)) in roles(&cluster).into_iter().enumerate() {
-        let channel = grpc::connect(&address, &access, TIMEOUTS).await.unwrap();
         for (service, method) in &methods {
+            let channel = connect(&access).await;
             let (status, text) = call(&channel, &id, &format!("/{service}/{method}")).await;
             let is_refused = matches!(status, Some(DENIED | UNAUTHENTICATED));
             let is_expected = expected(service, method)[at];
@@ -139,8 +159,8 @@ async fn every_method_takes_its_roles_and_refuses_all_others() {
         }
     }
     // In the clear, knowing all: nothing but the call that brings its own proof.
-    let plain = grpc::connect(&address, &Access::open(), TIMEOUTS).await.unwrap();
     for (service, method) in &methods {
+        let plain = connect(&Access::open()).await;
         let (status, text) = call(&plain, &id, &format!("/{service}/{method}")).await;
         if method != "Join" {
             assert_eq!(status, Some(UNAUTHENTICATED), "{service}/{method}: {text}");

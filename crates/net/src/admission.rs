@@ -95,6 +95,13 @@ struct Admitted {
     is_members: bool,
 }
 
+impl Admitted {
+    fn may_be_of_control(&self) -> bool {
+        let rate = &self.open.rates.control;
+        self.is_members || rate.take(Origin::of(self.address), Instant::now())
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut open = self.open.open.lock();
@@ -147,8 +154,7 @@ impl Connection {
 
     /// Whether its origin may begin one more connection of control.
     pub(crate) fn may_be_of_control(&self) -> bool {
-        let Admitted { open, address, is_members } = &self.admitted;
-        *is_members || open.rates.control.take(Origin::of(*address), Instant::now())
+        self.admitted.may_be_of_control()
     }
 
     /// Whether its other side has shown that it is a node, or is in the clear, which others judge.
@@ -306,6 +312,13 @@ mod tests {
         assert!((128..200).contains(&came(1)));
         assert!(come(2));
         assert!((512..700).contains(&came(9)));
+        let of_control = |last| {
+            let admitted = open.admit(address(last), limits, &members).unwrap();
+            (0..100).filter(|_| admitted.may_be_of_control()).count()
+        };
+        assert!((16..30).contains(&of_control(3)));
+        std::thread::sleep(2 * OF_A_NODE_EVERY);
+        assert_eq!(of_control(9), 100);
     }
 
     #[tokio::test]

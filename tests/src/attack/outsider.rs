@@ -29,8 +29,9 @@ fn head(path: &str) -> Vec<u8> {
     [&[0x83, 0x86, 0x04][..], &text(path), &[0x0f, 0x10], &text("application/grpc")].concat()
 }
 
-/// A connection with so many calls of `path`, each with these bytes of a message of 16,000.
-fn calls(first: &[u8], count: u32, path: &str, message: Option<&[u8]>) -> Arc<Vec<u8>> {
+/// The bytes of a connection with so many calls of `path`, behind the `first` ones: whole and empty,
+/// or each with these bytes of a message of 16,000.
+pub fn calls(first: &[u8], count: u32, path: &str, message: Option<&[u8]>) -> Arc<Vec<u8>> {
     let mut bytes = [first, PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
     let head = head(path);
     for stream in (1..2 * count).step_by(2) {

@@ -1,12 +1,15 @@
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use meridian_pki::{Authority, KeyAndRequest, Subject};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::admission::{Limits, admitted};
+use crate::control::{MARK, divide};
 use crate::listener::Listener;
 
 const CLUSTER: &str = "00ff00ff00ff00ff";
@@ -62,7 +65,7 @@ async fn accept(mutual: Arc<Mutual>) -> (u16, JoinHandle<io::Result<Caller>>) {
     let accepted = tokio::spawn(async move {
         let (stream, _) = listener.accept().await;
         let mut stream = mutual.accept(stream).await?;
-        let caller = Caller::of(&stream);
+        let caller = Caller::of(&stream, Arc::default());
         let byte = stream.read_u8().await?;
         stream.write_u8(byte).await?;
         stream.flush().await?;
@@ -309,4 +312,37 @@ fn credentials_that_cannot_be_used_are_named() {
     assert!(!refused(&file("hush"), &authorities).contains("hush"));
     let authority_itself = file(&[authority.certificate_pem(), authority.key_pem()].concat());
     assert!(refused(&authority_itself, &authorities).contains("names no holder"));
+}
+
+/// It is served on the threads that keep leases.
+#[tokio::test]
+async fn connection_of_control_is_taken_from_a_node_alone() {
+    let authority = authority();
+    let server = Arc::new(of_node(&authority, 2));
+    let believed =
+        Believed::Authorities(tls::authorities(&file(authority.certificate_pem())).unwrap());
+    let stranger = Dialler::new(None, believed).unwrap();
+    let gateway = mutual(&issued(&authority, Holder::Gateway("edge".to_owned())), &authority);
+    let other_node = of_node(&authority, 1).dialler().unwrap();
+    for (dialler, is_taken) in
+        [(stranger, false), (gateway.dialler().unwrap(), false), (other_node, true)]
+    {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_address().unwrap().port();
+        let limits = Limits { in_all: 9, of_one_address: 9, of_a_node: 0 };
+        let accepted = admitted(listener, limits, watch::Sender::default().subscribe());
+        let (mut of_control, _others) = divide(accepted, Arc::clone(&server));
+        let dialled = async {
+            let mut tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+            tcp.write_all(&MARK).await?;
+            dialler.handshake(Stream::new(tcp)?, &expected(2)).await?.read_u8().await
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::select! {
+                ended = dialled => ended.is_err(),
+                taken = of_control.next() => !taken.unwrap().is_ok(),
+            }
+        });
+        assert_eq!(ended.await.unwrap(), !is_taken);
+    }
 }
