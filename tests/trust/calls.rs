@@ -120,7 +120,7 @@ async fn call(channel: &OperatorChannel, cluster: &str, path: &str) -> (Option<i
 #[tokio::test]
 async fn connection_of_a_stranger_ends_behind_some_refused_calls() {
     let cluster =
-        Cluster::start(ClusterOptions { topology: &[1], ..ClusterOptions::default() }).await;
+        Cluster::start(ClusterOptions { topology: &[3], ..ClusterOptions::default() }).await;
     let calls = outsider::calls(b"", 2000, "/meridian.raft.v1.Raft/Vote", None);
     let mut stream = TcpStream::connect(cluster.rpc_address(1)).await.unwrap();
     // It may end while they are being sent.
