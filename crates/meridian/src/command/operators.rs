@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::invitation::authority;
 use super::operator::format::now_ms;
-use super::operator::{Connect, Directory, Table, contexts, format, print, print_json};
+use super::operator::{Connect, Directory, Table, contexts, format, print, print_json, seeds};
 
 #[derive(Args)]
 pub(crate) struct Operators {
@@ -99,9 +99,8 @@ impl Operators {
                     created_at_ms,
                 };
                 let cluster = directory.execute(&Change::AddOperator { operator }).await?;
-                let nodes = cluster.present_nodes().map(|(_, node)| node.rpc_address.clone());
                 let token = JoinToken {
-                    addresses: nodes.take(8).collect(),
+                    addresses: seeds(&cluster),
                     cluster: cluster.id.clone().context("the cluster has no id yet")?,
                     authority,
                     secret,

@@ -30,6 +30,8 @@ const EXECUTE: Duration = Duration::from_secs(15);
 /// How long to look for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Nodes that a token or a context names.
+const MAX_SEEDS: usize = 8;
 /// The number of recorded changes searched for a change of unknown outcome.
 const SEARCHED_CHANGES: u32 = 200;
 
@@ -240,20 +242,31 @@ impl Directory {
         Ok(view)
     }
 
-    /// Believes the authorities that the cluster names, now and with later commands: while one takes
-    /// the place of another, the cluster names both.
+    /// Believes the authorities that the cluster names, and asks its nodes of today, now and with
+    /// later commands: while one authority takes the place of another, the cluster names both.
     ///
     /// # Errors
     /// One of them cannot be read.
     pub(crate) fn believe(&mut self, cluster: &Cluster) -> Result<()> {
         let Some((path, context)) = &mut self.context else { return Ok(()) };
-        let named = cluster.trust.authorities_pem();
-        if named.is_empty() || named == context.authorities {
+        let authorities = cluster.trust.authorities_pem();
+        // With authorities of their own, operators write the file, and change it, themselves.
+        if authorities.is_empty() {
             return Ok(());
         }
-        context.authorities = named;
-        self.access = context.access(path)?;
-        if let Err(error) = context.save(path) {
+        let has_others = authorities != context.authorities;
+        let today = Context { authorities, nodes: seeds(cluster), ..context.clone() };
+        if today == *context {
+            return Ok(());
+        }
+        if has_others {
+            self.access = today.access(path)?;
+        }
+        *context = today;
+        // Nodes of before lead to those of today as well, for as long as one of them is there.
+        if let Err(error) = context.save(path)
+            && has_others
+        {
             eprintln!("meridian: {error}; the next rotation of the authority needs a new login");
         }
         Ok(())
@@ -303,6 +316,14 @@ impl Search {
             }
         }
     }
+}
+
+/// The nodes that tokens and contexts name: voters of the directory first, since one of them leads.
+pub(crate) fn seeds(cluster: &Cluster) -> Vec<String> {
+    let voters = &cluster.directory_voters;
+    let mut nodes: Vec<_> = cluster.present_nodes().collect();
+    nodes.sort_by_key(|(id, _)| !voters.contains(id));
+    nodes.into_iter().map(|(_, node)| node.rpc_address.clone()).take(MAX_SEEDS).collect()
 }
 
 /// Addresses of nodes that were not removed.

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use meridian_directory::Authority;
 use meridian_proto::directory::directory_server;
 use meridian_proto::node_id_to_wire;
 use parking_lot::Mutex;
@@ -201,4 +202,38 @@ async fn change_with_a_lost_answer_is_found_in_the_record_and_not_repeated() {
     let cluster = directory(&[&addresses[0]]).execute(&add_region("region-4")).await.unwrap();
     assert!(cluster.regions.contains(&"region-4".to_owned()));
     assert_eq!(state.lock().changes.len(), 1);
+}
+
+#[tokio::test]
+async fn context_names_the_nodes_of_today_after_any_command() {
+    let (state, addresses) = serve().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("operator.toml");
+    let context = Context {
+        cluster: "00ff00ff00ff00ff".to_owned(),
+        nodes: vec![addresses[1].clone()],
+        authorities: "a certificate".to_owned(),
+        identity: None,
+        token: Some("secret".to_owned()),
+    };
+    context.save(&path).unwrap();
+    let named = async || {
+        let context = Context::load(&path).unwrap();
+        let mut directory =
+            Directory { context: Some((path.clone(), context)), ..directory(&[&addresses[1]]) };
+        directory.inspect(0).await.unwrap();
+        Context::load(&path).unwrap()
+    };
+    // A cluster whose authority is the operator's own: so is the file.
+    assert_eq!(named().await, context);
+    let certificate_pem = context.authorities.clone();
+    let authority = Authority { certificate_pem, key: None, issues: true };
+    state.lock().cluster.trust.authorities = vec![authority];
+    let at = |number: usize| addresses[number].clone();
+    let down = |node: u64| format!("127.0.0.1:{node}");
+    // Voters of the directory come first.
+    let nodes = vec![at(0), at(2), down(6), at(1), down(3), down(5)];
+    assert_eq!(named().await, Context { nodes, ..context.clone() });
+    state.lock().cluster.nodes.get_mut(&NodeId(3)).unwrap().removed = true;
+    assert!(named().await.nodes.iter().all(|node| *node != down(3)));
 }
