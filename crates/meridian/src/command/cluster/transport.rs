@@ -264,7 +264,10 @@ pub(super) async fn rotate_authority(directory: &mut Directory) -> Result<()> {
         directory.execute(&Change::RemoveAuthority { number: 0 }).await?;
     }
     print("the authority before is not believed any more\n")?;
-    print("contexts that no command was run with meanwhile need another `meridian login`\n")
+    print(
+        "tokens from before are void, for login and unused ones to join, and so are contexts that no command was run \
+         with meanwhile: `meridian operators login-token NAME`, `nodes join-token` and `gateways join-token` print others\n",
+    )
 }
 
 #[cfg(test)]

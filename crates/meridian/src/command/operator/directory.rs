@@ -30,6 +30,9 @@ const EXECUTE: Duration = Duration::from_secs(15);
 /// How long to look for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Words of rustls of a certificate from an authority that is not believed: of the name of a
+/// believed authority, and of another name.
+const STRANGE_AUTHORITY: [&str; 2] = ["BadSignature", "UnknownIssuer"];
 /// Nodes that a token or a context names.
 const MAX_SEEDS: usize = 8;
 /// The number of recorded changes searched for a change of unknown outcome.
@@ -95,10 +98,14 @@ impl Directory {
         let known = self.known.iter().flat_map(|cluster| addresses(cluster, cluster.nodes.keys()));
         search.ask(self.seeds.iter().cloned().chain(known));
         let mut best: Option<View> = None;
+        let mut way_on = None;
         while let Some((address, answer)) = search.asked.next().await {
-            let view = match answer.map_err(|status| anyhow!("{}", status.message())) {
+            let view = match answer {
                 Ok(response) => self.read(&address, response),
-                Err(error) => Err(error),
+                Err(status) => {
+                    way_on = way_on.or_else(|| advice(&status));
+                    Err(anyhow!("{}", status.message()))
+                }
             };
             match view {
                 Ok(view) if view.leader_address.is_some() => return Ok(view),
@@ -123,7 +130,8 @@ impl Directory {
         best.ok_or_else(|| {
             let failures =
                 search.failures.iter().map(|(address, error)| format!("\n  {address}: {error}"));
-            anyhow!("no node of the cluster answers{}", failures.collect::<String>())
+            let way_on = way_on.map(|advice| format!("\n{advice}")).unwrap_or_default();
+            anyhow!("no node of the cluster answers{}{way_on}", failures.collect::<String>())
         })
     }
 
@@ -281,6 +289,21 @@ pub(crate) fn no_leader(view: &View) -> String {
         }
         None => "its voters know no leader".to_owned(),
     }
+}
+
+/// A way on for an operator that a node refuses, or that does not believe the node.
+fn advice(status: &tonic::Status) -> Option<&'static str> {
+    let is_said = |word: &&str| status.message().contains(*word);
+    if STRANGE_AUTHORITY.iter().any(is_said) {
+        return Some(
+            "the cluster's authority may have been replaced: ask for a new login token (`meridian operators \
+             login-token NAME`)",
+        );
+    }
+    (status.code() == Code::Unauthenticated).then_some(
+        "log in (`meridian login`), or name the context of an operator (--context); `meridian operators login-token \
+         NAME` prints a new token",
+    )
 }
 
 type Answer = (String, Result<wire::InspectResponse, tonic::Status>);
