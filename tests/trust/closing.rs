@@ -93,8 +93,26 @@ async fn open_cluster_is_closed_and_its_authority_replaced_without_a_failed_requ
     let before = transport(&cluster).await;
     assert_eq!(before["transport"], "require");
 
-    cluster.order(1, &["cluster", "rotate-authority"]).await;
+    let before = cluster.folder().join("before.toml");
+    std::fs::copy(cluster.context(), &before).unwrap();
+    let said = cluster.order(1, &["cluster", "rotate-authority"]).await;
+    assert!(said.contains("void") && said.contains("operators login-token"), "{said}");
     load.goes_on().await;
+    // A context that was not used meanwhile believes no node, and the next token is good again.
+    let before = before.to_str().unwrap();
+    let (done, text) = cluster.meridian(1, &["nodes", "list", "--context", before]).await;
+    assert!(!done && text.contains("operators login-token"), "{text}");
+    let login = cluster.order(1, &["operators", "login-token", "ana"]).await;
+    poll::until("the token before is refused", DEADLINE, async || {
+        match cluster.meridian(1, &["nodes", "list"]).await {
+            (true, _) => Err("it is still taken".to_owned()),
+            (false, text) if text.contains("not known") => Ok(()),
+            (false, text) => Err(text),
+        }
+    })
+    .await;
+    cluster.log_in(login.trim()).await;
+    cluster.order(1, &["nodes", "list"]).await;
     let done = load.stop().await;
     assert!(done > 1000, "{done}");
 }

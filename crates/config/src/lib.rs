@@ -46,6 +46,7 @@ use std::path::{Path, PathBuf};
 
 use meridian_directory::{Cluster, FailoverMode, Node};
 use meridian_gateway::{AuditSettings, Options, PublicUrl, TrustedProxies};
+use meridian_pki::JoinToken;
 use meridian_types::NodeId;
 use meridian_vault::EncryptionSettings;
 use serde::Deserialize;
@@ -278,6 +279,12 @@ impl NodeConfig {
     /// in it. A `data_dir` that is not UTF-8 is written with replacement characters.
     pub fn to_toml(&self) -> String {
         write::node(self)
+    }
+
+    /// The annotated file of a node with the settings of this configuration that joins by a token,
+    /// and gets all else by it. The token is in it.
+    pub fn to_joining_toml(&self, token: &JoinToken) -> String {
+        write::joining_node(self, token)
     }
 }
 

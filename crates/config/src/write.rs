@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use meridian_directory::Cluster;
 use meridian_gateway::{Databases, WhenFull};
+use meridian_pki::JoinToken;
 use meridian_types::{KeyPrefix, NodeId, Permissions};
 use meridian_values::Key;
 use meridian_vault::{EncryptionSettings, KeySource};
@@ -17,19 +18,10 @@ use crate::{
 
 pub(crate) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
-    out.line(&format!(
-        "# Node {} of a Meridian cluster. docs/configuration.md explains every field.",
-        config.node_id
-    ));
-    out.blank();
+    node_title(&mut out, config);
     out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
     out.field("node", config.node_id);
-    out.text("data_dir", &config.data_dir.to_string_lossy());
-    max_memory(&mut out, config.max_memory_mb);
-    if let Some(threads) = config.worker_threads {
-        out.line("# Threads that serve.");
-        out.field("worker_threads", threads);
-    }
+    resources(&mut out, config);
     if config.join {
         out.line("# This node joins a cluster that is there: it asks the nodes below, and founds nothing.");
         out.field("join", true);
@@ -43,6 +35,47 @@ pub(crate) fn node(config: &NodeConfig) -> String {
     cluster_head(&mut out, &config.cluster);
 
     identity(&mut out, config.identity.as_ref());
+    node_settings(&mut out, config);
+    cluster_tables(&mut out, &config.cluster);
+    tokens(&mut out, &config.tokens, &config.cluster);
+    dial(&mut out, &config.dial);
+    out.0
+}
+
+/// The file of a node that gets the cluster, and its own place in it, by a join token.
+pub(crate) fn joining_node(config: &NodeConfig, token: &JoinToken) -> String {
+    let mut out = Document::default();
+    node_title(&mut out, config);
+    out.line(
+        "# It gets its certificate and the cluster by this token, which works once. The line stays.",
+    );
+    out.text("join", &token.to_string());
+    resources(&mut out, config);
+
+    node_settings(&mut out, config);
+    tokens(&mut out, &config.tokens, &config.cluster);
+    dial(&mut out, &config.dial);
+    out.0
+}
+
+fn node_title(out: &mut Document, config: &NodeConfig) {
+    out.line(&format!(
+        "# Node {} of a Meridian cluster. docs/configuration.md explains every field.",
+        config.node_id
+    ));
+    out.blank();
+}
+
+fn resources(out: &mut Document, config: &NodeConfig) {
+    out.text("data_dir", &config.data_dir.to_string_lossy());
+    max_memory(out, config.max_memory_mb);
+    if let Some(threads) = config.worker_threads {
+        out.line("# Threads that serve.");
+        out.field("worker_threads", threads);
+    }
+}
+
+fn node_settings(out: &mut Document, config: &NodeConfig) {
     out.table("[listen]", "Where this node listens: for other nodes, for clients, for Prometheus.");
     out.text("rpc", &config.listen.rpc);
     out.text("kv", &config.listen.kv);
@@ -60,14 +93,10 @@ pub(crate) fn node(config: &NodeConfig) -> String {
     out.field("log_retention_mb", config.storage.log_retention_mb);
     out.field("change_retention_mb", config.storage.change_retention_mb);
 
-    gateway_settings(&mut out, &config.gateway);
+    gateway_settings(out, &config.gateway);
     if let Some(settings) = &config.encryption {
-        encryption(&mut out, settings);
+        encryption(out, settings);
     }
-    cluster_tables(&mut out, &config.cluster);
-    tokens(&mut out, &config.tokens, &config.cluster);
-    dial(&mut out, &config.dial);
-    out.0
 }
 
 fn encryption(out: &mut Document, settings: &EncryptionSettings) {

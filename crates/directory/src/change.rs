@@ -202,6 +202,14 @@ pub enum Change {
     AddOperator {
         operator: Operator,
     },
+    /// A new token in the place of an operator's present one, which is refused from now on. The
+    /// directory's leader of a version before it knows no such change, and refuses it.
+    SetOperatorToken {
+        name: String,
+        /// As [`Operator::sha256`].
+        sha256: String,
+        expires_at_ms: Option<u64>,
+    },
     RemoveOperator {
         name: String,
     },
@@ -245,7 +253,9 @@ impl Change {
         match &mut change {
             Self::SetWebhook { settings, .. } => settings.hide_keys(),
             Self::CreateToken { token } => token.hide_hashes(None),
-            Self::RotateToken { sha256, .. } => sha256.clear(),
+            Self::RotateToken { sha256, .. } | Self::SetOperatorToken { sha256, .. } => {
+                sha256.clear();
+            }
             Self::AddAuthority { authority } => authority.key = None,
             Self::AddOperator { operator } => operator.sha256.clear(),
             Self::Invite { invitation, .. } => invitation.sha256.clear(),
@@ -432,6 +442,9 @@ impl Cluster {
             Change::IssueWith { number } => self.issue_with(*number),
             Change::RemoveAuthority { number } => self.remove_authority(*number),
             Change::AddOperator { operator } => self.add_operator(operator),
+            Change::SetOperatorToken { name, sha256, expires_at_ms } => {
+                self.set_operator_token(name, sha256, *expires_at_ms)
+            }
             Change::RemoveOperator { name } => self.remove_operator(name),
             Change::AddGateway { name } => self.add_gateway(name),
             Change::RemoveGateway { name } => self.remove_gateway(name),

@@ -88,7 +88,7 @@ pub(crate) enum Refusal {
     OverQuota(#[from] OverQuota),
     #[error("This gateway is stopping.")]
     Stopping,
-    #[error("This gateway writes an audit log, and has no room for the line of this request.")]
+    #[error("This gateway writes an audit log, and cannot write the line of this request now.")]
     Unaudited,
     /// The text is the database's.
     #[error("{0}")]

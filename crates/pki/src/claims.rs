@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
@@ -36,6 +37,15 @@ pub enum NoClaims {
 }
 
 impl Claims {
+    /// Of the first certificate of a PEM text.
+    ///
+    /// # Errors
+    /// [`NoClaims`].
+    pub fn read_pem(pem: &str) -> Result<Self, NoClaims> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes());
+        Self::read(&certificate.map_err(|_| NoClaims::Malformed)?)
+    }
+
     /// # Errors
     /// [`NoClaims`].
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, NoClaims> {

@@ -1,6 +1,7 @@
 //! Written files read back as the same configuration: of nodes, gateways and development clusters.
 
 use meridian_gateway::{Sample, WhenFull};
+use meridian_pki::{JoinToken, Secret};
 use meridian_types::{KeyPrefix, Permission, Permissions};
 
 use super::*;
@@ -85,6 +86,42 @@ fn what_is_written_is_read_again() {
     let read = GatewayConfig::parse(&gateway.to_toml(), Path::new("gateway.toml")).unwrap();
     assert_eq!(format!("{read:?}"), format!("{gateway:?}"));
     assert_eq!(read.tokens, gateway.tokens);
+}
+
+#[test]
+fn file_with_a_join_token_has_the_settings_and_nothing_that_comes_with_the_cluster() {
+    let mut config = parse(NODE).unwrap();
+    config.max_memory_mb = Some(400);
+    config.worker_threads = Some(3);
+    config.insecure = true;
+    config.raft.heartbeat_ms = 20;
+    let token = JoinToken {
+        cluster: "00ff00ff00ff00ff".to_owned(),
+        authority: "ab".repeat(32),
+        addresses: vec!["127.0.0.1:4601".to_owned()],
+        secret: Secret::random(),
+        expires_at_ms: 1_800_000_000_000,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node.toml");
+    std::fs::write(&path, config.to_joining_toml(&token)).unwrap();
+    let Loaded::Joining(joining) = NodeConfig::open(&path).unwrap() else { panic!("no token") };
+    assert_eq!(joining.token, token);
+    let joined = Joined {
+        subject: "meridian://00ff00ff00ff00ff/node/2".to_owned(),
+        token: Secret::digest(token.secret.expose()),
+        cluster: config.cluster.clone(),
+    };
+    joining.folder.remember(&joined).unwrap();
+    let expected = NodeConfig {
+        data_dir: folder.path().join("data"),
+        join: true,
+        own_identity: true,
+        identity: Some(joining.folder.files()),
+        insecure: false,
+        ..config
+    };
+    same(&NodeConfig::load(&path).unwrap(), &expected);
 }
 
 #[test]

@@ -187,7 +187,10 @@ async fn full_audit_log() -> Answered {
     let options = Options { audit: Some(audit), ..Options::default() };
     let meridian = Meridian::new(options, Catalogue::default()).unwrap();
     let answer = meridian.gateway.handle(request(READ, &Bytes::new())).await;
-    answered("no room in an audit log without which nothing is to be done", answer)
+    answered(
+        "an audit log without which nothing is to be done has no room, or cannot be written",
+        answer,
+    )
 }
 
 async fn late_body() -> Answered {

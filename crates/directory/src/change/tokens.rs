@@ -72,7 +72,7 @@ impl Cluster {
         ensure(is_hash, || "a token is kept as its SHA-256, 64 hex digits".to_owned())?;
         let mut known = self.tokens.values().flat_map(Token::hashes);
         ensure(known.all(|other| !other.eq_ignore_ascii_case(sha256)), || {
-            "this token exists already".to_owned()
+            "this token exists already: bring another secret, or have one made".to_owned()
         })
     }
 }

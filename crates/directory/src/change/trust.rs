@@ -5,7 +5,7 @@ use meridian_types::Level;
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
 use crate::cluster::Cluster;
-use crate::trust::{Authority, Invitation, Member, Operator, REMOVED, Transport};
+use crate::trust::{Authority, Invitation, Member, Operator, REMOVED, Transport, Trust};
 
 /// Each is a handshake's work, and a certificate in every process.
 const MAX_AUTHORITIES: usize = 4;
@@ -18,6 +18,18 @@ const MAX_PEM_BYTES: usize = 16 << 10;
 fn check_hash(what: &str, hash: &str) -> Result<(), Refused> {
     let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
     ensure(is_hash, || format!("{what} is kept as its SHA-256, 64 hex digits"))
+}
+
+fn is_lasting_admin(operator: &Operator) -> bool {
+    operator.level == Level::Admin && operator.expires_at_ms.is_none()
+}
+
+impl Trust {
+    fn check_new_token(&self, sha256: &str) -> Result<(), Refused> {
+        ensure(self.operators.values().all(|known| known.sha256 != sha256), || {
+            "this token exists already: have another one made".to_owned()
+        })
+    }
 }
 
 impl Cluster {
@@ -77,15 +89,33 @@ impl Cluster {
         ensure(trust.operators.len() < MAX_OPERATORS, || {
             format!("there are {MAX_OPERATORS} operators already")
         })?;
-        for other in trust.operators.values() {
-            ensure(other.name != operator.name, || {
-                format!("there is an operator {} already", other.name)
-            })?;
-            ensure(other.sha256 != operator.sha256, || "this token exists already".to_owned())?;
-        }
+        let is_known = trust.operators.values().any(|other| other.name == operator.name);
+        ensure(!is_known, || {
+            format!(
+                "there is an operator {0} already: `meridian operators login-token {0}` prints another token",
+                operator.name
+            )
+        })?;
+        trust.check_new_token(&operator.sha256)?;
         trust.last_operator_id += 1;
         trust.operators.insert(trust.last_operator_id, operator.clone());
         Ok(())
+    }
+
+    pub(super) fn set_operator_token(
+        &mut self,
+        name: &str,
+        sha256: &str,
+        expires_at_ms: Option<u64>,
+    ) -> Result<(), Refused> {
+        check_hash("an operator's token", sha256)?;
+        self.trust.check_new_token(sha256)?;
+        let mut operators = self.trust.operators.values_mut();
+        let operator = operators.find(|operator| operator.name == name);
+        let operator = operator.ok_or_else(|| Refused(format!("there is no operator {name}")))?;
+        let lasted = is_lasting_admin(operator);
+        (operator.sha256, operator.expires_at_ms) = (sha256.to_owned(), expires_at_ms);
+        if lasted { self.check_lasting_admin(name) } else { Ok(()) }
     }
 
     pub(super) fn remove_operator(&mut self, name: &str) -> Result<(), Refused> {
@@ -93,11 +123,14 @@ impl Cluster {
         let before = operators.len();
         operators.retain(|_, operator| operator.name != name);
         ensure(operators.len() < before, || format!("there is no operator {name}"))?;
-        let lasts = |operator: &Operator| {
-            operator.level == Level::Admin && operator.expires_at_ms.is_none()
-        };
-        // Where operators come by certificates, none of them is here.
-        ensure(self.trust.authorities.is_empty() || operators.values().any(lasts), || {
+        self.check_lasting_admin(name)
+    }
+
+    /// Where operators come by certificates, none of them is here. `name`: the operator that was
+    /// changed.
+    fn check_lasting_admin(&self, name: &str) -> Result<(), Refused> {
+        let Trust { authorities, operators, .. } = &self.trust;
+        ensure(authorities.is_empty() || operators.values().any(is_lasting_admin), || {
             format!("{name} is the last operator of level `admin` whose token does not expire")
         })
     }
@@ -177,7 +210,7 @@ impl Cluster {
             format!("{MAX_INVITATIONS} invitations have not expired")
         })?;
         let is_new = trust.invitations.values().all(|known| known.sha256 != invitation.sha256);
-        ensure(is_new, || "this join token exists already".to_owned())?;
+        ensure(is_new, || "this join token exists already: have another one made".to_owned())?;
         trust.last_invitation_id += 1;
         trust.invitations.insert(trust.last_invitation_id, invitation.clone());
         Ok(())
@@ -188,7 +221,9 @@ impl Cluster {
         let invitation = self.trust.invitations.get_mut(&id);
         let invitation = invitation.ok_or_else(|| Refused("the join token is not known".into()))?;
         ensure(invitation.used_by.as_ref().is_none_or(|used| used == request), || {
-            "the join token was used already".to_owned()
+            "the join token was used already: each works once; `meridian nodes join-token` or `gateways join-token` \
+             prints another"
+                .to_owned()
         })?;
         invitation.used_by = Some(request.to_owned());
         Ok(())

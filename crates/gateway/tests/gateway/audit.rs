@@ -478,7 +478,7 @@ async fn no_operation_is_carried_out_without_its_line_where_operators_want_that(
     fails(&options).await;
     let server = Server::with(options).await;
     let write = set("k", "v").encode_to_vec();
-    let text = "This gateway writes an audit log, and has no room for the line of this request.";
+    let text = "This gateway writes an audit log, and cannot write the line of this request now.";
     let mut client = server.http2().await;
     client.write(&set("k", "v")).await.unwrap().refuses(503, text);
     client.read(&all()).await.unwrap().refuses(503, text);

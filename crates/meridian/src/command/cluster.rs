@@ -46,7 +46,7 @@ enum Command {
         #[arg(value_parser = transport::parse)]
         to: Option<Transport>,
         /// Go to `require` though there is no operator with a token, or processes still call in
-        /// the clear.
+        /// the clear; or leave it, which opens the cluster again.
         #[arg(long)]
         yes: bool,
     },

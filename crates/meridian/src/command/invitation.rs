@@ -9,10 +9,7 @@ use meridian_pki::{JoinToken, Secret, pem_fingerprint};
 use serde::Serialize;
 
 use super::operator::format::now_ms;
-use super::operator::{Directory, print, print_json};
-
-/// Nodes that a token names.
-const MAX_ADDRESSES: usize = 8;
+use super::operator::{Directory, print, print_json, seeds};
 
 /// How long a join token can be used.
 #[derive(Debug, Clone, Args)]
@@ -57,12 +54,7 @@ pub(crate) async fn invite(
         expires_at_ms,
         used_by: None,
     };
-    // The voters first: one of them answers.
-    let voters = &cluster.directory_voters;
-    let mut nodes: Vec<_> = cluster.present_nodes().collect();
-    nodes.sort_by_key(|(id, _)| !voters.contains(id));
-    let addresses = nodes.iter().map(|(_, node)| node.rpc_address.clone());
-    let addresses = addresses.take(MAX_ADDRESSES).collect();
+    let addresses = seeds(cluster);
     let cluster = cluster.id.clone().context("the cluster has no id yet")?;
     directory.execute(&Change::Invite { invitation, now_ms: 0 }).await?;
     Ok(JoinToken { cluster, authority, addresses, secret, expires_at_ms })

@@ -34,7 +34,7 @@ use super::{Hangup, asked_to_stop};
 #[derive(Args)]
 pub(crate) struct Latency {
     /// Configuration file of a node: the first node of each region is measured, with the token
-    /// found there.
+    /// found there, and over HTTPS if the node's gateway has certificates.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml", conflicts_with = "urls")]
     config: PathBuf,
     /// Gateway of a region, instead of a configuration file. May be repeated; replication is

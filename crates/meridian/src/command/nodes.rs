@@ -2,11 +2,12 @@
 
 mod config_file;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use meridian_directory::{Change, Cluster, Member, Node, Refused};
+use meridian_pki::{Holder, JoinToken, Subject};
 use meridian_types::NodeId;
 use serde::Serialize;
 
@@ -116,7 +117,8 @@ struct Place {
     /// Address at which clients reach its gateway (KV Connect).
     #[arg(long, value_name = "HOST:PORT")]
     kv_address: Option<String>,
-    /// File for the new node's configuration, made from the one of --config. It must not exist yet.
+    /// File for the new node's configuration, made from the one of --config, with a join token where
+    /// the cluster has an authority of its own. It must not exist yet.
     #[arg(long, value_name = "FILE")]
     config_out: Option<PathBuf>,
     /// Data folder in the new node's configuration; a relative path starts at that file's folder.
@@ -209,53 +211,73 @@ async fn join(
 ) -> Result<()> {
     // Errors of the configuration are reported before the node is added.
     let expected = before.cluster.after(change).map_err(refused)?;
-    let wants_file = place.config_out.is_some();
-    let file = |cluster: &Cluster| {
-        NewFile {
-            template: &connect.target.config,
-            cluster,
-            id: new_id(cluster, place)?,
-            data_dir: &place.data_dir,
-        }
-        .text()
+    let template = &connect.target.config;
+    let file = |cluster: &Cluster, token: Option<&JoinToken>| {
+        let data_dir = &place.data_dir;
+        NewFile { template, cluster, id: new_id(cluster, place)?, data_dir }.text(token)
     };
-    let tried = file(&expected);
-    if wants_file {
-        tried.context("the node was not added, since its configuration cannot be made")?;
-    }
-    if let Some(path) = place.config_out.as_ref().filter(|path| path.exists()) {
-        bail!("{} exists already; the node was not added", path.display());
+    if let Some(path) = &place.config_out {
+        file(&expected, None)
+            .context("the node was not added, since its configuration cannot be made")?;
+        if path.exists() {
+            bail!("{} exists already; the node was not added", path.display());
+        }
     }
     let cluster = directory.execute(change).await?;
     let id = new_id(&cluster, place)?;
     let name = resolve::node_name(&cluster, id);
-    if let Some(path) = &place.config_out {
-        config_file::write(path, &file(&cluster)?)?;
-        config_file::identify(&connect.target.config, &name, id)?;
-    }
     let token = match cluster.trust.authorities.is_empty() {
         true => None,
         false => {
-            let lifetime = Lifetime::default();
-            Some(invite(directory, &cluster, Member::Node(id), &lifetime).await?.to_string())
+            let invited = invite(directory, &cluster, Member::Node(id), &Lifetime::default()).await;
+            Some(invited.with_context(|| {
+                format!("node {id} is {name}, and has no token yet: `meridian nodes join-token {name}` prints one")
+            })?)
         }
     };
+    let mut certificate = None;
+    if let Some(path) = &place.config_out {
+        config_file::write(path, &file(&cluster, token.as_ref())?)?;
+        if token.is_none() {
+            certificate = config_file::wanted_certificate(template, &name, id)?;
+        }
+    }
+    let config = place.config_out.clone();
     if connect.json {
-        let config = place.config_out.clone();
-        return print_json(&Added { id, name, config, join_token: token });
+        let join_token = token.map(|token| token.to_string());
+        return print_json(&Added { id, name, config, join_token });
     }
-    if let Some(token) = token {
-        return print(&format!(
-            "node {id} is {name}; give it a file with `data_dir`, `[listen]` and this line, which can be used once:\n\njoin = \"{token}\"\n"
-        ));
-    }
-    let next = match &place.config_out {
-        Some(path) => format!("start it with\n  meridian serve --config {}\n", path.display()),
-        None => format!(
+    let next = next_step(&cluster, id, config.as_deref(), token.as_ref(), certificate.as_deref());
+    print(&format!("node {id} is {name}; {next}"))
+}
+
+/// The words for the step that brings a new node into the cluster. `certificate`: the file that its
+/// operator has to put one into.
+fn next_step(
+    cluster: &Cluster,
+    id: NodeId,
+    config: Option<&Path>,
+    token: Option<&JoinToken>,
+    certificate: Option<&Path>,
+) -> String {
+    let certificate = certificate.map(|path| {
+        let cluster = cluster.id.as_deref().unwrap_or("CLUSTER").to_owned();
+        let subject = Subject { cluster, holder: Holder::Node(id) };
+        format!("put a certificate for {subject} with its key into {}, and ", path.display())
+    });
+    match (config, token) {
+        (Some(path), _) => format!(
+            "{}start it with\n  meridian serve --config {}\n",
+            certificate.unwrap_or_default(),
+            path.display()
+        ),
+        (None, Some(token)) => format!(
+            "give it a file with `data_dir`, `[listen]` and this line, which can be used once:\n\njoin = \"{token}\"\n"
+        ),
+        (None, None) => format!(
             "give it a configuration with `node = {id}`, `join = true` and the cluster's [[nodes]] (--config-out writes one)\n"
         ),
-    };
-    print(&format!("node {id} is {name}; {next}"))
+    }
 }
 
 /// A refusal in the directory's words.
@@ -340,5 +362,19 @@ mod tests {
         let mut unheard = view();
         unheard.contacts.remove(&NodeId(2));
         check_replaceable(&unheard, NodeId(2), false).unwrap();
+    }
+
+    #[test]
+    fn next_step_names_the_file_and_the_certificate_that_it_wants() {
+        let cluster = Cluster { id: Some("00ff00ff00ff00ff".to_owned()), ..view().cluster };
+        let step = |config: Option<&str>, certificate: Option<&str>| {
+            let (config, certificate) = (config.map(Path::new), certificate.map(Path::new));
+            next_step(&cluster, NodeId(7), config, None, certificate)
+        };
+        let own = step(Some("n7.toml"), Some("/pki/n7.pem"));
+        assert!(own.contains("certificate for meridian://00ff00ff00ff00ff/node/7"), "{own}");
+        assert!(own.contains("into /pki/n7.pem, and start it"), "{own}");
+        assert!(step(Some("n7.toml"), None).starts_with("start it with"));
+        assert!(step(None, None).contains("--config-out"));
     }
 }

@@ -18,7 +18,7 @@ mod view;
 pub(crate) mod samples;
 
 pub(crate) use connect::{Connect, Target};
-pub(crate) use directory::{Directory, actor, admin, no_leader};
+pub(crate) use directory::{Directory, actor, admin, no_leader, seeds};
 pub(crate) use every_node::every_node;
 pub(crate) use output::{print, print_json};
 pub(crate) use table::Table;

@@ -2,10 +2,10 @@
 
 use std::io::Read as _;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use meridian_config::Context;
-use meridian_directory::{Change, Operator};
+use meridian_directory::{Change, Cluster, Operator};
 use meridian_net::grpc::Access;
 use meridian_pki::{JoinToken, Secret, pem_fingerprint};
 use meridian_types::Level;
@@ -13,7 +13,9 @@ use serde::Serialize;
 
 use super::invitation::authority;
 use super::operator::format::now_ms;
-use super::operator::{Connect, Directory, Table, contexts, format, print, print_json};
+use super::operator::{Connect, Directory, Table, contexts, format, print, print_json, seeds};
+
+const DAY_MS: u64 = 24 * 3_600_000;
 
 #[derive(Args)]
 pub(crate) struct Operators {
@@ -31,11 +33,22 @@ enum Command {
     Add {
         /// Letters, digits and any of `-_.@`; it stands in the record of changes.
         name: String,
-        /// `view`: look. `operate`: also move leaders and primaries, set voters, pause queues.
-        /// `admin`: all.
+        /// `view`: look. `operate`: also move leaders and primaries, fail over, set voters, set
+        /// databases with their quotas, pause queues. `admin`: all.
         #[arg(long)]
         level: Level,
         /// Days until the token expires. Default: it does not.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3650))]
+        expires_in_days: Option<u64>,
+    },
+    /// Prints another token for `meridian login` of an operator that is there: one line, shown once.
+    ///
+    /// The operator's present token is refused from now on. A token that was lost is replaced by it,
+    /// and one from before `meridian cluster rotate-authority`, with which nothing logs in any more.
+    LoginToken {
+        /// Name of the operator.
+        name: String,
+        /// Days until the token expires. Default: with the present token.
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3650))]
         expires_in_days: Option<u64>,
     },
@@ -60,9 +73,10 @@ struct Listed<'a> {
     expires_at_ms: Option<u64>,
 }
 
+/// A token, shown once.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Added {
+struct Shown {
     name: String,
     login_token: String,
 }
@@ -86,38 +100,81 @@ impl Operators {
                 print(&table.to_string())
             }
             Command::Add { name, level, expires_in_days } => {
-                let view = directory.inspect_leader(0).await?;
-                let (authority, secret) = (authority(&view.cluster)?, Secret::random());
+                let cluster = directory.inspect_leader(0).await?.cluster;
+                let secret = Secret::random();
                 let created_at_ms = now_ms();
-                let expires_at_ms =
-                    expires_in_days.map(|days| created_at_ms + days * 24 * 3_600_000);
                 let operator = Operator {
                     name: name.clone(),
                     sha256: Secret::digest(secret.expose()),
                     level,
-                    expires_at_ms,
+                    expires_at_ms: expires_in_days.map(|days| created_at_ms + days * DAY_MS),
                     created_at_ms,
                 };
-                let cluster = directory.execute(&Change::AddOperator { operator }).await?;
-                let nodes = cluster.present_nodes().map(|(_, node)| node.rpc_address.clone());
-                let token = JoinToken {
-                    addresses: nodes.take(8).collect(),
-                    cluster: cluster.id.clone().context("the cluster has no id yet")?,
-                    authority,
-                    secret,
-                    expires_at_ms: expires_at_ms.unwrap_or(u64::MAX),
-                };
-                let login_token = token.to_string();
-                if json {
-                    return print_json(&Added { name, login_token });
-                }
-                print(&format!("{login_token}\n"))
+                let token = login_token(&cluster, secret, operator.expires_at_ms)?;
+                directory.execute(&Change::AddOperator { operator }).await?;
+                show(name, &token, json)
+            }
+            Command::LoginToken { name, expires_in_days } => {
+                let token = replace_token(&mut directory, &name, expires_in_days).await?;
+                show(name, &token, json)
             }
             Command::Remove { name } => {
                 directory.execute(&Change::RemoveOperator { name: name.clone() }).await?;
                 print(&format!("operator {name} was removed\n"))
             }
         }
+    }
+}
+
+/// A token for `meridian login`.
+fn login_token(cluster: &Cluster, secret: Secret, expires_at_ms: Option<u64>) -> Result<JoinToken> {
+    Ok(JoinToken {
+        cluster: cluster.id.clone().context("the cluster has no id yet")?,
+        authority: authority(cluster)?,
+        addresses: seeds(cluster),
+        secret,
+        expires_at_ms: expires_at_ms.unwrap_or(u64::MAX),
+    })
+}
+
+fn show(name: String, token: &JoinToken, json: bool) -> Result<()> {
+    let login_token = token.to_string();
+    if json { print_json(&Shown { name, login_token }) } else { print(&format!("{login_token}\n")) }
+}
+
+/// Puts another token in the place of an operator's.
+async fn replace_token(
+    directory: &mut Directory,
+    name: &str,
+    expires_in_days: Option<u64>,
+) -> Result<JoinToken> {
+    let cluster = directory.inspect_leader(0).await?.cluster;
+    let mut operators = cluster.trust.operators.values();
+    let known = operators.find(|operator| operator.name == name);
+    let known = known.with_context(|| format!("there is no operator {name}"))?;
+    let expires_at_ms = next_expiry(known, expires_in_days, now_ms())?;
+    let secret = Secret::random();
+    let sha256 = Secret::digest(secret.expose());
+    let change = Change::SetOperatorToken { name: name.to_owned(), sha256, expires_at_ms };
+    cluster.after(&change).map_err(|refused| anyhow!("refused: {refused}"))?;
+    let token = login_token(&cluster, secret, expires_at_ms)?;
+    if let Err(error) = directory.execute(&change).await {
+        // The token of this command itself may be void by now.
+        eprintln!("meridian: if the change was made nevertheless, the token is {token}");
+        return Err(error);
+    }
+    Ok(token)
+}
+
+/// The expiry of the next token of an operator: that of the present one, unless days are said.
+fn next_expiry(known: &Operator, days: Option<u64>, now_ms: u64) -> Result<Option<u64>> {
+    match (days, known.expires_at_ms) {
+        (Some(days), _) => Ok(Some(now_ms + days * DAY_MS)),
+        (None, Some(at_ms)) if at_ms <= now_ms => bail!(
+            "the token of {} has expired: say how long the next one is to hold (--expires-in-days)",
+            known.name
+        ),
+        (None, present) => Ok(present),
     }
 }
 
@@ -156,5 +213,32 @@ impl Login {
         context.save(&file)?;
         contexts::choose(&self.name)?;
         print(&format!("logged in to cluster {}; kept in {}\n", context.cluster, file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::operator::samples;
+
+    const NOW_MS: u64 = samples::LEADER_TIME_MS;
+
+    #[test]
+    fn next_token_expires_with_the_present_one_unless_days_are_said() {
+        let known = |expires_at_ms| Operator {
+            name: "ana".to_owned(),
+            sha256: String::new(),
+            level: Level::View,
+            expires_at_ms,
+            created_at_ms: 1,
+        };
+        let next = |expires_at_ms, days| next_expiry(&known(expires_at_ms), days, NOW_MS);
+        assert_eq!(next(None, None).unwrap(), None);
+        assert_eq!(next(Some(NOW_MS + 1), None).unwrap(), Some(NOW_MS + 1));
+        for present in [None, Some(NOW_MS), Some(NOW_MS + 1)] {
+            assert_eq!(next(present, Some(2)).unwrap(), Some(NOW_MS + 2 * DAY_MS));
+        }
+        let expired = next(Some(NOW_MS), None).unwrap_err().to_string();
+        assert!(expired.contains("ana has expired") && expired.contains("--expires-in-days"));
     }
 }

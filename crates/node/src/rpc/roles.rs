@@ -145,6 +145,7 @@ pub(crate) fn of_change(change: &Change) -> Option<Level> {
         | Change::IssueWith { .. }
         | Change::RemoveAuthority { .. }
         | Change::AddOperator { .. }
+        | Change::SetOperatorToken { .. }
         | Change::RemoveOperator { .. }
         | Change::AddGateway { .. }
         | Change::RemoveGateway { .. }

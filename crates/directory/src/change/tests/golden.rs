@@ -157,6 +157,11 @@ fn every_change_survives_being_written_and_read() {
         Change::CreateToken { token },
         Change::RotateToken { id: 1, sha256: "cd".repeat(32), previous_until_ms: Some(9) },
         Change::RevokeToken { id: 1 },
+        Change::SetOperatorToken {
+            name: "ana".into(),
+            sha256: "cd".repeat(32),
+            expires_at_ms: Some(9),
+        },
     ];
     for change in changes {
         let text = serde_json::to_string(&change).unwrap();

@@ -103,10 +103,9 @@ fn operator_is_known_by_a_name_and_the_hash_of_a_token() {
         },
     };
     let with = done(&cluster(), &operator("ana@example.com", 1));
-    assert!(
-        refused(&with, &operator("ana@example.com", 2)).contains("an operator ana@example.com")
-    );
-    assert!(refused(&with, &operator("bo", 1)).contains("exists already"));
+    let known = refused(&with, &operator("ana@example.com", 2));
+    assert!(known.contains("operators login-token ana@example.com"), "{known}");
+    assert!(refused(&with, &operator("bo", 1)).contains("exists already: have another one"));
     assert!(with.after(&operator("b o", 2)).is_err());
     let shown = serde_json::to_string(&with.without_secrets(None)).unwrap();
     assert!(!shown.contains(&"01".repeat(32)) && shown.contains("ana@example.com"));
@@ -127,6 +126,60 @@ fn operator_is_known_by_a_name_and_the_hash_of_a_token() {
 }
 
 #[test]
+fn operator_gets_another_token_in_the_place_of_the_one_before() {
+    let operator = |name: &str, hash: u8, level| Operator {
+        name: name.to_owned(),
+        sha256: format!("{hash:02x}").repeat(32),
+        level,
+        expires_at_ms: None,
+        created_at_ms: 1,
+    };
+    let set = |name: &str, hash: u8, expires_at_ms| Change::SetOperatorToken {
+        name: name.to_owned(),
+        sha256: format!("{hash:02x}").repeat(32),
+        expires_at_ms,
+    };
+    let mut before = with_authority();
+    before.trust.operators = [
+        (1, operator("ana", 1, Level::Admin)),
+        (2, operator("bo", 2, Level::Operate)),
+        (3, operator("cy", 3, Level::Admin)),
+    ]
+    .into();
+    let next = done(&before, &set("ana", 7, Some(9)));
+    let known = Operator { expires_at_ms: Some(9), ..operator("ana", 7, Level::Admin) };
+    assert_eq!(next.trust.operators[&1], known);
+    assert_eq!(next.trust.operators[&2], before.trust.operators[&2]);
+    assert_eq!(done(&next, &set("ana", 8, None)).trust.operators[&1].expires_at_ms, None);
+    // Its bounds are those of a first token.
+    assert_eq!(refused(&next, &set("di", 8, None)), "there is no operator di");
+    for taken in [2, 7] {
+        assert!(refused(&next, &set("ana", taken, None)).contains("exists already"), "{taken}");
+    }
+    let short = Change::SetOperatorToken {
+        name: "ana".to_owned(),
+        sha256: "08".to_owned(),
+        expires_at_ms: None,
+    };
+    assert!(refused(&next, &short).contains("64 hex digits"));
+    let last = refused(&next, &set("cy", 8, Some(9)));
+    assert!(last.starts_with("cy is the last operator of level `admin`"), "{last}");
+    done(&next, &set("bo", 8, Some(9)));
+    // It is stored in this form, and is in the record without its hash.
+    let (hash, change) = ("07".repeat(32), set("ana", 7, Some(9)));
+    assert_eq!(
+        serde_json::to_string(&change).unwrap(),
+        format!(r#"{{"SetOperatorToken":{{"name":"ana","sha256":"{hash}","expires_at_ms":9}}}}"#)
+    );
+    for shown in [change.without_keys(), change.without_secrets()] {
+        let shown = serde_json::to_string(&shown).unwrap();
+        assert!(!shown.contains(&hash) && shown.contains("ana"), "{shown}");
+    }
+    let written = serde_json::to_string(&set(&"n".repeat(100), 7, Some(u64::MAX))).unwrap();
+    assert!(written.len() <= change.size());
+}
+
+#[test]
 fn invitation_is_used_by_one_request_and_forgotten_once_it_has_expired() {
     let first = invitation(Member::Node(NodeId(1)), 1, 2000);
     assert!(refused(&cluster(), &first).contains("no authority"));
@@ -140,7 +193,8 @@ fn invitation_is_used_by_one_request_and_forgotten_once_it_has_expired() {
         |request: u8| Change::UseInvitation { id: 1, request: format!("{request:02x}").repeat(32) };
     let used = done(&invited, &using(7));
     assert_eq!(refused(&used, &using(7)), "that is how it is already");
-    assert_eq!(refused(&used, &using(8)), "the join token was used already");
+    let again = refused(&used, &using(8));
+    assert!(again.contains("used already") && again.contains("join-token"), "{again}");
     let later = Change::Invite {
         invitation: Invitation {
             member: Member::Node(NodeId(2)),

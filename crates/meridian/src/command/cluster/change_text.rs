@@ -101,6 +101,10 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         Change::AddOperator { operator } => {
             format!("operator {} added: may {}", operator.name, operator.level)
         }
+        Change::SetOperatorToken { name, expires_at_ms, .. } => {
+            let until = expires_at_ms.map(|at| format!(", up to {}", format::time(at)));
+            format!("operator {name} has another login token{}", until.unwrap_or_default())
+        }
         Change::RemoveOperator { name } => format!("operator {name} removed"),
         Change::AddGateway { name } => format!("gateway {name} added"),
         Change::RemoveGateway { name } => format!("gateway {name} removed"),
@@ -298,6 +302,12 @@ mod tests {
             remove: [Quota::Watches].into(),
         };
         assert_eq!(text(&quotas), "quotas of database default set: keys 5, no watches");
+        let (name, sha256) = ("ana".to_owned(), String::new());
+        let token = Change::SetOperatorToken { name, sha256, expires_at_ms: Some(1000) };
+        assert_eq!(
+            text(&token),
+            "operator ana has another login token, up to 1970-01-01T00:00:01.000Z"
+        );
         let seal = Change::Seal {
             shard: ShardId(1),
             epoch: Epoch(2),

@@ -158,6 +158,7 @@ pub(super) async fn change(directory: &mut Directory, to: Transport, yes: bool) 
     if cluster.trust.transport == to {
         return print(&format!("the transport is `{to}` already\n"));
     }
+    check_reopening(cluster.trust.transport, to, yes)?;
     for step in steps(cluster.trust.transport, to) {
         if step == Transport::Allow && cluster.trust.transport == Transport::Off {
             cluster = prepare(directory, cluster).await?;
@@ -177,6 +178,17 @@ pub(super) async fn change(directory: &mut Directory, to: Transport, yes: bool) 
         all(&cluster, &access, "have heard of it", |node| node.cluster_version >= version).await?;
     }
     Ok(())
+}
+
+/// Refuses, without `yes`, to open a closed cluster again.
+fn check_reopening(from: Transport, to: Transport, yes: bool) -> Result<()> {
+    if yes || from < Transport::Require || to == from {
+        return Ok(());
+    }
+    bail!(
+        "with `{to}` calls in the clear are believed again: any program that reaches a gRPC port may do everything. \
+         Add --yes to open the cluster"
+    )
 }
 
 /// Gives an open cluster an authority, unless its nodes have certificates of their operator's.
@@ -264,7 +276,10 @@ pub(super) async fn rotate_authority(directory: &mut Directory) -> Result<()> {
         directory.execute(&Change::RemoveAuthority { number: 0 }).await?;
     }
     print("the authority before is not believed any more\n")?;
-    print("contexts that no command was run with meanwhile need another `meridian login`\n")
+    print(
+        "tokens from before are void, for login and unused ones to join, and so are contexts that no command was run \
+         with meanwhile: `meridian operators login-token NAME`, `nodes join-token` and `gateways join-token` print others\n",
+    )
 }
 
 #[cfg(test)]
@@ -279,5 +294,18 @@ mod tests {
         assert_eq!(steps(Allow, Prefer), [Prefer]);
         assert!(steps(Allow, Allow).is_empty());
         assert!(parse("prefer") == Ok(Prefer) && parse("on").is_err());
+    }
+
+    #[test]
+    fn closed_cluster_is_opened_again_only_with_yes() {
+        use Transport::{Allow, Off, Prefer, Require};
+        for to in [Off, Allow, Prefer] {
+            let error = check_reopening(Require, to, false).unwrap_err().to_string();
+            assert!(error.contains("in the clear") && error.contains("--yes"), "{error}");
+            check_reopening(Require, to, true).unwrap();
+        }
+        for (from, to) in [(Prefer, Off), (Off, Require), (Prefer, Require), (Require, Require)] {
+            check_reopening(from, to, false).unwrap();
+        }
     }
 }

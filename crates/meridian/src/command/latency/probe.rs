@@ -37,7 +37,7 @@ impl Probe {
         // appear twice.
         Self::open_unnamed(site, access_token)
             .await
-            .map_err(|error| anyhow!("{}: {error}", site.region))
+            .map_err(|error| anyhow!("{}: {error}{}", site.region, site.advice(&error)))
     }
 
     async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self, ClientError> {

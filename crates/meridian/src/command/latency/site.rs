@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
 use meridian_directory::{self as directory, Database};
-use meridian_kv_client::Endpoint;
+use meridian_kv_client::{ClientError, Endpoint};
 use meridian_types::{DatabaseId, Permission};
 
 use crate::command::gateway_url::with_database;
@@ -41,6 +41,25 @@ pub(super) struct Site {
     /// WAN round trips between this region and the region that decides strong operations. `None`:
     /// unknown.
     pub(super) wan_round_trips: Option<u8>,
+    /// The gateway is taken to have HTTPS if that of the configuration has it.
+    pub(super) is_guessed: bool,
+}
+
+impl Site {
+    /// A way on where the URL may be the cause of an error; else empty.
+    pub(super) fn advice(&self, error: &ClientError) -> &'static str {
+        let cause = match error {
+            ClientError::Metadata { source, .. } => source.as_ref(),
+            other => other,
+        };
+        match cause {
+            ClientError::Transport(_) | ClientError::Tls { .. } if self.is_guessed => {
+                "; whether a gateway has HTTPS was told by that of the configuration: --url REGION=https://HOST:PORT or \
+                 REGION=http://HOST:PORT names each"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// The gateways to measure, and how to open the database there.
@@ -74,7 +93,8 @@ impl Cluster {
                 )
             })?,
         };
-        let cluster = Self::from_directory(&config.cluster, database, access_token);
+        let scheme = if config.gateway.certificates.is_empty() { "http" } else { "https" };
+        let cluster = Self::from_directory(&config.cluster, database, access_token, scheme);
         for region in &config.cluster.regions {
             if !cluster.sites.iter().any(|site| site.region == *region) {
                 eprintln!(
@@ -92,6 +112,7 @@ impl Cluster {
         cluster: &directory::Cluster,
         (id, database): (DatabaseId, &Database),
         access_token: String,
+        scheme: &str,
     ) -> Self {
         let shard = cluster.shard_of(id).map(|(_, shard)| shard);
         let primary = shard.map(|shard| shard.primary_region.as_str());
@@ -103,8 +124,9 @@ impl Cluster {
             {
                 sites.push(Site {
                     region: region.clone(),
-                    url: format!("http://{address}/db/{}", database.name),
+                    url: format!("{scheme}://{address}/db/{}", database.name),
                     wan_round_trips: primary.map(|primary| u8::from(primary != region)),
+                    is_guessed: true,
                 });
             }
         }
@@ -129,7 +151,7 @@ impl Cluster {
                 bail!("{region} has two --url");
             }
             let url = with_database(url, database).with_context(|| region.clone())?;
-            sites.push(Site { region, url, wan_round_trips: None });
+            sites.push(Site { region, url, wan_round_trips: None, is_guessed: false });
         }
         Ok(Self { sites, access_token, primary_region: None, preferred_leader: None })
     }
@@ -174,8 +196,11 @@ fn known_token(tokens: &[TokenConfig]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
 
-    use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
+    use meridian_config::{
+        CertificateFiles, DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout, dev_cluster,
+    };
     use meridian_types::{KeyPrefix, NodeId, Permissions};
 
     use super::*;
@@ -195,12 +220,13 @@ mod tests {
     fn the_first_node_of_each_region_that_has_a_gateway() {
         let mut dev = dev();
         dev.nodes.get_mut(&NodeId(4)).unwrap().kv_address = None;
-        let cluster =
-            Cluster::from_directory(&dev, find_database(&dev, None).unwrap(), "t".to_owned());
+        let found = find_database(&dev, None).unwrap();
+        let cluster = Cluster::from_directory(&dev, found, "t".to_owned(), "http");
         let site = |region: &str, url: &str, wan| Site {
             region: region.to_owned(),
             url: url.to_owned(),
             wan_round_trips: Some(wan),
+            is_guessed: true,
         };
         let expected = [
             site("region-1", "http://h:1/db/default", 0),
@@ -213,11 +239,38 @@ mod tests {
     }
 
     #[test]
+    fn gateways_have_https_if_that_of_the_configuration_has_it_and_an_error_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster");
+        let path = folder.path().join("node.toml");
+        let mut config = NodeConfig::parse(&files.unwrap()[0].1, &path).unwrap();
+        let schemes = |config: &NodeConfig| {
+            std::fs::write(&path, config.to_toml()).unwrap();
+            let sites = Cluster::of_config(&path, None, None).unwrap().sites;
+            let schemes = sites.iter().map(|site| site.url.split_once(':').unwrap().0.to_owned());
+            (schemes.collect::<Vec<_>>(), sites)
+        };
+        assert_eq!(schemes(&config).0, ["http"; 3]);
+        let (certificate, key) = ("https.crt".into(), "https.key".into());
+        config.gateway.certificates.push(CertificateFiles { certificate, key });
+        let (with, sites) = schemes(&config);
+        assert_eq!(with, ["https"; 3]);
+        let broken = || ClientError::Transport("connection error".to_owned());
+        let url = sites[0].url.clone();
+        for error in [broken(), ClientError::Metadata { url, source: Box::new(broken()) }] {
+            assert!(sites[0].advice(&error).contains("--url REGION=https://"), "{error}");
+            let named = Site { is_guessed: false, ..sites[0].clone() };
+            assert_eq!(named.advice(&error), "");
+        }
+        assert_eq!(sites[0].advice(&ClientError::Timeout(Duration::from_secs(1))), "");
+    }
+
+    #[test]
     fn the_primary_region_comes_first() {
         let mut dev = dev();
         dev.regions.reverse();
-        let cluster =
-            Cluster::from_directory(&dev, find_database(&dev, None).unwrap(), "t".to_owned());
+        let found = find_database(&dev, None).unwrap();
+        let cluster = Cluster::from_directory(&dev, found, "t".to_owned(), "http");
         let regions: Vec<_> = cluster.sites.iter().map(|site| site.region.as_str()).collect();
         assert_eq!(regions, ["region-1", "region-3", "region-2"]);
     }

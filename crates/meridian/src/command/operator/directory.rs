@@ -30,6 +30,11 @@ const EXECUTE: Duration = Duration::from_secs(15);
 /// How long to look for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Words of rustls of a certificate from an authority that is not believed: of the name of a
+/// believed authority, and of another name.
+const STRANGE_AUTHORITY: [&str; 2] = ["BadSignature", "UnknownIssuer"];
+/// Nodes that a token or a context names.
+const MAX_SEEDS: usize = 8;
 /// The number of recorded changes searched for a change of unknown outcome.
 const SEARCHED_CHANGES: u32 = 200;
 
@@ -93,10 +98,14 @@ impl Directory {
         let known = self.known.iter().flat_map(|cluster| addresses(cluster, cluster.nodes.keys()));
         search.ask(self.seeds.iter().cloned().chain(known));
         let mut best: Option<View> = None;
+        let mut way_on = None;
         while let Some((address, answer)) = search.asked.next().await {
-            let view = match answer.map_err(|status| anyhow!("{}", status.message())) {
+            let view = match answer {
                 Ok(response) => self.read(&address, response),
-                Err(error) => Err(error),
+                Err(status) => {
+                    way_on = way_on.or_else(|| advice(&status));
+                    Err(anyhow!("{}", status.message()))
+                }
             };
             match view {
                 Ok(view) if view.leader_address.is_some() => return Ok(view),
@@ -121,7 +130,8 @@ impl Directory {
         best.ok_or_else(|| {
             let failures =
                 search.failures.iter().map(|(address, error)| format!("\n  {address}: {error}"));
-            anyhow!("no node of the cluster answers{}", failures.collect::<String>())
+            let way_on = way_on.map(|advice| format!("\n{advice}")).unwrap_or_default();
+            anyhow!("no node of the cluster answers{}{way_on}", failures.collect::<String>())
         })
     }
 
@@ -240,20 +250,31 @@ impl Directory {
         Ok(view)
     }
 
-    /// Believes the authorities that the cluster names, now and with later commands: while one takes
-    /// the place of another, the cluster names both.
+    /// Believes the authorities that the cluster names, and asks its nodes of today, now and with
+    /// later commands: while one authority takes the place of another, the cluster names both.
     ///
     /// # Errors
     /// One of them cannot be read.
     pub(crate) fn believe(&mut self, cluster: &Cluster) -> Result<()> {
         let Some((path, context)) = &mut self.context else { return Ok(()) };
-        let named = cluster.trust.authorities_pem();
-        if named.is_empty() || named == context.authorities {
+        let authorities = cluster.trust.authorities_pem();
+        // With authorities of their own, operators write the file, and change it, themselves.
+        if authorities.is_empty() {
             return Ok(());
         }
-        context.authorities = named;
-        self.access = context.access(path)?;
-        if let Err(error) = context.save(path) {
+        let has_others = authorities != context.authorities;
+        let today = Context { authorities, nodes: seeds(cluster), ..context.clone() };
+        if today == *context {
+            return Ok(());
+        }
+        if has_others {
+            self.access = today.access(path)?;
+        }
+        *context = today;
+        // Nodes of before lead to those of today as well, for as long as one of them is there.
+        if let Err(error) = context.save(path)
+            && has_others
+        {
             eprintln!("meridian: {error}; the next rotation of the authority needs a new login");
         }
         Ok(())
@@ -268,6 +289,21 @@ pub(crate) fn no_leader(view: &View) -> String {
         }
         None => "its voters know no leader".to_owned(),
     }
+}
+
+/// A way on for an operator that a node refuses, or that does not believe the node.
+fn advice(status: &tonic::Status) -> Option<&'static str> {
+    let is_said = |word: &&str| status.message().contains(*word);
+    if STRANGE_AUTHORITY.iter().any(is_said) {
+        return Some(
+            "the cluster's authority may have been replaced: ask for a new login token (`meridian operators \
+             login-token NAME`)",
+        );
+    }
+    (status.code() == Code::Unauthenticated).then_some(
+        "log in (`meridian login`), or name the context of an operator (--context); `meridian operators login-token \
+         NAME` prints a new token",
+    )
 }
 
 type Answer = (String, Result<wire::InspectResponse, tonic::Status>);
@@ -303,6 +339,14 @@ impl Search {
             }
         }
     }
+}
+
+/// The nodes that tokens and contexts name: voters of the directory first, since one of them leads.
+pub(crate) fn seeds(cluster: &Cluster) -> Vec<String> {
+    let voters = &cluster.directory_voters;
+    let mut nodes: Vec<_> = cluster.present_nodes().collect();
+    nodes.sort_by_key(|(id, _)| !voters.contains(id));
+    nodes.into_iter().map(|(_, node)| node.rpc_address.clone()).take(MAX_SEEDS).collect()
 }
 
 /// Addresses of nodes that were not removed.

@@ -4,6 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use meridian_directory::Authority;
+use meridian_net::Listener;
+use meridian_net::tls::{self, Identity, PemFile, Versions};
+use meridian_pki::{self as pki, Holder, KeyAndRequest, Subject, pem_fingerprint};
 use meridian_proto::directory::directory_server;
 use meridian_proto::node_id_to_wire;
 use parking_lot::Mutex;
@@ -11,7 +15,7 @@ use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::command::operator::samples;
+use crate::command::operator::{format, samples};
 
 /// The state of the nodes.
 struct State {
@@ -20,6 +24,8 @@ struct State {
     leader: Option<NodeId>,
     /// The next change is made, and then its call fails as if the leader had been lost.
     lose_answer: bool,
+    /// No caller proves to be an operator.
+    refuses: bool,
     asked: Vec<NodeId>,
 }
 
@@ -89,6 +95,9 @@ impl directory_server::Directory for Fake {
         _: Request<wire::InspectRequest>,
     ) -> Result<Response<wire::InspectResponse>, Status> {
         let state = self.state.lock();
+        if state.refuses {
+            return Err(Status::unauthenticated("the call needs an operator"));
+        }
         let mut response = wire::InspectResponse {
             cluster: Some(wire::ClusterState { json: json(&state.cluster) }),
             ..Default::default()
@@ -125,9 +134,14 @@ async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
     }
     let addresses =
         listeners.iter().map(|(_, listener)| listener.local_addr().unwrap().to_string()).collect();
-    let (leader, lose_answer) = (Some(NodeId(4)), false);
-    let state = State { cluster, changes: Vec::new(), leader, lose_answer, asked: Vec::new() };
-    let state = Arc::new(Mutex::new(state));
+    let state = Arc::new(Mutex::new(State {
+        cluster,
+        changes: Vec::new(),
+        leader: Some(NodeId(4)),
+        lose_answer: false,
+        refuses: false,
+        asked: Vec::new(),
+    }));
     for (node, listener) in listeners {
         let service =
             directory_server::DirectoryServer::new(Fake { node, state: Arc::clone(&state) });
@@ -201,4 +215,84 @@ async fn change_with_a_lost_answer_is_found_in_the_record_and_not_repeated() {
     let cluster = directory(&[&addresses[0]]).execute(&add_region("region-4")).await.unwrap();
     assert!(cluster.regions.contains(&"region-4".to_owned()));
     assert_eq!(state.lock().changes.len(), 1);
+}
+
+#[tokio::test]
+async fn context_names_the_nodes_of_today_after_any_command() {
+    let (state, addresses) = serve().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("operator.toml");
+    let context = Context {
+        cluster: "00ff00ff00ff00ff".to_owned(),
+        nodes: vec![addresses[1].clone()],
+        authorities: "a certificate".to_owned(),
+        identity: None,
+        token: Some("secret".to_owned()),
+    };
+    context.save(&path).unwrap();
+    let named = async || {
+        let context = Context::load(&path).unwrap();
+        let mut directory =
+            Directory { context: Some((path.clone(), context)), ..directory(&[&addresses[1]]) };
+        directory.inspect(0).await.unwrap();
+        Context::load(&path).unwrap()
+    };
+    // A cluster whose authority is the operator's own: so is the file.
+    assert_eq!(named().await, context);
+    let certificate_pem = context.authorities.clone();
+    let authority = Authority { certificate_pem, key: None, issues: true };
+    state.lock().cluster.trust.authorities = vec![authority];
+    let at = |number: usize| addresses[number].clone();
+    let down = |node: u64| format!("127.0.0.1:{node}");
+    // Voters of the directory come first.
+    let nodes = vec![at(0), at(2), down(6), at(1), down(3), down(5)];
+    assert_eq!(named().await, Context { nodes, ..context.clone() });
+    state.lock().cluster.nodes.get_mut(&NodeId(3)).unwrap().removed = true;
+    assert!(named().await.nodes.iter().all(|node| *node != down(3)));
+}
+
+const CLUSTER: &str = "00ff00ff00ff00ff";
+
+/// The address of a node with a certificate of this authority, which says nothing once TLS is there.
+async fn node_of(authority: &pki::Authority, now: Duration) -> String {
+    let asked = KeyAndRequest::new().unwrap();
+    let subject = Subject { cluster: CLUSTER.to_owned(), holder: Holder::Node(NodeId(1)) };
+    let hour = Duration::from_secs(3600);
+    let issued = authority.issue(&asked.request, &subject, now, hour).unwrap();
+    let pem = issued.chain_pem + &asked.key_pem;
+    let file = PemFile::new("node.pem".into(), pem.into_bytes());
+    let identity = Identity::from_pem(&file, &file).unwrap();
+    let config = tls::public_server(vec![identity], Versions::Tls13, &[b"h2".as_slice()]);
+    let server = tls::Server::new(config.unwrap()).unwrap();
+    let mut listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await;
+            drop(server.accept(stream, Duration::from_secs(5)).await);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn operator_that_is_refused_or_believes_a_replaced_authority_is_told_a_way_on() {
+    let now = Duration::from_millis(format::now_ms());
+    let authority = || pki::Authority::new(CLUSTER, now).unwrap();
+    let (before, today) = (authority(), authority());
+    let address = node_of(&today, now).await;
+    let pem = before.certificate_pem();
+    let file = PemFile::new("authority.pem".into(), pem.as_bytes().to_vec());
+    let context = Access::secure(CLUSTER.to_owned(), &file, None).unwrap();
+    let login = Access::pinned(CLUSTER.to_owned(), pem_fingerprint(pem).unwrap()).unwrap();
+    for access in [context, login] {
+        let mut directory = Directory::with(vec![address.clone()], access);
+        let error = directory.inspect(0).await.unwrap_err().to_string();
+        assert!(error.contains("may have been replaced"), "{error}");
+        assert!(error.contains("operators login-token"), "{error}");
+    }
+    let (state, addresses) = serve().await;
+    state.lock().refuses = true;
+    let error = directory(&[&addresses[0]]).inspect(0).await.unwrap_err().to_string();
+    assert!(error.contains("meridian login") && error.contains("--context"), "{error}");
 }
