@@ -267,10 +267,11 @@ impl admin_server::Admin for AdminService {
         used.sort_by_key(|(_, used)| std::cmp::Reverse(used.requests));
         used.truncate(MAX_ACCOUNTS);
         let stored = self.shards.stored().all().into_iter().take(MAX_ACCOUNTS);
-        let stored = stored.map(|(database, size)| wire::StoredSize {
+        let stored = stored.map(|(database, stored)| wire::StoredSize {
             database: Bytes::copy_from_slice(&database.0),
-            keys: size.keys,
-            bytes: size.bytes,
+            keys: stored.size.keys,
+            bytes: stored.size.bytes,
+            refused: stored.rejected,
         });
         Ok(Response::new(wire::UsageResponse {
             accounts: used.into_iter().map(account_usage).collect(),
