@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use meridian_net::Origin;
+use meridian_types::LineLimit;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
@@ -31,43 +32,29 @@ const MAX_WINDOWS: usize = 4096;
 
 /// Failures of one origin that are logged in a [`WINDOW`].
 const LOGGED_OF_ORIGIN: u32 = 3;
-/// Failures of all origins together that are logged in a [`WINDOW`].
+/// Failures of all origins together that are logged in a minute, and as many origins that come to be
+/// slowed.
 const LOGGED: u32 = 30;
 
 pub(super) struct Strangers {
     windows: Mutex<HashMap<(Origin, ToStranger), Window>>,
-    logged: Mutex<Logged>,
+    failures_logged: Mutex<LineLimit<Instant>>,
+    slowed_logged: Mutex<LineLimit<Instant>>,
     pauses: Semaphore,
 }
 
 impl Default for Strangers {
     fn default() -> Self {
-        let (windows, logged) = Default::default();
-        Self { windows, logged, pauses: Semaphore::new(MAX_PAUSED) }
+        let [failures_logged, slowed_logged] =
+            [LOGGED; 2].map(|lines| Mutex::new(LineLimit::new(lines)));
+        let (windows, pauses) = (Mutex::default(), Semaphore::new(MAX_PAUSED));
+        Self { windows, failures_logged, slowed_logged, pauses }
     }
 }
 
-/// The bound on lines of the log.
-#[derive(Default)]
-struct Logged {
-    began: Option<Instant>,
-    lines: u32,
-    left_out: u64,
-}
-
-impl Logged {
-    /// Whether a line may be logged now, and how many were left out before it.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        if self.began.is_none_or(|began| now.duration_since(began) >= WINDOW) {
-            (self.began, self.lines) = (Some(now), 0);
-        }
-        if self.lines < LOGGED {
-            self.lines += 1;
-            return Some(std::mem::take(&mut self.left_out));
-        }
-        self.left_out += 1;
-        None
-    }
+/// As [`LineLimit::take`].
+fn take_line(lines: &Mutex<LineLimit<Instant>>, now: Instant) -> Option<u64> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner).take(now)
 }
 
 struct Window {
@@ -97,13 +84,14 @@ impl Strangers {
         let Some(free) = free(asked) else { return };
         let now = Instant::now();
         let requests = self.count((origin, asked), now);
-        if requests == free + 1 {
-            warn!(%origin, requests, ?asked, "many requests without a valid access token: they are answered slowly");
+        if requests == free + 1
+            && let Some(left_out) = take_line(&self.slowed_logged, now)
+        {
+            warn!(%origin, requests, ?asked, left_out, "many requests without a valid access token: they are answered slowly");
         }
         if let Some(failed) = failed
             && requests <= LOGGED_OF_ORIGIN
-            && let Some(left_out) =
-                self.logged.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+            && let Some(left_out) = take_line(&self.failures_logged, now)
         {
             let FailedAuthentication { reason, fingerprint } = failed;
             let fingerprint = fingerprint.map(tracing::field::display);
@@ -172,19 +160,6 @@ mod tests {
         assert_eq!(paused.len(), MAX_PAUSED);
         drop(paused);
         assert!(strangers.pause(origin, Refused, None).now_or_never().is_none());
-    }
-
-    #[test]
-    fn lines_of_the_log_are_bounded_and_the_next_one_says_how_many_were_left_out() {
-        let (mut logged, now) = (Logged::default(), Instant::now());
-        for _ in 0..LOGGED {
-            assert_eq!(logged.take(now), Some(0));
-        }
-        for _ in 0..7 {
-            assert_eq!(logged.take(now + WINDOW / 2), None);
-        }
-        assert_eq!(logged.take(now + WINDOW), Some(7));
-        assert_eq!(logged.take(now + WINDOW), Some(0));
     }
 
     #[tokio::test]
