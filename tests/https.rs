@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +91,7 @@ impl Gateway {
         let (text, secret) = Authority::get().certificate(false);
         std::fs::write(&certificate, text).unwrap();
         std::fs::write(&key, secret).unwrap();
+        set_mode(&key, 0o644);
         let node = NodeConfig::load(&cluster.folder().join("region-1-a/node.toml")).unwrap();
         let files = CertificateFiles { certificate: certificate.clone(), key: key.clone() };
         let mut config = GatewayConfig {
@@ -109,6 +111,7 @@ impl Gateway {
             insecure: false,
         };
         config.gateway.certificates = vec![files];
+        set_mode(&cluster.folder().join("identities/https.pem"), 0o644);
         let path = folder.join("gateway.toml");
         std::fs::write(&path, config.to_toml()).unwrap();
         let mut command = Command::new(binary());
@@ -175,6 +178,10 @@ impl Gateway {
         std::fs::write(&self.certificate, certificate).unwrap();
         std::fs::write(&self.key, key).unwrap();
     }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 async fn cluster() -> Cluster {
@@ -325,6 +332,33 @@ async fn plain_port_beyond_loopback_is_in_each_status() {
         let is_said = status.contains(said) && of_cluster.contains(said);
         let advises = of_cluster.contains("[[gateway.certificates]]");
         if is_said && advises { Ok(()) } else { Err(status + &of_cluster) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn private_keys_that_others_can_read_are_in_the_log_at_the_start_and_in_the_status() {
+    let cluster = cluster().await;
+    let key = cluster.folder().join("identities/region-1-a.pem");
+    let warns = |text: &str, file: &str| {
+        let warning = "others than its owner can read the private key";
+        text.lines().any(|line| line.contains(warning) && line.contains(file))
+    };
+    for (mode, is_warned_of) in [(0o600, false), (0o644, true), (0o600, false)] {
+        set_mode(&key, mode);
+        poll::until("the status is as the mode", LONG, async || {
+            let status = cluster.order(NodeId(1), &["cluster", "status"]).await;
+            let warned = warns(&status, "region-1-a.pem");
+            if warned == is_warned_of { Ok(()) } else { Err(status) }
+        })
+        .await;
+    }
+    let gateway = Gateway::start(&cluster).await;
+    poll::until("the gateway says so", LONG, async || {
+        let said = gateway.said.lock().unwrap().clone();
+        let is_said = |file| warns(&said, file);
+        let all = ["https/tls.key", "identities/https.pem"].into_iter().all(is_said);
+        if all { Ok(()) } else { Err(said) }
     })
     .await;
 }

@@ -52,8 +52,15 @@ async fn quotas_are_set_while_serving_hold_and_are_shown() {
     assert!(rejected.contains("400") && rejected.contains("its quota keys of 100"), "{rejected}");
     assert!(rejected.contains("set-quotas"), "{rejected}");
     assert_eq!(client.get(&key(1)).await.unwrap().unwrap().value, b"value".as_slice());
+    let refused = {
+        let client = client.clone();
+        tokio::spawn(async move { while client.set(&key(0), b"other").await.is_err() {} })
+    };
     let top = order(&cluster, &["databases", "top", "--every=300ms", "-n", "1"]).await;
     assert_eq!((&top[0]["name"], &top[0]["keys"]), (&"default".into(), &120.into()), "{top}");
+    // The leader counts them, and no gateway.
+    assert!(top[0]["refused_per_second"].as_f64().unwrap() > 0.0, "{top}");
+    refused.abort();
     for number in 50..120 {
         let mutations = vec![delete(&key(number))];
         client.write(pb::AtomicWrite { mutations, ..Default::default() }).await.unwrap();

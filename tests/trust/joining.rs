@@ -206,6 +206,18 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     })
     .await;
     through_one.set(b"second", b"write").await.unwrap();
+    // It says so itself, as do the nodes that it was connected to, and the list of gateways.
+    let says = async |names: &[&str], text: &str| {
+        poll::until("the log says so", DEADLINE, async || {
+            let logs: String = names.iter().map(|name| cluster.log(name)).collect();
+            if logs.contains(text) { Ok(()) } else { Err(logs) }
+        })
+        .await;
+    };
+    says(&["edge"], "the certificate of gateway/edge was revoked").await;
+    says(&["one", "two", "three"], r#"holders={"gateway/edge"}"#).await;
+    let listed = cluster.meridian(&["gateways", "list"]).await.unwrap();
+    assert!(listed.contains("edge     refused from before 20"), "{listed}");
     // With another token it joins again.
     let token = cluster.token(&["gateways", "join-token", "edge"]).await;
     drop(processes.pop());

@@ -42,9 +42,26 @@ impl AnswerBody {
     }
 }
 
-/// Marks an answer to a request without a valid token.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ToStranger;
+/// Marks an answer to a request whose token is not valid, or was not looked at, with what it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum ToStranger {
+    /// Something that needs a token.
+    Refused,
+    UnknownPath,
+    File,
+    /// A database that is not there, by a token that opens all.
+    NoDatabase,
+}
+
+impl ToStranger {
+    fn of(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownPath => Self::UnknownPath,
+            Refusal::NoDefaultDatabase | Refusal::NoSuchDatabase => Self::NoDatabase,
+            _ => Self::Refused,
+        }
+    }
+}
 
 pub(crate) fn json(body: Vec<u8>) -> Answer {
     answer(StatusCode::OK, "application/json", body.into())
@@ -111,7 +128,7 @@ impl From<Refusal> for Answer {
             answer.headers_mut().insert(RETRY_AFTER, after.as_secs().saturating_add(1).into());
         }
         if refusal.is_to_a_stranger() {
-            answer.extensions_mut().insert(ToStranger);
+            answer.extensions_mut().insert(ToStranger::of(&refusal));
         }
         answer
     }

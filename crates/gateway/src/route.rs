@@ -45,7 +45,7 @@ impl StaticFile {
             Self::Server => answer::json(br#"{"server":"meridian"}"#.to_vec()),
             Self::DenoModule => answer::javascript(DENO_MODULE.as_bytes()),
         };
-        answer.extensions_mut().insert(ToStranger);
+        answer.extensions_mut().insert(ToStranger::File);
         answer
     }
 }

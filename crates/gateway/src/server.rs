@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, StatusCode, Version};
+use hyper::{HeaderMap, Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_net::{Listener, Origin, Stream, http};
@@ -382,21 +382,18 @@ impl<G: Handle> Connection<G> {
                     Err(NotBegun::Overrun | NotBegun::Untaken) => return Err(Unanswered),
                 };
                 let answer = shared.gateway.handle(request).await;
-                let is_stranger = answer
-                    .as_ref()
-                    .is_ok_and(|answer| answer.extensions().get::<ToStranger>().is_some());
-                if !is_stranger {
+                let stranger = answer.as_ref().ok().and_then(to_stranger);
+                if stranger.is_none() {
                     activity.authorized();
                 }
                 // A whole answer is on its way now; a streaming one is in progress to its end.
                 let streams = |answer: &Answer| matches!(answer.body(), AnswerBody::Frames(_));
                 let busy = answer.as_ref().is_ok_and(streams).then_some(busy);
-                let is_guess = is_stranger && answer.as_ref().is_ok_and(is_guess);
                 let failed = answer.as_ref().ok().and_then(failed_authentication);
                 // Counted as an answer that was not taken, from here on.
                 let sent = answer.map(|answer| send(answer, busy, room));
-                if is_guess {
-                    shared.strangers.pause(origin, failed).await;
+                if let Some(asked) = stranger {
+                    shared.strangers.pause(origin, asked, failed).await;
                 }
                 sent
             })
@@ -434,9 +431,8 @@ impl<G: Handle> Connection<G> {
     }
 }
 
-/// Whether a stranger's request has tried a token: one for a file or an unknown path does not.
-fn is_guess(answer: &Answer) -> bool {
-    !answer.status().is_success() && answer.status() != StatusCode::NOT_FOUND
+fn to_stranger(answer: &Answer) -> Option<ToStranger> {
+    answer.extensions().get().copied()
 }
 
 fn failed_authentication(answer: &Answer) -> Option<FailedAuthentication> {

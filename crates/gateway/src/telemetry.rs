@@ -44,7 +44,8 @@ pub(crate) struct Telemetry {
     too_many_listeners: Counter,
     too_many_feeds: Counter,
     evicted: Counter,
-    over_quota: [Counter; Quota::EVERY.len()],
+    /// Without the quotas on what is stored, which the leaders of shards keep and count.
+    over_quota: Vec<(Quota, Counter)>,
     open_watches: Gauge,
     open_feeds: Gauge,
 }
@@ -93,7 +94,11 @@ impl Telemetry {
             too_many_listeners: overloaded(Overload::Listeners),
             too_many_feeds: overloaded(Overload::ChangeFeeds),
             evicted: counter!(EVICTED),
-            over_quota: Quota::EVERY.map(|quota| counter!(OVER_QUOTA, "quota" => quota.name())),
+            over_quota: Quota::EVERY
+                .into_iter()
+                .filter(|quota| !quota.is_stored())
+                .map(|quota| (quota, counter!(OVER_QUOTA, "quota" => quota.name())))
+                .collect(),
             open_watches: gauge!(WATCHES),
             open_feeds: gauge!(FEEDS),
         }
@@ -120,7 +125,10 @@ impl Telemetry {
     }
 
     pub(crate) fn over_quota(&self, quota: Quota) {
-        self.over_quota.get(quota as usize).inspect(|counter| counter.increment(1));
+        let counter = self.over_quota.iter().find(|(counted, _)| *counted == quota);
+        if let Some((_, counter)) = counter {
+            counter.increment(1);
+        }
     }
 
     pub(crate) fn open_watches(&self) -> &Gauge {

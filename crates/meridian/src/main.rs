@@ -136,6 +136,16 @@ fn run(mut command: Command) -> anyhow::Result<()> {
     })
 }
 
+/// The lines that are logged where nothing else is said.
+fn default_filter(command: &Command) -> &'static str {
+    match command {
+        // The terminal is the program's.
+        Command::Run(_) => "error",
+        // Of HTTP/2, any program that reaches a port can cause warnings without end.
+        _ => "warn,meridian=info,openraft=error,h2=error",
+    }
+}
+
 /// `EX_IOERR` of sysexits.h.
 const OUTPUT_FAILED: i32 = 74;
 
@@ -144,13 +154,8 @@ fn main() -> ExitCode {
     // Data, tokens and exported files are readable by this user only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
-    let default_filter = match &cli.command {
-        // The terminal is the program's.
-        Command::Run(_) => "error",
-        _ => "warn,meridian=info,openraft=error",
-    };
-    let filter =
-        EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let filter = EnvFilter::try_from_env("MERIDIAN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(default_filter(&cli.command)));
     let ansi = std::io::stderr().is_terminal();
     let log = match LogWriter::start(std::io::stderr()) {
         Ok(log) => log,
@@ -263,6 +268,19 @@ mod tests {
             Some(6),
             "it was not aborted: {status}"
         );
+    }
+
+    #[test]
+    fn warnings_that_strangers_can_cause_without_end_are_not_logged_by_default() {
+        let cli = Cli::try_parse_from(["meridian", "serve", "--config", "node.toml"]).unwrap();
+        let filter = EnvFilter::new(default_filter(&cli.command));
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            assert!(!tracing::enabled!(target: "h2::proto::streams::recv", tracing::Level::WARN));
+            assert!(tracing::enabled!(target: "h2::proto::streams::recv", tracing::Level::ERROR));
+            assert!(tracing::enabled!(target: "hyper::server", tracing::Level::WARN));
+            assert!(tracing::enabled!(target: "meridian_proto::codec", tracing::Level::WARN));
+        });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Connections whose other side has shown a certificate, or that were accepted in the clear, so that
 //! they can be ended when that is believed no more.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -10,6 +11,9 @@ use meridian_pki::Claims;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Holders of connections that are ended at a time, as far as the log names them.
+const NAMED: usize = 20;
 
 /// Whether a connection is believed, by the claims of its certificate; `None`: it is in the clear.
 pub(crate) type Judge = Box<dyn Fn(Option<&Claims>) -> bool + Send + Sync>;
@@ -40,6 +44,16 @@ struct Entry {
     chain: Vec<CertificateDer<'static>>,
     end: CancellationToken,
     is_open: Weak<()>,
+}
+
+impl Entry {
+    /// For people.
+    fn holder(&self) -> String {
+        match &self.claims {
+            Some(claims) => claims.subject.holder.to_string(),
+            None => "in the clear".to_owned(),
+        }
+    }
 }
 
 /// Of one connection: ready once it is to end.
@@ -84,7 +98,11 @@ impl Live {
         // First: a connection that is added meanwhile is asked about behind that.
         let is_believed = Arc::new(is_believed);
         self.0.lock().judge = Some(Arc::clone(&is_believed));
-        self.end(|entry| is_believed(entry.claims.as_deref()))
+        let (ended, holders) = self.end(|entry| is_believed(entry.claims.as_deref()));
+        if ended > 0 {
+            tracing::info!(ended, ?holders, "connections end, whose holders are believed no more");
+        }
+        ended
     }
 
     /// Ends the connections whose certificates no authority vouches for; how many.
@@ -92,20 +110,31 @@ impl Live {
         &self,
         is_vouched_for: impl Fn(&[CertificateDer<'_>]) -> bool,
     ) -> usize {
-        self.end(|entry| entry.chain.is_empty() || is_vouched_for(&entry.chain))
+        let (ended, holders) =
+            self.end(|entry| entry.chain.is_empty() || is_vouched_for(&entry.chain));
+        if ended > 0 {
+            tracing::info!(ended, ?holders, "connections end, for which no authority vouches");
+        }
+        ended
     }
 
-    fn end(&self, may_stay: impl Fn(&Entry) -> bool) -> usize {
-        let mut ended = 0;
+    /// How many ended, and some of their holders.
+    fn end(&self, may_stay: impl Fn(&Entry) -> bool) -> (usize, BTreeSet<String>) {
+        let (mut ended, mut holders) = (0, BTreeSet::new());
         self.0.lock().entries.retain(|entry| {
-            let stays = may_stay(entry);
+            let (stays, is_open) = (may_stay(entry), entry.is_open.strong_count() > 0);
             if !stays {
                 entry.end.cancel();
-                ended += usize::from(entry.is_open.strong_count() > 0);
             }
-            stays && entry.is_open.strong_count() > 0
+            if !stays && is_open {
+                ended += 1;
+                if holders.len() < NAMED {
+                    holders.insert(entry.holder());
+                }
+            }
+            stays && is_open
         });
-        ended
+        (ended, holders)
     }
 }
 
@@ -115,8 +144,42 @@ mod tests {
 
     use meridian_pki::{Holder, Subject};
     use meridian_types::NodeId;
+    use tracing::field::{Field, Visit};
+    use tracing::span;
 
     use super::*;
+
+    /// Keeps the fields of the lines that are logged on this thread.
+    #[derive(Clone, Default)]
+    struct Logged(Arc<Mutex<String>>);
+
+    impl Visit for Logged {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            *self.0.lock() += &format!("{field}={value:?};");
+        }
+    }
+
+    impl tracing::Subscriber for Logged {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
 
     fn claims(node: u64) -> Option<Arc<Claims>> {
         Some(Arc::new(Claims {
@@ -156,6 +219,27 @@ mod tests {
         assert!(one.is_wanted(&mut cx) && !plain.is_wanted(&mut cx));
         assert_eq!(live.end_unless(Box::new(|claims| claims.is_some())), 1);
         assert!(plain.is_wanted(&mut cx));
+    }
+
+    #[test]
+    fn log_names_the_holders_whose_connections_end_and_no_others() {
+        let (live, logged) = (Live::default(), Logged::default());
+        let chain = || vec![CertificateDer::from(vec![0])];
+        let _open = [1, 1, 2, 3].map(|node| live.add(claims(node), chain()));
+        let _plain = live.add(None, Vec::new());
+        drop(live.add(claims(4), Vec::new()));
+        let is_two = |claims: Option<&Claims>| {
+            claims.is_some_and(|claims| claims.subject.holder == Holder::Node(NodeId(2)))
+        };
+        let ended = tracing::subscriber::with_default(logged.clone(), || {
+            live.end_unless(Box::new(is_two)) + live.end_unvouched(|_| false)
+        });
+        assert_eq!(ended, 5);
+        let text = std::mem::take(&mut *logged.0.lock());
+        let refused = "ended=4;holders={\"in the clear\", \"node/1\", \"node/3\"};";
+        assert!(text.contains(refused), "{text}");
+        assert!(text.contains("ended=1;holders={\"node/2\"};"), "{text}");
+        assert!(!text.contains("node/4"), "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `identity` | [`Identity`]: certificates with their key |
-//! | `files` | [`PemFile`], and [`Files`]: files that are read again when they change |
+//! | `files` | [`PemFile`], and [`Files`]: files that are read again when they change; keys that others can read |
 //!
 //! The settings of a [`Server`] and of a [`Client`] may change at any time. They are those of a
 //! connection when it begins, and a live connection keeps its own.
@@ -31,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub use rustls::pki_types::ServerName;
 pub use rustls::{ClientConfig, ServerConfig};
 
-pub use self::files::{Cause, Files, PemFile, Unusable, follow};
+pub use self::files::{Cause, Files, PemFile, Unusable, exposed_key, follow};
 pub use self::identity::Identity;
 use crate::stream::Stream;
 

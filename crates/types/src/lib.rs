@@ -1,5 +1,6 @@
 //! The words of Meridian: identities, positions, versionstamps, transactions, effects,
-//! messages of queues, reports of shards, rights, levels of operators, and limits.
+//! messages of queues, reports of shards, rights, levels of operators, and limits, also of what a log
+//! is told.
 //!
 //! Invariant: a value of one of these types is well formed (a [`Versionstamp`] has ten bytes, a
 //! [`DatabaseId`] sixteen). Absent on purpose: clocks, I/O, wire formats and any rule of
@@ -11,6 +12,7 @@ mod id;
 mod key_prefix;
 mod level;
 pub mod limits;
+mod line_limit;
 mod permissions;
 mod position;
 mod queue;
@@ -25,6 +27,7 @@ pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use key_prefix::{InvalidKeyPrefix, KeyPrefix};
 pub use level::{Level, NotALevel};
+pub use line_limit::LineLimit;
 pub use permissions::{Permission, Permissions, UnknownPermission};
 pub use position::{Epoch, Position, Versionstamp};
 pub use queue::{

@@ -1,5 +1,7 @@
 //! Reads and writes, as clients see them, and every row of "Answers to bad input".
 
+use std::time::Duration;
+
 use crate::support::{MAIN_TEXT, OTHERS, Plan, READER, Server, WRITER, all, set};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -213,6 +215,27 @@ async fn unknown_paths_and_methods() {
                 reply.refuses(404, "Nothing is served here.");
             }
         }
+    }
+}
+
+/// The address is the same all the time, and the answers to its valid token do not wait.
+#[tokio::test]
+async fn unknown_paths_and_files_are_answered_slowly_once_an_address_asks_for_many() {
+    let server = Server::start().await;
+    for (path, answered_at_once) in [("/nowhere", 100), ("/.meridian/v1/server", 3000)] {
+        let get = || {
+            let request = Request::get(path).header("host", "kv.test");
+            request.body(Full::<Bytes>::default()).unwrap()
+        };
+        let mut client = server.http1().await;
+        for _ in 0..answered_at_once {
+            client.send(get()).await.unwrap();
+        }
+        // The next one is held back for half a second.
+        let early = tokio::time::timeout(Duration::from_millis(100), client.send(get())).await;
+        assert!(early.is_err(), "{path} is not slowed");
+        let mut client = server.http1().await;
+        assert_eq!(client.read(&all()).await.unwrap().status, 200);
     }
 }
 

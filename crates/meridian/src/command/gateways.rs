@@ -1,12 +1,14 @@
 //! `meridian gateways`: gateways without data that may have certificates.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use meridian_directory::{Change, Member};
+use meridian_directory::{Change, Member, Trust};
 use serde::Serialize;
 
 use super::invitation::{Lifetime, invite, revoke, show_token};
-use super::operator::{Connect, Directory, Table, print, print_json};
+use super::operator::{Connect, Directory, Table, format, print, print_json};
 
 #[derive(Args)]
 pub(crate) struct Gateways {
@@ -18,8 +20,12 @@ pub(crate) struct Gateways {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Lists the gateways that may have certificates.
-    List,
+    /// Lists the gateways that may have certificates, and from before when these are refused.
+    List {
+        /// Include removed gateways.
+        #[arg(long)]
+        all: bool,
+    },
     /// Adds a gateway and prints its join token: one line, for `join` in its file.
     Add {
         /// Letters, digits, `-`, `_` and `.`.
@@ -42,6 +48,33 @@ enum Command {
 #[derive(Serialize)]
 struct Gateway<'a> {
     name: &'a str,
+    removed: bool,
+    /// Certificates from before are refused, in milliseconds since the Unix epoch.
+    revoked_before_ms: Option<u64>,
+}
+
+/// `all`: also those that were removed.
+fn listed(trust: &Trust, all: bool) -> Vec<Gateway<'_>> {
+    let present: BTreeSet<_> = trust.present_gateways().collect();
+    let gateways = trust.gateways.iter().map(|(name, before_ms)| {
+        let removed = !present.contains(name);
+        let revoked_before_ms = Some(*before_ms).filter(|before_ms| !removed && *before_ms > 0);
+        Gateway { name, removed, revoked_before_ms }
+    });
+    gateways.filter(|gateway| all || !gateway.removed).collect()
+}
+
+fn table(gateways: &[Gateway<'_>]) -> Table {
+    let mut table = Table::new(&["GATEWAY", "CERTIFICATES"]);
+    for gateway in gateways {
+        let certificates = match gateway.revoked_before_ms {
+            _ if gateway.removed => "removed".to_owned(),
+            Some(before_ms) => format!("refused from before {}", format::time(before_ms)),
+            None => "-".to_owned(),
+        };
+        table.row([gateway.name.to_owned(), certificates]);
+    }
+    table
 }
 
 impl Gateways {
@@ -49,16 +82,10 @@ impl Gateways {
         let mut directory = Directory::new(&self.connect.target)?;
         let json = self.connect.json;
         match self.command {
-            Command::List => {
+            Command::List { all } => {
                 let cluster = directory.inspect(0).await?.cluster;
-                let names = cluster.trust.present_gateways().map(String::as_str);
-                let gateways: Vec<_> = names.map(|name| Gateway { name }).collect();
-                if json {
-                    return print_json(&gateways);
-                }
-                let mut table = Table::new(&["GATEWAY"]);
-                gateways.iter().for_each(|gateway| table.row([gateway.name.to_owned()]));
-                print(&table.to_string())
+                let gateways = listed(&cluster.trust, all);
+                if json { print_json(&gateways) } else { print(&table(&gateways).to_string()) }
             }
             Command::Add { name, lifetime } => {
                 let cluster = directory.execute(&Change::AddGateway { name: name.clone() }).await?;
@@ -81,5 +108,36 @@ impl Gateways {
                 print(&format!("gateway {name} was removed\n"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::operator::samples::cluster;
+
+    #[test]
+    fn list_says_which_gateways_were_revoked_when_and_which_were_removed() {
+        let add = |name: &str| Change::AddGateway { name: name.to_owned() };
+        let revoked = Member::Gateway("b".to_owned());
+        let changes = [
+            add("a"),
+            add("b"),
+            add("c"),
+            Change::RevokeCertificates { member: revoked, before_ms: 2000 },
+            Change::RemoveGateway { name: "c".to_owned() },
+        ];
+        let cluster =
+            changes.iter().fold(cluster(), |cluster, change| cluster.after(change).unwrap());
+        assert_eq!(
+            table(&listed(&cluster.trust, true)).to_string(),
+            "GATEWAY  CERTIFICATES\n\
+             a        -\n\
+             b        refused from before 1970-01-01T00:00:02.000Z\n\
+             c        removed\n"
+        );
+        let present = listed(&cluster.trust, false);
+        let names: Vec<_> = present.iter().map(|gateway| gateway.name).collect();
+        assert_eq!(names, ["a", "b"]);
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::cluster::NodeOverview;
 use super::invitation::{Lifetime, invite, revoke, show_token};
-use super::operator::{Connect, Directory, View, is_fresh, print, print_json, resolve};
+use super::operator::{Connect, Directory, View, format, is_fresh, print, print_json, resolve};
 use config_file::NewFile;
 
 #[derive(Args)]
@@ -196,8 +196,9 @@ impl Nodes {
 async fn list(directory: &mut Directory, all: bool, json: bool) -> Result<()> {
     let view = directory.inspect(0).await?;
     let nodes = view.cluster.nodes.iter().filter(|(_, node)| all || !node.removed);
+    let now_ms = format::now_ms();
     let nodes: Vec<NodeOverview> =
-        nodes.map(|(id, node)| NodeOverview::of(&view, *id, node)).collect();
+        nodes.map(|(id, node)| NodeOverview::of(&view, *id, node, now_ms)).collect();
     if json { print_json(&nodes) } else { print(&NodeOverview::table(&nodes).to_string()) }
 }
 

@@ -41,7 +41,7 @@ struct Row {
     bytes_out_per_second: f64,
     /// Requests that a quota held back.
     slowed_per_second: f64,
-    /// Requests that a quota refused.
+    /// Requests that a quota refused, at gateways and at the leader of the database's shard.
     refused_per_second: f64,
     connections: u64,
     watches: u64,
@@ -115,10 +115,17 @@ fn rows(
             let row = rows.entry(name.clone()).or_insert_with(|| Row { name, ..Row::default() });
             row.add(used, was, seconds);
         }
+        let refused_before = |database: &[u8]| {
+            let stored = &before.get(node)?.stored;
+            let known = stored.iter().find(|stored| stored.database == *database);
+            Some(known.map_or(0, |stored| stored.refused))
+        };
         for stored in usage.stored.iter().filter(|_| !of_tokens) {
             let name = database_name(cluster, &stored.database);
             let row = rows.entry(name.clone()).or_insert_with(|| Row { name, ..Row::default() });
             (row.keys, row.stored_bytes) = (Some(stored.keys), Some(stored.bytes));
+            let was = refused_before(&stored.database).unwrap_or(stored.refused);
+            row.refused_per_second += rate(stored.refused, was, seconds);
         }
     }
     let mut rows: Vec<_> = rows.into_values().collect();
@@ -154,8 +161,7 @@ fn database_name(cluster: &Cluster, id: &[u8]) -> String {
 
 impl Row {
     fn add(&mut self, used: &AccountUsage, was: &AccountUsage, seconds: f64) {
-        // A node that was started again counts from 0.
-        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let rate = |now, before| rate(now, before, seconds);
         self.requests_per_second += rate(used.requests, was.requests);
         self.bytes_in_per_second += rate(used.bytes_in, was.bytes_in);
         self.bytes_out_per_second += rate(used.bytes_out, was.bytes_out);
@@ -165,6 +171,11 @@ impl Row {
         self.watches += used.watches;
         self.listeners += used.listeners;
     }
+}
+
+/// A node that was started again, or came to lead again, counts from 0.
+fn rate(now: u64, before: u64, seconds: f64) -> f64 {
+    now.saturating_sub(before) as f64 / seconds
 }
 
 fn text(rows: &[Row], of_tokens: bool, left_out: u64) -> String {
@@ -227,6 +238,38 @@ mod tests {
         BTreeMap::from([(NodeId(1), first), (NodeId(2), second)])
     }
 
+    fn stored(database: &[u8], refused: u64) -> StoredSize {
+        let database = database.to_vec().into();
+        StoredSize { database, keys: 3, bytes: 2048, refused }
+    }
+
+    #[test]
+    fn refusals_of_gateways_and_of_the_leader_are_added() {
+        let cluster = cluster();
+        let id = cluster.databases.keys().next().unwrap().0;
+        let of_gateway = |refused| {
+            let usage = usage(Account::Database(id.to_vec().into()), 0, 0);
+            vec![AccountUsage { refused, ..usage }]
+        };
+        let looked = |refused, by_leader: Option<u64>| {
+            let mut looked = looked([of_gateway(refused), Vec::new()]);
+            let of_leader = by_leader.map(|refused| stored(&id, refused));
+            looked.get_mut(&NodeId(2)).unwrap().stored.extend(of_leader);
+            looked
+        };
+        let refused = |before: Looked, now: Looked| {
+            rows(&cluster, (&before, &now), 2.0, false)[0].refused_per_second
+        };
+        assert_eq!(refused(looked(10, Some(100)), looked(14, Some(200))), 52.0);
+        // It came to lead between the two looks.
+        assert_eq!(refused(looked(10, None), looked(10, Some(6))), 3.0);
+        assert_eq!(refused(looked(10, Some(100)), looked(10, Some(6))), 0.0);
+        // Its refusals before the first look at it are no rate.
+        let mut unseen = looked(10, None);
+        unseen.remove(&NodeId(2));
+        assert_eq!(refused(unseen, looked(10, Some(6))), 0.0);
+    }
+
     #[test]
     fn rates_of_all_nodes_are_added_and_a_node_that_was_started_again_has_none() {
         let cluster = cluster();
@@ -237,8 +280,7 @@ mod tests {
             vec![usage(of(0), 140, 1), usage(of(1), 200, 0), usage(Account::TokenId(9), 7, 0)],
             vec![usage(of(0), 10, 2)],
         ]);
-        let stored = StoredSize { database: ids[0].clone().into(), keys: 3, bytes: 2048 };
-        now.get_mut(&NodeId(2)).unwrap().stored = vec![stored];
+        now.get_mut(&NodeId(2)).unwrap().stored = vec![stored(&ids[0], 0)];
         let shown = rows(&cluster, (&before, &now), 2.0, false);
         let [busy, other] = &shown[..] else { panic!("{shown:?}") };
         let names: Vec<_> = cluster.databases.values().map(|known| known.name.as_str()).collect();

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,6 +111,22 @@ impl fmt::Debug for PemFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} with {} bytes", self.path.display(), self.bytes.len())
     }
+}
+
+/// The warning that others may read the file of a private key, if they may. A process that is not the
+/// file's owner reads it as one of its group: then that is meant.
+#[must_use]
+pub fn exposed_key(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+    let (others, remedy) = if is_own { (0o077, "go-rwx") } else { (0o007, "o-rwx") };
+    let mode = metadata.permissions().mode() & 0o777;
+    (mode & others != 0).then(|| {
+        let path = path.display();
+        format!(
+            "others than its owner can read the private key {path}, whose mode is {mode:o}: chmod {remedy}"
+        )
+    })
 }
 
 /// Files, each with the most bytes that it may have, as they were read last.
@@ -236,6 +253,23 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+
+    #[test]
+    fn key_that_others_than_its_owner_may_read_is_warned_of() {
+        let folder = TempDir::new().unwrap();
+        let key = folder.path().join("key");
+        assert_eq!(exposed_key(&key), None, "it is not there");
+        fs::write(&key, "key").unwrap();
+        for (mode, is_warned_of) in
+            [(0o644, true), (0o640, true), (0o604, true), (0o600, false), (0o400, false)]
+        {
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            let warning = exposed_key(&key);
+            assert_eq!(warning.is_some(), is_warned_of, "{mode:o} {warning:?}");
+            let says = format!("mode is {mode:o}: chmod go-rwx");
+            assert!(warning.is_none_or(|warning| warning.contains(&says)), "{mode:o}");
+        }
+    }
 
     /// A folder with two files, which are followed; a text with `bad` is refused.
     struct Followed {

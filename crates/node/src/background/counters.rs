@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that
 /// has none.
-const COUNTERS: [(&str, &str); 26] = [
+const COUNTERS: [(&str, &str); 27] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
@@ -62,6 +62,10 @@ const COUNTERS: [(&str, &str); 26] = [
     (
         "meridian_storage_slowed_writes_total",
         "Writes of state that were slowed: compactions do not keep up.",
+    ),
+    (
+        "meridian_stored_quota_refusals_total",
+        "Writes refused since a quota on what their database stores is used up, by quota.",
     ),
     ("meridian_webhook_requests_total", "Requests to webhooks, by what came of them."),
 ];

@@ -1,7 +1,7 @@
 //! A process's side of the directory: following the cluster, and renewing the node's lease.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -10,10 +10,11 @@ use meridian_directory::Cluster;
 use meridian_failover::{ASK_TIMEOUT, Inquiry, LeaderSearch, Lease, Next, RENEW_TIMEOUT, Reply};
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
 use meridian_proto::{node_id, shard_report_to_wire};
-use meridian_types::{Epoch, NodeId, ShardId, ShardReport};
+use meridian_types::{Epoch, LineLimit, NodeId, ShardId, ShardReport};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 
 use crate::cluster_view::view::Directory;
 use crate::network::peers::PeerChannels;
@@ -37,6 +38,7 @@ pub(crate) struct Follower {
 impl Follower {
     /// Until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut lines = LineLimit::new(1);
         loop {
             // Any node knows the cluster; voters know it first.
             let mut sources = self.directory.voters_near(&self.region);
@@ -51,7 +53,7 @@ impl Follower {
                 let mut updates = self.peers.updates();
                 let was_followed = tokio::select! {
                     () = stop.cancelled() => return,
-                    was_followed = self.follow(source) => was_followed,
+                    was_followed = self.follow(source, &mut lines) => was_followed,
                     () = tokio::time::sleep(patience) => true,
                     // A connection may be in the clear that is dialled with TLS now.
                     Ok(()) = updates.changed() => true,
@@ -68,17 +70,22 @@ impl Follower {
         }
     }
 
-    /// Until the stream ends; whether anything came.
-    async fn follow(&self, source: NodeId) -> bool {
+    /// Until the stream ends; whether anything came. `lines`: to say that this process is refused.
+    async fn follow(&self, source: NodeId, lines: &mut LineLimit<Instant>) -> bool {
         let Some(channel) = self.peers.requests(source) else { return false };
         let mut client = DirectoryClient::new(channel)
             .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
         let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
-        let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await
-        else {
-            return false;
+        let mut stream = match tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => {
+                if let Some(left_out) = line_of_refusal(&status, lines, Instant::now()) {
+                    tracing::warn!(%source, reason = status.message(), left_out, "nodes refuse the calls of this process: it has to join anew if its certificate was revoked");
+                }
+                return false;
+            }
+            Err(_) => return false,
         };
-        let mut stream = stream.into_inner();
         let mut has_come = false;
         while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await
         {
@@ -93,6 +100,12 @@ impl Follower {
         tracing::debug!(%source, "the directory's stream ended");
         has_come
     }
+}
+
+/// Whether a line is to say that the other side does not believe this process, and how many were
+/// left out before it: a process whose certificate was revoked is told so by nothing else.
+fn line_of_refusal(status: &Status, lines: &mut LineLimit<Instant>, now: Instant) -> Option<u64> {
+    (status.code() == Code::Unauthenticated).then(|| lines.take(now)).flatten()
 }
 
 /// Whether `source` is a node of this process's cluster, as far as what it says of the cluster
@@ -267,5 +280,25 @@ impl LeaseRenewal {
             }
             None => Reply::Nothing,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_that_is_refused_says_so_once_a_minute_and_not_of_other_failures() {
+        let (mut lines, now) = (LineLimit::new(1), Instant::now());
+        let refused = Status::unauthenticated("the certificate of gateway/edge was revoked");
+        let mut line = |status: &Status, after| {
+            line_of_refusal(status, &mut lines, now + Duration::from_secs(after))
+        };
+        for other in [Status::unavailable("it starts"), Status::permission_denied("no node")] {
+            assert_eq!(line(&other, 0), None);
+        }
+        assert_eq!(line(&refused, 0), Some(0));
+        assert!((1..60).all(|after| line(&refused, after).is_none()));
+        assert_eq!(line(&refused, 60), Some(59));
     }
 }

@@ -67,6 +67,9 @@ impl ClientSecurity {
         let config = server_config(identities).map_err(|error| named(&error))?;
         security.tls = Some(tls::Server::new(config).map_err(|error| named(&error))?);
         security.files = Some(files);
+        for warning in security.key_files().iter().filter_map(|key| tls::exposed_key(key)) {
+            tracing::warn!("{warning}");
+        }
         Ok(security)
     }
 
@@ -101,6 +104,12 @@ impl ClientSecurity {
             server.replace(config).map_err(|error| error.to_string())
         })
         .await;
+    }
+
+    /// With the private keys of the certificates.
+    pub(crate) fn key_files(&self) -> Vec<PathBuf> {
+        let files = self.files.as_ref().map(Files::contents).unwrap_or_default();
+        files.iter().skip(1).step_by(2).map(|key| key.path().to_owned()).collect()
     }
 
     pub(crate) fn server(&self) -> Option<tls::Server> {
@@ -178,7 +187,13 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use meridian_config::CertificateFiles;
     use meridian_gateway::TrustedProxies;
+    use meridian_pki::{Authority, CERTIFICATE_LIFETIME, Holder, KeyAndRequest, Subject};
+    use meridian_types::NodeId;
 
     use super::*;
 
@@ -207,6 +222,26 @@ mod tests {
         {
             assert_eq!(plain(address, false, trusted), Vec::<String>::new(), "{address}");
         }
+    }
+
+    #[test]
+    fn keys_of_certificates_are_the_files_that_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let [certificate, key] = ["crt", "key"].map(|name| folder.path().join(name));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let (cluster, asked) = ("00ff00ff00ff00ff", KeyAndRequest::new().unwrap());
+        let authority = Authority::new(cluster, now).unwrap();
+        let subject = Subject { cluster: cluster.to_owned(), holder: Holder::Node(NodeId(1)) };
+        let issued = authority.issue(&asked.request, &subject, now, CERTIFICATE_LIFETIME).unwrap();
+        fs::write(&certificate, issued.chain_pem).unwrap();
+        fs::write(&key, &asked.key_pem).unwrap();
+        fs::set_permissions(&certificate, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        let certificates = vec![CertificateFiles { certificate, key: key.clone() }];
+        let settings = GatewaySettings { certificates, ..GatewaySettings::default() };
+        let security = ClientSecurity::new(&settings, "127.0.0.1:1".parse().unwrap(), "a").unwrap();
+        assert_eq!(security.key_files(), [key.clone()]);
+        assert!(tls::exposed_key(&key).is_some());
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(crate) fn read(
     follow_until: Option<&CancellationToken>,
 ) -> Result<Arc<Mutual>, StartError> {
     let Some(files) = files else { return Ok(Arc::new(Mutual::empty())) };
+    if let Some(warning) = tls::exposed_key(&files.key) {
+        tracing::warn!("{warning}");
+    }
     let files = Files::read(parts(files)).map_err(unusable)?;
     let mutual = Mutual::new(credentials(files.contents())?).map_err(unusable)?;
     let mutual = Arc::new(mutual);

@@ -1,5 +1,6 @@
 //! Status, orphan files, handovers and keys for operators.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use meridian_consensus::Role;
 use meridian_directory::{Node, Transport};
 use meridian_gateway::{Account, Used};
-use meridian_net::Mutual;
+use meridian_net::{Mutual, tls};
 use meridian_proto::admin::account_usage::Account as OfAccount;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_proto::node_id_to_wire;
@@ -53,6 +54,8 @@ pub(crate) struct AdminService {
     pub(crate) webhooks: Arc<Standings>,
     pub(crate) clients: Arc<ClientSecurity>,
     pub(crate) mutual: Arc<Mutual>,
+    /// The file with the key of the node's own certificate.
+    pub(crate) identity_key: Option<PathBuf>,
     pub(crate) plain: Arc<PlainCalls>,
 }
 
@@ -118,6 +121,15 @@ impl AdminService {
         let of_node = of_node.chain(self.encryption.warnings());
         let of_clients = self.clients.warnings(SystemTime::now());
         of_node.chain(of_clients).chain(self.webhooks.warnings(wall_ms())).collect()
+    }
+
+    /// Of private keys that others can read: their files may have been given other modes since the
+    /// start.
+    async fn key_warnings(&self) -> Vec<String> {
+        let keys: Vec<PathBuf> =
+            self.identity_key.iter().cloned().chain(self.clients.key_files()).collect();
+        let look = move || keys.iter().filter_map(|key| tls::exposed_key(key)).collect::<Vec<_>>();
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     fn transport_warning(&self) -> Option<String> {
@@ -190,6 +202,7 @@ impl admin_server::Admin for AdminService {
             })
             .collect();
         shards.sort_by_key(|shard| shard.shard);
+        let warnings = [self.warnings(), self.key_warnings().await].concat();
         Ok(Response::new(wire::StatusResponse {
             node_id: self.node_id.0,
             node_name: self.node.name.clone(),
@@ -198,7 +211,7 @@ impl admin_server::Admin for AdminService {
             shards,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            warnings: self.warnings(),
+            warnings,
             cluster_version: self.directory.known().cluster.version,
             certificate: self.certificate(),
             plain_call_age_ms: self.plain.age_ms(),
@@ -267,10 +280,11 @@ impl admin_server::Admin for AdminService {
         used.sort_by_key(|(_, used)| std::cmp::Reverse(used.requests));
         used.truncate(MAX_ACCOUNTS);
         let stored = self.shards.stored().all().into_iter().take(MAX_ACCOUNTS);
-        let stored = stored.map(|(database, size)| wire::StoredSize {
+        let stored = stored.map(|(database, stored)| wire::StoredSize {
             database: Bytes::copy_from_slice(&database.0),
-            keys: size.keys,
-            bytes: size.bytes,
+            keys: stored.size.keys,
+            bytes: stored.size.bytes,
+            refused: stored.rejected,
         });
         Ok(Response::new(wire::UsageResponse {
             accounts: used.into_iter().map(account_usage).collect(),

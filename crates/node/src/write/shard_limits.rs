@@ -31,8 +31,8 @@ impl AdmissionPolicy for ShardLimits {
         refusal_for_room(self.disk.room(), &rooms, only_deletes)
     }
 
-    fn rejection(&self, database: DatabaseId) -> Option<String> {
-        self.stored.rejection(database, || self.directory.quotas(database))
+    fn reject(&self, database: DatabaseId) -> Option<String> {
+        self.stored.reject(database, || self.directory.quotas(database))
     }
 
     fn proposed(&self, sequence: u64) {

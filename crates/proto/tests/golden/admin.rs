@@ -130,8 +130,16 @@ fn usage_is_golden() {
     assert_golden(&database, &fields);
     assert_golden(&account(Account::TokenId(L + 2)), &[field_varint(2, L + 2)]);
     assert_golden(&account(Account::ConfiguredTokens(true)), &[field_varint(3, 1)]);
-    let stored = admin::StoredSize { database: b"id".as_slice().into(), keys: L + 2, bytes: L + 3 };
-    let stored_fields = [field_bytes(1, b"id"), field_varint(2, L + 2), field_varint(3, L + 3)];
+    let stored = admin::StoredSize {
+        database: b"id".as_slice().into(),
+        keys: L + 2,
+        bytes: L + 3,
+        refused: L + 4,
+    };
+    let stored_fields: Vec<_> = [field_bytes(1, b"id")]
+        .into_iter()
+        .chain((2..=4).map(|n| field_varint(n, L + n)))
+        .collect();
     assert_golden(&stored, &stored_fields);
     let response =
         admin::UsageResponse { accounts: vec![database], stored: vec![stored], left_out: L + 3 };

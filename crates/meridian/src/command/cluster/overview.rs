@@ -77,8 +77,8 @@ pub(crate) struct NodeOverview {
     pub(crate) rpc_address: String,
     pub(crate) kv_address: Option<String>,
     pub(crate) removed: bool,
-    /// `joining` before its first contact, `up`, `away`, `removed`, or `unknown` if the leader does
-    /// not answer.
+    /// `joining` before its first contact, `up`, `away`, `revoked` until it joins anew, `removed`, or
+    /// `unknown` if the leader does not answer.
     pub(crate) state: &'static str,
     pub(crate) contact_age_ms: Option<u64>,
     pub(crate) votes_in_shards: Vec<ShardId>,
@@ -116,7 +116,7 @@ impl Overview {
             nodes: cluster
                 .nodes
                 .iter()
-                .map(|(id, node)| NodeOverview::of(view, *id, node))
+                .map(|(id, node)| NodeOverview::of(view, *id, node, now_ms))
                 .collect(),
             databases: cluster.databases.len(),
             tokens: cluster.tokens.len(),
@@ -184,7 +184,7 @@ impl ShardOverview {
 }
 
 impl NodeOverview {
-    pub(crate) fn of(view: &View, id: NodeId, node: &Node) -> Self {
+    pub(crate) fn of(view: &View, id: NodeId, node: &Node, now_ms: u64) -> Self {
         let cluster = &view.cluster;
         let age = view.contacts.get(&id).map(|contact| contact.age_ms);
         let votes = cluster.shards.iter().filter(|(_, shard)| shard.voters.contains(&id));
@@ -200,6 +200,7 @@ impl NodeOverview {
                 _ if node.removed => "removed",
                 Some(age) if is_fresh(age) => "up",
                 _ if view.leader_address.is_none() => "unknown",
+                _ if view.revoked_ms(id, now_ms).is_some() => "revoked",
                 _ if node.incarnation.is_none() => "joining",
                 _ => "away",
             },
@@ -347,6 +348,8 @@ no warnings
         let overview = Overview::of(&view, 0);
         assert_eq!((overview.shards[0].phase, overview.shards[0].leader), ("sealing", None));
         assert_eq!(overview.nodes[0].state, "away");
+        view.cluster.trust.revoked_before_ms.insert(NodeId(2), 1);
+        assert_eq!(Overview::of(&view, 0).nodes[1].state, "revoked");
         let text = overview.to_string();
         assert!(text.contains("shard 1: waiting for leases\n"), "{text}");
         assert!(text.contains("5.0 s ago"), "{text}");

@@ -29,7 +29,7 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     }
     directory_warnings(view, &mut warnings);
     refusal_warnings(view, &mut warnings);
-    node_warnings(view, &mut warnings);
+    node_warnings(view, now_ms, &mut warnings);
     queue_warnings(&view.cluster, &mut warnings);
     for (id, shard) in &view.cluster.shards {
         lasting_warnings(&view.cluster, *id, shard, &mut warnings);
@@ -193,11 +193,19 @@ fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
     }
 }
 
-fn node_warnings(view: &View, warnings: &mut Vec<String>) {
+fn node_warnings(view: &View, now_ms: u64, warnings: &mut Vec<String>) {
     if view.leader_address.is_none() {
         return;
     }
     for (id, node) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
+        if let Some(before_ms) = view.revoked_ms(*id, now_ms) {
+            let (name, time) = (&node.name, format::time(before_ms));
+            warnings.push(format!(
+                "the certificates of {name} from before {time} are refused, and the directory's leader has not heard of \
+                 it since: it comes back with another one (`meridian nodes join-token {name}`)"
+            ));
+            continue;
+        }
         match view.contacts.get(id).map(|contact| contact.age_ms) {
             Some(age) if is_fresh(age) => {}
             Some(age) => {
@@ -337,6 +345,20 @@ mod tests {
         alone.contacts.remove(&NodeId(6));
         has(&alone, "no other region replicates shard 1");
         has(&alone, "region-3-a has not contacted the directory's present leader");
+    }
+
+    #[test]
+    fn node_whose_certificates_were_revoked_is_not_only_said_to_be_away() {
+        let mut view = view_without("region-3", 8000);
+        view.cluster.trust.revoked_before_ms.insert(NodeId(6), 2000);
+        has(
+            &view,
+            "the certificates of region-3-a from before 1970-01-01T00:00:02.000Z are refused",
+        );
+        assert!(!of(&view, 10_000).iter().any(|warning| warning.contains("was last seen")));
+        // It is back, with another certificate.
+        view.contacts.get_mut(&NodeId(6)).unwrap().age_ms = 200;
+        assert_eq!(of(&view, 10_000), Vec::<String>::new());
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub(crate) struct View {
     pub(crate) token_uses: BTreeMap<u64, wire::TokenLastUse>,
 }
 
+/// Within so long of an order to revoke certificates, all nodes that can be reached refuse them. The
+/// clocks of the directory's leader, which dates the order, and of this machine may differ, too.
+const REVOKED_WITHIN_MS: u64 = 10_000;
+
 /// Whether a node last seen `age_ms` ago counts as reachable: the rule of the failover controller.
 pub(crate) fn is_fresh(age_ms: u64) -> bool {
     Duration::from_millis(age_ms) <= ControllerConfig::default().reachable_within
@@ -62,6 +66,17 @@ impl View {
             contacts: response.contacts.into_iter().map(contact).collect(),
             token_uses: response.token_uses.into_iter().map(|of| (of.token_id, of)).collect(),
         })
+    }
+
+    /// The time before which no certificate of a node holds, in milliseconds since the Unix epoch, if
+    /// the directory's leader has not heard of the node since.
+    pub(crate) fn revoked_ms(&self, node: NodeId, now_ms: u64) -> Option<u64> {
+        let before_ms = *self.cluster.trust.revoked_before_ms.get(&node)?;
+        let is_back = self.contacts.get(&node).is_some_and(|contact| {
+            let heard_ms = now_ms.saturating_sub(contact.age_ms);
+            is_fresh(contact.age_ms) || heard_ms > before_ms.saturating_add(REVOKED_WITHIN_MS)
+        });
+        (!is_back).then_some(before_ms)
     }
 
     /// The reachable nodes, with their reports on the shard.
@@ -105,6 +120,24 @@ mod tests {
 
     use super::*;
     use crate::command::operator::samples::{cluster, view};
+
+    #[test]
+    fn node_counts_as_revoked_until_it_is_heard_of_again() {
+        let (mut view, node, now_ms) = (view(), NodeId(5), 1_000_000);
+        let mut is_revoked = |age_ms: Option<u64>| {
+            view.contacts.retain(|other, _| *other != node);
+            let contact = |age_ms| (node, Contact { age_ms, reports: BTreeMap::new() });
+            view.contacts.extend(age_ms.map(contact));
+            let before = view.revoked_ms(node, now_ms);
+            view.cluster.trust.revoked_before_ms.insert(node, 900_000);
+            before.is_some()
+        };
+        assert!(!is_revoked(None), "no certificate of it was revoked yet");
+        assert!(is_revoked(None));
+        // It renewed its lease before, and a moment after; it is back; and it was, and is away again.
+        assert!(is_revoked(Some(150_000)) && is_revoked(Some(99_000)));
+        assert!(!is_revoked(Some(200)) && !is_revoked(Some(60_000)));
+    }
 
     #[test]
     fn leader_and_lags_come_from_reachable_nodes_of_the_present_epoch() {

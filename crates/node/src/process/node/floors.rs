@@ -261,6 +261,7 @@ impl Floors {
                 webhooks: Arc::clone(&self.standings),
                 clients: Arc::clone(&self.clients),
                 mutual: Arc::clone(&self.mutual),
+                identity_key: self.config.identity.as_ref().map(|files| files.key.clone()),
                 plain: Arc::clone(&self.plain),
             },
             directory: DirectoryService {

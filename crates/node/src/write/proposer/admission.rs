@@ -34,8 +34,9 @@ pub(crate) trait AdmissionPolicy: Send + Sync {
     /// Why writes are refused, if they are: all, or all but mere deletes.
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal>;
 
-    /// Why the database may store no more, if it may not. The answer to the client, for good.
-    fn rejection(&self, _database: DatabaseId) -> Option<String> {
+    /// Rejects a write of a database that may store no more, and counts it; with the answer to the
+    /// client, for good.
+    fn reject(&self, _database: DatabaseId) -> Option<String> {
         None
     }
 

@@ -316,7 +316,7 @@ impl<'a> Session<'a> {
             batch.time_ms,
             &request.transaction,
         )? {
-            Evaluation::Commit(effects) => match self.rejection(request) {
+            Evaluation::Commit(effects) => match self.reject(request) {
                 None => (effects, None),
                 Some(text) => (Vec::new(), Some(Refusal::Rejected(text))),
             },
@@ -335,10 +335,10 @@ impl<'a> Session<'a> {
         Ok(outcome)
     }
 
-    /// Why a write that stores more may not, if it may not.
-    fn rejection(&self, request: &WriteRequest) -> Option<String> {
+    /// Rejects a write that stores more than may be; with the reason.
+    fn reject(&self, request: &WriteRequest) -> Option<String> {
         let stores = stores_more(&request.transaction);
-        stores.then(|| self.parts.policy.rejection(request.database)).flatten()
+        stores.then(|| self.parts.policy.reject(request.database)).flatten()
     }
 
     /// To be called often, also when nothing is written: see [`LoggedTime::advance`].

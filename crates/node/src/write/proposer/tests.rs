@@ -35,7 +35,7 @@ struct Pressed {
 }
 
 impl AdmissionPolicy for Pressed {
-    fn rejection(&self, _: DatabaseId) -> Option<String> {
+    fn reject(&self, _: DatabaseId) -> Option<String> {
         self.is_full.load(Ordering::Relaxed).then(|| "the quota is used up".to_owned())
     }
     fn proposed(&self, sequence: u64) {
