@@ -1,5 +1,7 @@
 //! `meridian operators` and `meridian login`: people and programs that command the cluster.
 
+mod recovery;
+
 use std::io::Read as _;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -52,7 +54,15 @@ enum Command {
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3650))]
         expires_in_days: Option<u64>,
     },
-    /// Removes an operator: the token is refused from now on.
+    /// Adds an operator of level `admin` where none is left, and prints the token for `meridian login`.
+    ///
+    /// With the certificate of the node whose configuration `--config` names: to be run on the machine
+    /// of a node that votes in the directory, by the node's user, while the node is up.
+    Recover {
+        /// Name of the new operator.
+        name: String,
+    },
+    /// Removes an operator: the token is refused from now on. Another admin has to do it.
     Remove { name: String },
 }
 
@@ -83,9 +93,17 @@ struct Shown {
 
 impl Operators {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.connect.target)?;
         let json = self.connect.json;
+        if let Command::Recover { name } = self.command {
+            let secret = Secret::random();
+            let config = &self.connect.target.config;
+            let sha256 = Secret::digest(secret.expose());
+            let cluster = recovery::add_admin(config, &name, sha256).await?;
+            return show(name, &login_token(&cluster, secret, None)?, json);
+        }
+        let mut directory = Directory::new(&self.connect.target)?;
         match self.command {
+            Command::Recover { .. } => Ok(()),
             Command::List => {
                 let cluster = directory.inspect(0).await?.cluster;
                 let operators: Vec<_> = cluster.trust.operators.values().map(listed).collect();
