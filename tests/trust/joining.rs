@@ -101,6 +101,15 @@ impl Grown {
         std::fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default()
     }
 
+    /// Waits until the log of one of the processes has the text.
+    async fn say(&self, names: &[&str], text: &str) {
+        poll::until("a log says so", DEADLINE, async || {
+            let logs: String = names.iter().map(|name| self.log(name)).collect();
+            if logs.contains(text) { Ok(()) } else { Err(logs) }
+        })
+        .await;
+    }
+
     async fn meridian(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(binary());
         command.args(arguments).env("MERIDIAN_CONTEXT", self.context()).kill_on_drop(true);
@@ -207,15 +216,8 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     .await;
     through_one.set(b"second", b"write").await.unwrap();
     // It says so itself, as do the nodes that it was connected to, and the list of gateways.
-    let says = async |names: &[&str], text: &str| {
-        poll::until("the log says so", DEADLINE, async || {
-            let logs: String = names.iter().map(|name| cluster.log(name)).collect();
-            if logs.contains(text) { Ok(()) } else { Err(logs) }
-        })
-        .await;
-    };
-    says(&["edge"], "the certificate of gateway/edge was revoked").await;
-    says(&["one", "two", "three"], r#"holders={"gateway/edge"}"#).await;
+    cluster.say(&["edge"], "the certificate of gateway/edge was revoked").await;
+    cluster.say(&["one", "two", "three"], r#"holders={"gateway/edge"}"#).await;
     let listed = cluster.meridian(&["gateways", "list"]).await.unwrap();
     assert!(listed.contains("edge     refused from before 20"), "{listed}");
     // With another token it joins again.
