@@ -144,10 +144,10 @@ async fn every_method_takes_its_roles_and_refuses_all_others() {
     let methods = methods();
     assert!(methods.len() > 25, "{methods:?}");
     // A connection ends behind some refused calls: each call has its own.
-    let connect = async |access| grpc::connect(&address, access, TIMEOUTS).await.unwrap();
+    let connect = async |access: Access| grpc::connect(&address, &access, TIMEOUTS).await.unwrap();
     for (at, (role, access)) in roles(&cluster).into_iter().enumerate() {
         for (service, method) in &methods {
-            let channel = connect(&access).await;
+            let channel = connect(access.clone()).await;
             let (status, text) = call(&channel, &id, &format!("/{service}/{method}")).await;
             let is_refused = matches!(status, Some(DENIED | UNAUTHENTICATED));
             let is_expected = expected(service, method)[at];
@@ -160,7 +160,7 @@ async fn every_method_takes_its_roles_and_refuses_all_others() {
     }
     // In the clear, knowing all: nothing but the call that brings its own proof.
     for (service, method) in &methods {
-        let plain = connect(&Access::open()).await;
+        let plain = connect(Access::open()).await;
         let (status, text) = call(&plain, &id, &format!("/{service}/{method}")).await;
         if method != "Join" {
             assert_eq!(status, Some(UNAUTHENTICATED), "{service}/{method}: {text}");

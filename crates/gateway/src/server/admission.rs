@@ -202,6 +202,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::super::activity::{Busy, StreamRoom};
     use super::*;
 

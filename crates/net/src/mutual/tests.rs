@@ -340,7 +340,7 @@ async fn connection_of_control_is_taken_from_a_node_alone() {
         let ended = tokio::time::timeout(Duration::from_secs(20), async {
             tokio::select! {
                 ended = dialled => ended.is_err(),
-                taken = of_control.next() => !taken.unwrap().is_ok(),
+                taken = of_control.next() => taken.unwrap().is_err(),
             }
         });
         assert_eq!(ended.await.unwrap(), !is_taken);

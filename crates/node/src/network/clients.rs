@@ -240,7 +240,7 @@ mod tests {
         let certificates = vec![CertificateFiles { certificate, key: key.clone() }];
         let settings = GatewaySettings { certificates, ..GatewaySettings::default() };
         let security = ClientSecurity::new(&settings, "127.0.0.1:1".parse().unwrap(), "a").unwrap();
-        assert_eq!(security.key_files(), [key.clone()]);
+        assert_eq!(security.key_files(), std::slice::from_ref(&key));
         assert!(tls::exposed_key(&key).is_some());
     }
 

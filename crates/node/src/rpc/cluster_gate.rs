@@ -92,15 +92,9 @@ pub(crate) async fn end_refused(
     let mut known = directory.watch();
     loop {
         let (present, own) = (Arc::clone(&known.borrow_and_update()), mutual.own());
-        let ended = mutual.end_unless(move |claims| {
+        mutual.end_unless(move |claims| {
             Judge::new(&present.cluster, own.as_deref()).may_stay(claims)
         });
-        if ended > 0 {
-            tracing::info!(
-                ended,
-                "connections were ended: in the clear, or of certificates that are believed no more"
-            );
-        }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = known.changed() => if changed.is_err() { return },

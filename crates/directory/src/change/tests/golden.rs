@@ -97,6 +97,7 @@ fn every_change_survives_being_written_and_read() {
     let (shard, epoch, cause) = (SHARD, Epoch(1), "why".to_owned());
     let to = Some("b".to_owned());
     let token = full().tokens[&1].clone();
+    let (name, sha256) = ("ana".to_owned(), "cd".repeat(32));
     let changes = [
         Change::SetWebhook {
             id: DATABASE,
@@ -157,11 +158,7 @@ fn every_change_survives_being_written_and_read() {
         Change::CreateToken { token },
         Change::RotateToken { id: 1, sha256: "cd".repeat(32), previous_until_ms: Some(9) },
         Change::RevokeToken { id: 1 },
-        Change::SetOperatorToken {
-            name: "ana".into(),
-            sha256: "cd".repeat(32),
-            expires_at_ms: Some(9),
-        },
+        Change::SetOperatorToken { name, sha256, expires_at_ms: Some(9) },
     ];
     for change in changes {
         let text = serde_json::to_string(&change).unwrap();

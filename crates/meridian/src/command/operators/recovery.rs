@@ -55,11 +55,9 @@ pub(super) async fn add_admin(config: &Path, name: &str, sha256: String) -> Resu
     let mut why = "the directory has no voters".to_owned();
     for voter in &cluster.directory_voters {
         let Some(node) = cluster.present_node(*voter) else { continue };
-        let added = async {
-            Ok(client(&node.rpc_address, &access).await?.add_admin(request.clone()).await?)
-        };
-        let added: Result<_, tonic::Status> = added.await;
-        why = match added.map(|answer| answer.into_inner().result) {
+        let added =
+            async { client(&node.rpc_address, &access).await?.add_admin(request.clone()).await };
+        why = match added.await.map(|answer| answer.into_inner().result) {
             Ok(Some(execute_response::Result::Done(state))) => {
                 return serde_json::from_slice(&state.json).context("the answer cannot be read");
             }

@@ -6,6 +6,7 @@ use meridian_consensus::testing::NoStates;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::CallingNode;
+use meridian_proto::directory::failover_server::Failover as _;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::StateChunk;
 use meridian_storage::{Engine, MemoryEngine, RaftApplied, decode_batch};

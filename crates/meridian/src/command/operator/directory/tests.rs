@@ -83,6 +83,13 @@ impl directory_server::Directory for Fake {
         Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 
+    async fn add_admin(
+        &self,
+        _: Request<wire::AddAdminRequest>,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn tell_token_uses(
         &self,
         _: Request<wire::TokenUses>,
