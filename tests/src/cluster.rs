@@ -1,7 +1,7 @@
 //! The cluster of `meridian-drills`, for tests: every failure is a panic.
 
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use meridian_drills::{ClusterError, Machine, Trust, with_causes};
@@ -204,19 +204,10 @@ impl Cluster {
 
     /// Logs in with an operator's token: the commands of this cluster use it from then on.
     pub async fn log_in(&self, token: &str) {
-        use tokio::io::AsyncWriteExt;
-        let home = self.folder().join("home");
-        let mut command = tokio::process::Command::new(binary());
-        command.args(["login", "--name", "test"]).env("XDG_CONFIG_HOME", &home);
-        command.stdin(std::process::Stdio::piped()).kill_on_drop(true);
-        let mut login = command.spawn().expect("meridian runs");
-        let mut input = login.stdin.take().expect("it is piped");
-        input.write_all(token.as_bytes()).await.expect("it reads");
-        drop(input);
-        assert!(login.wait().await.expect("it ends").success());
+        let made = log_in(token, &self.folder().join("home")).await;
         let context = self.context();
         std::fs::create_dir_all(context.parent().expect("it has a folder")).expect("it is made");
-        std::fs::rename(home.join("meridian/test.toml"), context).expect("it is there");
+        std::fs::rename(made, context).expect("it is there");
     }
 
     /// Like [`Cluster::meridian`], for a command that must succeed; returns its output.
@@ -278,4 +269,21 @@ pub fn binary() -> PathBuf {
         binary.display()
     );
     binary
+}
+
+/// Logs in with an operator's token; the context, below `home`.
+///
+/// # Panics
+/// When the token is refused.
+pub async fn log_in(token: &str, home: &Path) -> PathBuf {
+    use tokio::io::AsyncWriteExt;
+    let mut command = tokio::process::Command::new(binary());
+    command.args(["login", "--name", "test"]).env("XDG_CONFIG_HOME", home);
+    command.stdin(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut login = command.spawn().expect("meridian runs");
+    let mut input = login.stdin.take().expect("it is piped");
+    input.write_all(token.as_bytes()).await.expect("it reads");
+    drop(input);
+    assert!(login.wait().await.expect("it ends").success());
+    home.join("meridian/test.toml")
 }

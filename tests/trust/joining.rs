@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use meridian_config::{Context, IdentityFolder, private_file};
 use meridian_drills::cluster::PortBlock;
 use meridian_pki::{Authority, Holder, KeyAndRequest, Secret, Subject};
-use meridian_tests::cluster::binary;
+use meridian_tests::cluster::{binary, log_in};
 use meridian_tests::kv_connect::{self, DEFAULT_DATABASE};
 use meridian_tests::{KvClient, as_node, poll};
 use meridian_types::NodeId;
@@ -295,4 +295,22 @@ async fn founder_whose_certificate_expired_while_it_was_off_serves_again_and_let
     })
     .await;
     assert!(cluster.log("one").contains("issues one for itself"), "{}", cluster.log("one"));
+}
+
+/// As where the context of the last admin was lost.
+#[tokio::test]
+async fn voter_of_the_directory_adds_an_admin_where_no_operator_is_left() {
+    let cluster = Grown::new();
+    let _processes = cluster.start_all().await;
+    let refused = cluster.meridian(&["operators", "remove", "founder"]).await.unwrap_err();
+    assert!(refused.contains("another operator"), "{refused}");
+    std::fs::remove_file(cluster.context()).unwrap();
+    let file = cluster.file("two.toml");
+    let recover = ["operators", "recover", "ana", "--config", file.to_str().unwrap()];
+    let token = cluster.meridian(&recover).await.unwrap();
+    let context = log_in(token.trim(), &cluster.file("home")).await;
+    std::fs::rename(context, cluster.context()).unwrap();
+    cluster.meridian(&["operators", "remove", "founder"]).await.unwrap();
+    let changes = cluster.meridian(&["cluster", "changes"]).await.unwrap();
+    assert!(changes.contains("node/2"), "{changes}");
 }
