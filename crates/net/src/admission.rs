@@ -19,7 +19,7 @@ use tonic::transport::server::Connected;
 use crate::listener::Listener;
 use crate::mutual::{Caller, Mutual, claims_of};
 use crate::origin::{Origin, Rate};
-use crate::standing::Standing;
+use crate::standing::{Probation, Standing};
 use crate::stream::{self, Stream};
 
 /// How many connections may be open.
@@ -36,8 +36,8 @@ pub type Members = watch::Receiver<HashSet<IpAddr>>;
 
 /// New connections of an origin: so many at once, and then one in each interval. A gateway opens a
 /// handful, and an operator's command two.
-const NEW_AT_ONCE: u32 = 128;
-const NEW_EVERY: Duration = Duration::from_millis(60);
+const NEW_AT_ONCE: u32 = 256;
+const NEW_EVERY: Duration = Duration::from_millis(30);
 /// Of an origin with a node, beside which there may be gateways and operators.
 const OF_A_NODE_AT_ONCE: u32 = 512;
 const OF_A_NODE_EVERY: Duration = Duration::from_millis(15);
@@ -143,13 +143,12 @@ pub struct Connection {
     stream: Stream,
     admitted: Admitted,
     standing: Arc<Standing>,
-    /// That came before a call was let through.
-    bytes_before: usize,
+    probation: Probation,
 }
 
 impl Connection {
     fn new(stream: Stream, admitted: Admitted) -> Self {
-        Self { stream, admitted, standing: Arc::default(), bytes_before: 0 }
+        Self { stream, admitted, standing: Arc::default(), probation: Probation::default() }
     }
 
     /// Whether its origin may begin one more connection of control.
@@ -221,8 +220,8 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, standing, bytes_before, .. } = self.get_mut();
-        standing.read(Pin::new(stream), cx, buf, bytes_before)
+        let Self { stream, standing, probation, .. } = self.get_mut();
+        standing.read(Pin::new(stream), cx, buf, probation)
     }
 }
 
@@ -309,7 +308,7 @@ mod tests {
         let come = |last| open.admit(address(last), limits, &members).is_some();
         let came = |last| (0..1000).filter(|_| come(last)).count();
         // One or another comes while these are counted.
-        assert!((128..200).contains(&came(1)));
+        assert!((256..400).contains(&came(1)));
         assert!(come(2));
         assert!((512..700).contains(&came(9)));
         let of_control = |last| {

@@ -7,6 +7,7 @@ pub(crate) mod changes;
 pub(crate) mod cluster_gate;
 pub(crate) mod directory;
 pub(crate) mod failover;
+pub(crate) mod leaving;
 pub(crate) mod membership;
 pub(crate) mod queue;
 pub(crate) mod replication;

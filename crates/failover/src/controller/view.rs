@@ -68,15 +68,18 @@ impl<'a> View<'a> {
     /// The voters of the first epoch that have not come yet, while it cannot have begun for want of
     /// them. Nothing is lost with it: they are waited for, however long they take to join.
     pub(super) fn awaited(&self) -> Option<Vec<NodeId>> {
-        let has_come =
-            |id: &NodeId| self.cluster.nodes.get(id).is_some_and(|node| node.incarnation.is_some());
-        let voters = self.shard.voters.iter().copied();
-        let awaited: Vec<_> = voters.filter(|voter| !has_come(voter)).collect();
-        let come = self.shard.voters.len() - awaited.len();
-        let cannot_have_begun = self.shard.epoch == Epoch::FIRST
-            && self.shard.changing.is_none()
-            && come < majority(self.shard.voters.len());
-        cannot_have_begun.then_some(awaited)
+        let has_come = |id: &&NodeId| {
+            self.cluster.nodes.get(id).is_some_and(|node| node.incarnation.is_some())
+        };
+        let could_begin = |voters: &BTreeSet<NodeId>| {
+            voters.iter().filter(has_come).count() >= majority(voters.len())
+        };
+        let mut sets = std::iter::once(&self.shard.voters).chain(self.shard.former_voters());
+        if self.shard.epoch != Epoch::FIRST || sets.any(could_begin) {
+            return None;
+        }
+        let voters = self.shard.voters.iter();
+        Some(voters.filter(|voter| !has_come(voter)).copied().collect())
     }
 
     /// The node's recent report of this epoch.

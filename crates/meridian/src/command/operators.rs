@@ -98,8 +98,13 @@ impl Operators {
             let secret = Secret::random();
             let config = &self.connect.target.config;
             let sha256 = Secret::digest(secret.expose());
-            let cluster = recovery::add_admin(config, &name, sha256).await?;
-            return show(name, &login_token(&cluster, secret, None)?, json);
+            let (cluster, added) = recovery::add_admin(config, &name, sha256).await?;
+            let token = login_token(&cluster, secret, None)?;
+            if let Err(error) = added {
+                eprintln!("meridian: if the operator was added nevertheless, the token is {token}");
+                return Err(error);
+            }
+            return show(name, &token, json);
         }
         let mut directory = Directory::new(&self.connect.target)?;
         match self.command {

@@ -4,8 +4,10 @@
 //! The calls of other nodes have bounds of their own (the log's), and go on while gateways, operators or
 //! strangers take all that is for these.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use bytes::Bytes;
 use futures::future::{Either, Ready, ready};
 use hyper::body::{Frame, SizeHint};
 use meridian_memory::{ByteBudget, Held};
+use meridian_pki::Holder;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tonic::Status;
@@ -21,6 +25,7 @@ use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tower_layer::Layer;
 
+use crate::rpc::authorization::Principal;
 use crate::rpc::roles::{self, Need};
 
 /// From the head of a request to the last of its bytes.
@@ -32,6 +37,8 @@ const STRANGERS: usize = 64;
 #[derive(Clone)]
 pub(crate) struct ArrivingRequests {
     bytes: ByteBudget,
+    /// What each caller has of them; `None`: one that shows no proof.
+    held: Arc<Mutex<BTreeMap<Option<Holder>, Arc<AtomicUsize>>>>,
     strangers: Arc<Semaphore>,
     whole_within: Duration,
 }
@@ -39,7 +46,7 @@ pub(crate) struct ArrivingRequests {
 impl ArrivingRequests {
     pub(crate) fn new(bytes: ByteBudget) -> Self {
         let strangers = Arc::new(Semaphore::new(STRANGERS));
-        Self { bytes, strangers, whole_within: WHOLE_WITHIN }
+        Self { bytes, held: Arc::default(), strangers, whole_within: WHOLE_WITHIN }
     }
 
     /// # Errors
@@ -56,10 +63,45 @@ impl ArrivingRequests {
             }
             Some(_) => None,
         };
+        let principal = request.extensions().get::<Principal>();
+        let holder = principal.and_then(|principal| principal.holder.clone());
+        let of_caller = Arc::clone(self.held.lock().entry(holder).or_default());
         Ok(request.map(|body| {
             let (bounds, _of_stranger) = (self.clone(), of_stranger);
-            Body::new(Arriving { body, bounds, held: None, late: None, _of_stranger })
+            let held = HeldByCaller { of_caller, bytes: 0, held: None };
+            Body::new(Arriving { body, bounds, held, late: None, _of_stranger })
         }))
+    }
+}
+
+/// What one request takes, of its caller's part.
+struct HeldByCaller {
+    of_caller: Arc<AtomicUsize>,
+    bytes: usize,
+    held: Option<Held>,
+}
+
+impl HeldByCaller {
+    /// # Errors
+    /// Why there is no room for so many more, for people.
+    fn grow(&mut self, bytes: usize, of_all: &ByteBudget) -> Result<(), String> {
+        let before = self.of_caller.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        // A quarter is left to others, whatever one of them has begun.
+        if before + bytes > of_all.total_bytes() / 4 * 3 {
+            return Err("this caller has begun as many requests as it may".to_owned());
+        }
+        let held = match &mut self.held {
+            Some(held) => held.try_grow(bytes),
+            none => of_all.try_take(bytes).map(|held| *none = Some(held)),
+        };
+        held.map_err(|exhausted| exhausted.to_string())
+    }
+}
+
+impl Drop for HeldByCaller {
+    fn drop(&mut self) {
+        self.of_caller.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -67,7 +109,7 @@ impl ArrivingRequests {
 struct Arriving {
     body: Body,
     bounds: ArrivingRequests,
-    held: Option<Held>,
+    held: HeldByCaller,
     /// Only of one that was waited for.
     late: Option<Pin<Box<Sleep>>>,
     _of_stranger: Option<OwnedSemaphorePermit>,
@@ -90,14 +132,9 @@ impl hyper::body::Body for Arriving {
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
+            && let Err(why) = this.held.grow(data.len(), &this.bounds.bytes)
         {
-            let held = match &mut this.held {
-                Some(held) => held.try_grow(data.len()),
-                none => this.bounds.bytes.try_take(data.len()).map(|held| *none = Some(held)),
-            };
-            if let Err(exhausted) = held {
-                return Poll::Ready(Some(Err(Status::failed_precondition(exhausted.to_string()))));
-            }
+            return Poll::Ready(Some(Err(Status::failed_precondition(why))));
         }
         Poll::Ready(frame)
     }
@@ -174,30 +211,36 @@ mod tests {
         ArrivingRequests::new(ByteBudget::new("tests", bytes))
     }
 
+    fn of(holder: Holder, mut request: Request<Body>) -> Request<Body> {
+        request.extensions_mut().insert(Principal::for_test(holder, None));
+        request
+    }
+
     #[tokio::test]
     async fn requests_that_arrive_hold_no_more_than_the_budget_and_give_it_back() {
         let arriving = arriving(1000);
-        let (sender, half) = request(WRITE);
-        let mut half = arriving.bounded(half).unwrap().into_body();
-        sender.send(Bytes::from_static(&[1; 600])).unwrap();
-        half.frame().await.unwrap().unwrap();
-        let begin = || {
-            let (sender, other) = request(WRITE);
-            sender.send(Bytes::from_static(&[1; 600])).unwrap();
-            arriving.bounded(other).unwrap().into_body()
+        let gateway = |name: &str| Holder::Gateway(name.to_owned());
+        let begin = async |holder, bytes: &'static [u8]| {
+            let (sender, request) = request(WRITE);
+            sender.send(Bytes::from_static(bytes)).unwrap();
+            let mut body = arriving.bounded(of(holder, request)).unwrap().into_body();
+            let began = body.frame().await.unwrap();
+            began.map(|_| (sender, body)).map_err(|refused| refused.code())
         };
-        let refused = begin().frame().await.unwrap().unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        let half = begin(gateway("a"), &[1; 600]).await.unwrap();
+        // A caller has no more than three quarters, and all together no more than all.
+        let refused = tonic::Code::FailedPrecondition;
+        assert_eq!(begin(gateway("a"), &[1; 200]).await.map(drop), Err(refused));
+        let other = begin(gateway("b"), &[1; 300]).await.unwrap();
+        assert_eq!(begin(gateway("c"), &[1; 200]).await.map(drop), Err(refused));
         // Nodes are served all the same.
         let (sender, of_node) = request(APPEND);
         sender.send(Bytes::from_static(&[1; 600])).unwrap();
         drop(sender);
-        assert_eq!(
-            arriving.bounded(of_node).unwrap().collect().await.unwrap().to_bytes().len(),
-            600
-        );
-        drop(half);
-        begin().frame().await.unwrap().unwrap();
+        let whole = arriving.bounded(of_node).unwrap().collect().await.unwrap().to_bytes();
+        assert_eq!(whole.len(), 600);
+        drop((half, other));
+        drop(begin(gateway("a"), &[1; 700]).await.unwrap());
         assert_eq!(arriving.bytes.used_bytes(), 0);
     }
 

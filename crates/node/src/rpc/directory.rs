@@ -196,6 +196,11 @@ impl directory_server::Directory for DirectoryService {
     ) -> Result<Response<wire::ExecuteResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
         votes_in_directory(&self.directory, &extensions, "adds no operator")?;
+        // Where certificates come from elsewhere, the node does not have the key of their authority.
+        if self.directory.known().cluster.trust.authorities.is_empty() {
+            let text = "the cluster has no authority of its own: operators come by certificates";
+            return Err(Status::permission_denied(text));
+        }
         let wire::AddAdminRequest { name, sha256, actor: said } = request;
         let (level, created_at_ms) = (Level::Admin, wall_ms());
         let operator = Operator { name, sha256, level, expires_at_ms: None, created_at_ms };

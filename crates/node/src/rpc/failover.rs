@@ -6,8 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use futures::Stream;
 use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{NotASource, Seal, SealAction, SealEvent, Sealing, check_source};
@@ -17,7 +15,7 @@ use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::{Applied, Engine, Syncer, or_fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -28,6 +26,7 @@ use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{position, position_to_wire};
 use crate::rpc::authorization::votes_in_directory;
+use crate::rpc::leaving::Place;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::sealing::Sealed;
@@ -60,25 +59,13 @@ impl LogReads {
     ///
     /// # Errors
     /// `UNAVAILABLE`: the node has not taken earlier ones in time.
-    async fn place(&self, node: Option<NodeId>) -> Result<OwnedSemaphorePermit, Status> {
+    async fn place(&self, node: Option<NodeId>) -> Result<Place, Status> {
         let new = || Arc::new(Semaphore::new(READS_OF_A_NODE));
         let places = Arc::clone(self.0.lock().entry(node).or_insert_with(new));
         match tokio::time::timeout(READ_WAIT, places.acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
+            Ok(Ok(permit)) => Ok(Place::new(permit)),
             _ => Err(Status::unavailable("earlier answers have not been taken yet")),
         }
-    }
-}
-
-/// Bytes of an answer, whose place is free again with the last of them.
-struct Placed {
-    bytes: Bytes,
-    _place: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Placed {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 
@@ -278,10 +265,8 @@ impl failover_server::Failover for FailoverService {
         let wanted = batches.into_iter().take_while(|batch| batch.sequence <= through.sequence);
         let stored = StoredBatches { batches: wanted.map(|batch| batch.bytes).collect() };
         let batches = Compressor::new(None).compress(after, &stored);
-        let mut batches = batches.map_err(|error| Status::internal(error.to_string()))?;
-        let bytes = std::mem::take(&mut batches.zstd);
-        batches.zstd = Bytes::from_owner(Placed { bytes, _place: place });
-        Ok(Response::new(wire::ReadLogResponse { batches: Some(batches) }))
+        let batches = batches.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(place.of(wire::ReadLogResponse { batches: Some(batches) }))
     }
 
     async fn read_state(

@@ -20,6 +20,7 @@ use crate::rpc::changes::ChangesService;
 use crate::rpc::cluster_gate::{ClusterGate, end_refused};
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
+use crate::rpc::leaving::LeavingAnswers;
 use crate::rpc::membership::MembershipService;
 use crate::rpc::queue::QueueService;
 use crate::rpc::replication::ShippingService;
@@ -83,6 +84,7 @@ impl Services {
         let server = grpc::server()
             .layer(self.gate)
             .layer(self.arriving)
+            .layer(LeavingAnswers)
             .add_service(self.raft.into_server())
             .add_service(QueueService(self.shard.clone()).into_server())
             .add_service(self.shard.into_server())

@@ -33,10 +33,16 @@ fn first_epoch_waits_for_its_voters_to_join_and_then_fails_over_as_any_other() {
     scenario.run(120_000);
     assert_eq!(scenario.shard().epoch, Epoch::FIRST);
     assert_eq!(scenario.text(), "waits for n1, n2, n3 to join");
+    // Nor does it fail over while one of them is replaced.
+    let like = node(8, "a", "a3");
+    scenario.order(Change::ReplaceNode { old: NodeId(3), new: like });
+    scenario.run(120_000);
+    assert_eq!(scenario.shard().epoch, Epoch::FIRST);
+    assert_eq!(scenario.text(), "waits for n1, n2, n8 to join");
     scenario.up(&[1]);
     come(&mut scenario, 1, true);
     scenario.run(120_000);
-    assert_eq!(scenario.text(), "waits for n2, n3 to join");
+    assert_eq!(scenario.text(), "waits for n2, n8 to join");
     // They have the time that every region has to elect a leader.
     scenario.up(&[2]);
     come(&mut scenario, 2, true);

@@ -263,14 +263,25 @@ impl Directory {
             return Ok(());
         }
         let has_others = authorities != context.authorities;
-        let today = Context { authorities, nodes: seeds(cluster), ..context.clone() };
+        // Addresses that the cluster does not know lead there by a way of the operator's.
+        let is_own =
+            |address: &&String| cluster.nodes.values().all(|node| node.rpc_address != **address);
+        let own: Vec<_> = context.nodes.iter().filter(is_own).cloned().collect();
+        let nodes = own.into_iter().chain(seeds(cluster)).take(MAX_SEEDS).collect();
+        let today = Context { authorities, nodes, ..context.clone() };
         if today == *context {
             return Ok(());
         }
         if has_others {
             self.access = today.access(path)?;
         }
+        // Another login may have taken its place.
+        let is_the_same = |now: &Context| now.token == context.token;
+        let may_save = Context::load(path).is_ok_and(|now| is_the_same(&now));
         *context = today;
+        if !may_save {
+            return Ok(());
+        }
         // Nodes of before lead to those of today as well, for as long as one of them is there.
         if let Err(error) = context.save(path)
             && has_others

@@ -22,12 +22,16 @@ const TIMEOUTS: Timeouts =
 const FIRST_NEWS: Duration = Duration::from_secs(5);
 
 /// Adds an operator of level `admin`, whose token has this hash, from the machine of a node: `config`
-/// is the node's. The cluster behind it.
+/// is the node's. The cluster, and whether it was done.
 ///
 /// # Errors
-/// The node has no certificate of the cluster's authority, or does not vote in the directory; the
-/// directory has no leader, or refuses.
-pub(super) async fn add_admin(config: &Path, name: &str, sha256: String) -> Result<Cluster> {
+/// Nothing was asked for: the node has no certificate of the cluster's authority, or does not vote in
+/// the directory, or the cluster is not known.
+pub(super) async fn add_admin(
+    config: &Path,
+    name: &str,
+    sha256: String,
+) -> Result<(Cluster, Result<()>)> {
     let config = NodeConfig::load(config)?;
     if !config.own_identity {
         bail!(
@@ -52,15 +56,24 @@ pub(super) async fn add_admin(config: &Path, name: &str, sha256: String) -> Resu
         );
     }
     let request = wire::AddAdminRequest { name: name.to_owned(), sha256, actor: actor() };
+    let added = ask_voters(&cluster, &access, &request).await;
+    Ok((cluster, added))
+}
+
+/// # Errors
+/// The directory has no leader, or refuses, or it is unknown what became of it.
+async fn ask_voters(
+    cluster: &Cluster,
+    access: &Access,
+    request: &wire::AddAdminRequest,
+) -> Result<()> {
     let mut why = "the directory has no voters".to_owned();
     for voter in &cluster.directory_voters {
         let Some(node) = cluster.present_node(*voter) else { continue };
         let added =
-            async { client(&node.rpc_address, &access).await?.add_admin(request.clone()).await };
+            async { client(&node.rpc_address, access).await?.add_admin(request.clone()).await };
         why = match added.await.map(|answer| answer.into_inner().result) {
-            Ok(Some(execute_response::Result::Done(state))) => {
-                return serde_json::from_slice(&state.json).context("the answer cannot be read");
-            }
+            Ok(Some(execute_response::Result::Done(_))) => return Ok(()),
             Ok(Some(execute_response::Result::Refused(reason))) => bail!("refused: {reason}"),
             Ok(_) => format!("{} does not lead the directory", node.name),
             Err(status) => format!("{}: {}", node.name, status.message()),

@@ -214,12 +214,20 @@ async fn change_that_may_leave_no_operator_is_ordered_by_an_operator_that_stays(
 #[tokio::test]
 async fn voter_of_the_directory_alone_adds_an_admin_without_an_operator() {
     let layout = DevLayout::new(&[3, 2, 2]);
-    let cluster = layout.found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let service = service(cluster);
-    for (node, code) in [(1, Code::FailedPrecondition), (2, Code::PermissionDenied)] {
+    let other = layout.found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let mut cluster = other.clone();
+    let certificate_pem = "an authority's".to_owned();
+    let authority = meridian_directory::Authority { certificate_pem, key: None, issues: true };
+    cluster.trust.authorities.push(authority);
+    for (cluster, node, code) in [
+        (&cluster, 1, Code::FailedPrecondition),
+        (&cluster, 2, Code::PermissionDenied),
+        // Of an authority of the operator's.
+        (&other, 1, Code::PermissionDenied),
+    ] {
         let (name, sha256) = ("bo".to_owned(), "ab".repeat(32));
         let request = wire::AddAdminRequest { name, sha256, actor: String::new() };
-        let answer = service.add_admin(from_node(node, request)).await;
+        let answer = service(cluster.clone()).add_admin(from_node(node, request)).await;
         assert_eq!(answer.unwrap_err().code(), code, "node {node}");
     }
 }
