@@ -18,11 +18,13 @@ use tower_layer::Layer;
 
 /// A place that an answer takes until the last of its bytes has left. An extension of the answer.
 #[derive(Clone)]
-pub(crate) struct Place(Arc<OwnedSemaphorePermit>);
+pub(crate) struct Place {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
 
 impl Place {
     pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(permit))
+        Self { _permit: Arc::new(permit) }
     }
 
     /// An answer that takes this place.
