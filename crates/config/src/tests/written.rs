@@ -103,6 +103,7 @@ fn file_with_a_join_token_has_the_settings_and_nothing_that_comes_with_the_clust
         expires_at_ms: 1_800_000_000_000,
     };
     let folder = tempfile::tempdir().unwrap();
+    config.data_dir = folder.path().join("data");
     let path = folder.path().join("node.toml");
     std::fs::write(&path, config.to_joining_toml(&token)).unwrap();
     let Loaded::Joining(joining) = NodeConfig::open(&path).unwrap() else { panic!("no token") };
@@ -114,7 +115,6 @@ fn file_with_a_join_token_has_the_settings_and_nothing_that_comes_with_the_clust
     };
     joining.folder.remember(&joined).unwrap();
     let expected = NodeConfig {
-        data_dir: folder.path().join("data"),
         join: true,
         own_identity: true,
         identity: Some(joining.folder.files()),

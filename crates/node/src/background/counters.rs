@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that
 /// has none.
-const COUNTERS: [(&str, &str); 27] = [
+const COUNTERS: [(&str, &str); 28] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
@@ -45,7 +45,11 @@ const COUNTERS: [(&str, &str); 27] = [
     ),
     (
         "meridian_rpc_refused_connections_total",
-        "Connections of other nodes refused because too many are open.",
+        "Connections of other nodes refused because too many are open, or come.",
+    ),
+    (
+        "meridian_rpc_ended_connections_total",
+        "Connections to the node that ended because their calls showed no proof.",
     ),
     ("meridian_shipping_sent_wire_bytes_total", "Bytes of log sent to replicas, compressed."),
     (

@@ -130,7 +130,7 @@ mod tests {
     /// An encrypted node keeps it in the clear, too.
     #[test]
     fn cluster_is_kept_without_keys_of_webhooks_and_gives_way_to_what_is_heard() {
-        let layout = DevLayout::new(&[1]);
+        let layout = DevLayout::new(&[3]);
         let mut cluster = layout.found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         cluster.version = 7;
         let webhooks = cluster.databases.values_mut().map(|database| &mut database.webhooks);

@@ -332,6 +332,7 @@ mod tests {
             Change::IssueWith { number: 0 },
             Change::RemoveAuthority { number: 0 },
             Change::AddOperator { operator },
+            Change::SetOperatorToken { name: text(), sha256: text(), expires_at_ms: None },
             Change::RemoveOperator { name: text() },
             Change::AddGateway { name: text() },
             Change::RemoveGateway { name: text() },

@@ -129,6 +129,10 @@ fn changes_of_the_cluster_are_golden() {
     let request =
         directory::ExecuteRequest { change_json: Bytes::from("{}"), actor: "actor".to_owned() };
     assert_golden(&request, &[field_bytes(1, b"{}"), field_bytes(2, b"actor")]);
+    let [name, sha256, actor] = ["name", "hash", "actor"].map(str::to_owned);
+    let request = directory::AddAdminRequest { name, sha256, actor };
+    let fields = [field_bytes(1, b"name"), field_bytes(2, b"hash"), field_bytes(3, b"actor")];
+    assert_golden(&request, &fields);
 
     let (state, state_fields) = cluster_state();
     let results = [

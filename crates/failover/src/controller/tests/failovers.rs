@@ -1,6 +1,6 @@
 //! Failovers: what is kept, which region goes on, and what is waited for.
 
-use super::scenario::Scenario;
+use super::scenario::{Actor, Scenario};
 use super::*;
 
 fn force(scenario: &mut Scenario, to: Option<&str>) {
@@ -36,6 +36,8 @@ fn first_epoch_waits_for_its_voters_to_join_and_then_fails_over_as_any_other() {
     // Nor does it fail over while one of them is replaced.
     let like = node(8, "a", "a3");
     scenario.order(Change::ReplaceNode { old: NodeId(3), new: like });
+    scenario.actors.insert(NodeId(8), Actor::new(false));
+    scenario.down(&[8]);
     scenario.run(120_000);
     assert_eq!(scenario.shard().epoch, Epoch::FIRST);
     assert_eq!(scenario.text(), "waits for n1, n2, n8 to join");

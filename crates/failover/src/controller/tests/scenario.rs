@@ -23,7 +23,7 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    fn new(leads: bool) -> Self {
+    pub(super) fn new(leads: bool) -> Self {
         Self {
             up: true,
             position: at(1, 100),
