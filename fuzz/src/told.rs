@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
-/// The only one that opens anything.
+/// No other token opens anything.
 pub const TOKEN: &str = "a-token-of-the-fuzzer";
 
 /// A question to a database.

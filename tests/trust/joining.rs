@@ -235,8 +235,7 @@ async fn nodes_and_a_gateway_join_by_tokens_that_work_once_and_leave_when_they_a
     assert!(!changes.contains(&secret), "{changes}");
 
     // A node that starts again needs no token.
-    let two = processes.remove(1);
-    drop(two);
+    processes.remove(1).kill().await.unwrap();
     processes.push(cluster.start("serve", &cluster.file("two.toml")));
     // The token of the first node's file is known to that node alone.
     let through_two = cluster.client(2, &secret);

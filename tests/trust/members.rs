@@ -83,7 +83,7 @@ async fn calls_of_a_node_are_refused_once_it_is_revoked() {
     })
     .await;
     cluster.client(1, DEFAULT_DATABASE).set(b"without", b"it").await.unwrap();
-    // It is not taken for one that crashed, by operators and by itself.
+    // It is not taken for a node that crashed, by operators and by itself.
     poll::until("it is shown as revoked", DEADLINE, async || {
         let nodes = cluster.order(1, &["nodes", "list"]).await;
         let is_shown = |line: &str| line.contains("region-1-c") && line.contains("revoked");

@@ -172,7 +172,7 @@ impl Trust {
         self.invitations.values_mut().for_each(|invitation| invitation.sha256.clear());
     }
 
-    /// No process joins as the member by one that was made before.
+    /// No process joins as the member by an invitation from before.
     pub(crate) fn forget_invitations_of(&mut self, member: &Member) {
         self.invitations.retain(|_, invitation| invitation.member != *member);
     }

@@ -466,10 +466,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 
     /// Why a share of `what` was not to be had.
-    /// A share of what all requests have together.
-    ///
-    /// # Errors
-    /// [`Refusal::Overloaded`], and [`Refusal::Stopping`].
+    /// A share of what all requests have together, or why there is none.
     fn share(&self, what: Overload, holder: Holder, amount: u64) -> Result<Share, Refusal> {
         self.pool(what).take(holder, amount).ok_or_else(|| self.overloaded(what))
     }

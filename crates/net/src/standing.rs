@@ -1,5 +1,5 @@
-//! What the other side of an accepted connection may do before a call of it is let through: a caller
-//! without a proof costs its calls, and the frames between them, as little as it can be made to cost.
+//! The bounds of an accepted connection before a call of it is let through: a caller without a proof
+//! costs as little as it can be made to cost.
 
 use std::future::Future as _;
 use std::io;
@@ -23,14 +23,14 @@ const REST: Duration = Duration::from_millis(1);
 /// Bytes that are read at a time until then.
 const AT_A_TIME: usize = 1 << 10;
 
-/// How a connection stands with those who judge its calls.
+/// The standing of a connection with the judges of its calls.
 #[derive(Debug, Default)]
 pub struct Standing {
     without_proof: AtomicU32,
     is_proven: AtomicBool,
 }
 
-/// What came over a connection before a call was let through.
+/// The bytes of a connection before a call was let through.
 #[derive(Debug, Default)]
 pub(crate) struct Probation {
     bytes: usize,

@@ -57,8 +57,8 @@ impl Quota {
         }
     }
 
-    /// The sentence that ends each refusal for a quota: who can change it, and how. `command` is
-    /// the one that lists the owners of such quotas: `databases` or `tokens`.
+    /// The sentence that ends each refusal for a quota: the operators that can change it, and how.
+    /// `command` lists the owners of such quotas: `databases` or `tokens`.
     pub fn remedy(command: &str) -> String {
         format!("An operator of the cluster can change the quota: meridian {command} set-quotas.")
     }

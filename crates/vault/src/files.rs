@@ -10,6 +10,7 @@ use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::durable::sync_name;
 use crate::header::{Beginning, HEADER_BYTES, Kind, USED_BYTES};
 use crate::key::{NONCE_BYTES, SealingKey, TAG_BYTES};
 use crate::vault::Vault;
@@ -325,15 +326,6 @@ pub(crate) fn rewritten(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(REWRITTEN);
     name.into()
-}
-
-/// Makes the name of a file durable, behind its bytes: that it was made, renamed or removed.
-///
-/// # Errors
-/// When the disk says no.
-pub fn sync_name(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

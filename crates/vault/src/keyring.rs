@@ -19,8 +19,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
 
+use crate::durable::sync_name;
 use crate::error::VaultError;
-use crate::files::sync_name;
 use crate::key::{DataKey, KEY_BYTES, MasterKey, NONCE_BYTES, TAG_BYTES, fill, random_key};
 use crate::key_id::KeyId;
 

@@ -14,6 +14,7 @@
 //! | `opening`, `vault` | the keys of one data folder as it is opened, and while it is open |
 //! | `survey` | which files of a data folder are under which data key |
 //! | `files` | files that are written and read as a whole, authenticated chunk by chunk |
+//! | `durable` | names of files that outlast a loss of power |
 //! | `folder` | a data folder with its vault, if it has one |
 //! | `error` | why a folder cannot be opened |
 //!
@@ -26,6 +27,7 @@
 //! which `meridian-rocks-env` gives to RocksDB.
 
 mod command;
+mod durable;
 mod error;
 mod files;
 mod folder;
@@ -41,8 +43,9 @@ mod vault;
 #[cfg(test)]
 mod tests;
 
+pub use durable::sync_name;
 pub use error::{KeyError, VaultError};
-pub use files::{FileReader, FileWriter, REWRITTEN, sync_name};
+pub use files::{FileReader, FileWriter, REWRITTEN};
 pub use folder::Folder;
 pub use header::{HEADER_BYTES, Kind};
 pub use key::{FileCipher, MasterKey};

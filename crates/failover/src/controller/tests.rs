@@ -12,6 +12,7 @@ use crate::progress_hints::ProgressHints;
 use meridian_directory::testing::{self, SHARD, at, database, node};
 
 mod failovers;
+mod first_epoch;
 mod grants;
 mod previews;
 mod scenario;

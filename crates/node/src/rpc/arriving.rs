@@ -37,7 +37,7 @@ const STRANGERS: usize = 64;
 #[derive(Clone)]
 pub(crate) struct ArrivingRequests {
     bytes: ByteBudget,
-    /// What each caller has of them; `None`: one that shows no proof.
+    /// The part of each caller; `None`: of all that show no proof.
     held: Arc<Mutex<BTreeMap<Option<Holder>, Arc<AtomicUsize>>>>,
     strangers: Arc<Semaphore>,
     whole_within: Duration,
@@ -74,7 +74,7 @@ impl ArrivingRequests {
     }
 }
 
-/// What one request takes, of its caller's part.
+/// The bytes of one request, of its caller's part.
 struct HeldByCaller {
     of_caller: Arc<AtomicUsize>,
     bytes: usize,
@@ -110,7 +110,7 @@ struct Arriving {
     body: Body,
     bounds: ArrivingRequests,
     held: HeldByCaller,
-    /// Only of one that was waited for.
+    /// Only where more was waited for.
     late: Option<Pin<Box<Sleep>>>,
     _of_stranger: Option<OwnedSemaphorePermit>,
 }

@@ -1,5 +1,5 @@
-//! Answers that count until they have left: one that is encoded, and which its caller does not let
-//! come, takes as much memory as before.
+//! Answers that count until they have left: an encoded answer that its caller does not let come takes
+//! as much memory as before.
 
 use std::pin::Pin;
 use std::sync::Arc;

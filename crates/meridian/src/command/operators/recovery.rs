@@ -96,7 +96,7 @@ async fn client(
     Ok(DirectoryClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// The cluster as it is now, from this node or from one that its file names.
+/// The cluster as it is now, from this node or from another of its file.
 async fn present(config: &NodeConfig, access: &Access) -> Result<Cluster> {
     let others = config.cluster.present_nodes().map(|(_, node)| &node.rpc_address);
     let mut why = String::new();
