@@ -136,7 +136,7 @@ async fn refused_bodies_of_one_token_use_up_no_quota_of_the_database_for_others(
     });
     let statuses = futures::future::join_all(writes).await;
     let refused = statuses.iter().filter(|status| **status == StatusCode::SERVICE_UNAVAILABLE);
-    assert!(refused.count() >= 6, "{statuses:?}");
+    assert!(refused.count() >= 3, "{statuses:?}");
     let mut client = server.http1().await;
     assert_eq!(client.read(&all()).await.unwrap().status, StatusCode::OK);
     // They are heard out, and counted.
