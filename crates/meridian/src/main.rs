@@ -97,7 +97,7 @@ fn abort_on_panic() {
     }));
 }
 
-fn run(mut command: Command) -> anyhow::Result<()> {
+fn run(mut command: Command) -> anyhow::Result<ExitCode> {
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     if let Command::Serve(serve) = &mut command
         && let Some(count) = serve.load()?
@@ -106,9 +106,9 @@ fn run(mut command: Command) -> anyhow::Result<()> {
     }
     let runtime = threads.enable_all().build().context("cannot start")?;
     runtime.block_on(async {
-        match command {
+        let done = match command {
+            Command::Run(run) => return run.run().await,
             Command::Dev(dev) => dev.run().await,
-            Command::Run(run) => run.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Gateway(gateway) => gateway.run().await,
             Command::Cluster(cluster) => cluster.run().await,
@@ -132,7 +132,8 @@ fn run(mut command: Command) -> anyhow::Result<()> {
             Command::Drill(drill) => drill.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,
             Command::ClusterConfig(config) => config.run(),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     })
 }
 
@@ -181,7 +182,7 @@ fn main() -> ExitCode {
         log_writer::print(&format!("meridian: {error:#}"));
     }
     log_writer::finish();
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    result.unwrap_or(ExitCode::FAILURE)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -53,7 +53,9 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) async fn run(self) -> Result<()> {
+    /// The exit code of the program, with which this process is to end once all that serves the cluster
+    /// is gone: threads of a database that outlast the end of its process abort it.
+    pub(crate) async fn run(self) -> Result<ExitCode> {
         let status = {
             let mut authority = None;
             let (cluster, url, token) = match &self.url {
@@ -71,8 +73,7 @@ impl Run {
                         "a cluster could not be started; --url runs the program against another",
                     )?;
                     let Some(running) = started else {
-                        crate::log_writer::finish();
-                        std::process::exit(BY_SIGNAL + Signal::INT.as_raw());
+                        return Ok(code(BY_SIGNAL + Signal::INT.as_raw()));
                     };
                     let (url, token) = (url_of(&running), running.token.clone());
                     authority = running.authority.clone();
@@ -88,8 +89,7 @@ impl Run {
             }
             ended?
         };
-        crate::log_writer::finish();
-        std::process::exit(exit_code(status));
+        Ok(exit_code(status))
     }
 
     /// From the program's start to its end.
@@ -215,6 +215,11 @@ fn pass_on(child: &Child, signal: Signal) {
     }
 }
 
-fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or(status.signal().map(|signal| BY_SIGNAL + signal)).unwrap_or(1)
+fn exit_code(status: ExitStatus) -> ExitCode {
+    code(status.code().or(status.signal().map(|signal| BY_SIGNAL + signal)).unwrap_or(1))
+}
+
+/// As a shell shows it.
+fn code(number: i32) -> ExitCode {
+    u8::try_from(number).map_or(ExitCode::FAILURE, ExitCode::from)
 }
