@@ -16,6 +16,8 @@ use tonic::codegen::http::{Request, Response};
 use tonic::{Extensions, Status};
 use tower_layer::Layer;
 
+use crate::read::execution::counted;
+
 /// A place that an answer takes until the last of its bytes has left. An extension of the answer.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -35,18 +37,6 @@ impl Place {
     }
 }
 
-/// Bytes, with the place of their answer.
-struct Placed {
-    bytes: Bytes,
-    _place: Place,
-}
-
-impl AsRef<[u8]> for Placed {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 /// The body of an answer with a place.
 struct Leaving {
     body: Body,
@@ -63,7 +53,7 @@ impl hyper::body::Body for Leaving {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
-        let placed = |bytes| Bytes::from_owner(Placed { bytes, _place: this.place.clone() });
+        let placed = |bytes| counted(bytes, this.place.clone());
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(placed))))
     }
 
